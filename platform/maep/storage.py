@@ -1,0 +1,159 @@
+"""One way to read and write local paths and `s3://bucket/key`: whole files, atomic, verified.
+
+Local writes go beside the target, are flushed, and are renamed onto it. S3 writes are single objects or multipart
+uploads, both atomic and checksummed by boto3; the endpoint and keys come from the usual AWS_* variables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from maep.errors import UnavailableError, UserError
+
+_S3 = "s3://"
+
+
+def is_remote(uri: str | Path) -> bool:
+    """Whether `uri` is an S3 address rather than a local path."""
+    return str(uri).startswith(_S3)
+
+
+def join(uri: str | Path, *parts: str) -> str:
+    """`uri` with `parts` below it."""
+    return "/".join([str(uri).rstrip("/"), *parts])
+
+
+def sha256(data: bytes) -> str:
+    """Hex digest of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hex digest of a local file, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_bytes(uri: str | Path, data: bytes) -> None:
+    """Writes a whole file, or nothing: no reader ever sees a part of it."""
+    if is_remote(uri):
+        bucket, key = _split(str(uri))
+        _call("write", uri, lambda: _s3().put_object(Bucket=bucket, Key=key, Body=data))
+        return
+    target = Path(uri)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o644)
+        os.replace(beside, target)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+
+
+def read_bytes(uri: str | Path) -> bytes:
+    """A whole file. Raises FileNotFoundError where there is none."""
+    if not is_remote(uri):
+        return Path(uri).read_bytes()
+    bucket, key = _split(str(uri))
+    data: bytes = _call("read", uri, lambda: _s3().get_object(Bucket=bucket, Key=key)["Body"].read())
+    return data
+
+
+def list_files(uri: str | Path) -> list[str]:
+    """Paths, relative to folder `uri`, of all files below it, sorted."""
+    if not is_remote(uri):
+        root = Path(uri)
+        return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    bucket, prefix = _split(str(uri).rstrip("/") + "/")
+
+    def pages() -> list[str]:
+        found = []
+        for page in _s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            found += [item["Key"][len(prefix) :] for item in page.get("Contents", [])]
+        return sorted(found)
+
+    listed: list[str] = _call("list", uri, pages)
+    return listed
+
+
+def copy_files(source: str | Path, target: str | Path, names: list[str]) -> None:
+    """Copies files `names` (relative paths) from folder to folder in the order given, either side local or S3."""
+    for name in names:
+        _copy(join(source, name), join(target, name))
+
+
+def _copy(source: str, target: str) -> None:
+    if is_remote(source) and is_remote(target):
+        write_bytes(target, read_bytes(source))
+    elif is_remote(target):
+        bucket, key = _split(target)
+        _call("write", target, lambda: _s3().upload_file(source, bucket, key))
+    elif is_remote(source):
+        bucket, key = _split(source)
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        _call("read", source, lambda: _s3().download_file(bucket, key, target))
+    else:
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+def replace_folder(beside: Path, target: Path) -> None:
+    """Puts the finished folder `beside` where `target` is; an older `target` goes only once the new one is there."""
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    if target.exists():
+        os.replace(target, old)
+    os.replace(beside, target)
+    _sync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _split(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri[len(_S3) :].partition("/")
+    if not bucket:
+        raise UserError(f"{uri!r} names no bucket: write s3://BUCKET/KEY")
+    return bucket, key
+
+
+@lru_cache(maxsize=1)
+def _s3() -> Any:
+    import boto3
+    from botocore.config import Config
+
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("MLFLOW_S3_ENDPOINT_URL")
+    retries = Config(retries={"mode": "standard", "max_attempts": 10}, connect_timeout=5, read_timeout=60)
+    return boto3.client("s3", endpoint_url=endpoint, config=retries)
+
+
+def _call(verb: str, uri: str | Path, action: Any) -> Any:
+    """Runs an S3 call; what the user can mend (keys, bucket, address) becomes one line."""
+    from boto3.exceptions import S3UploadFailedError
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        return action()
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        if code in ("NoSuchKey", "404"):
+            raise FileNotFoundError(f"{uri} does not exist") from None
+        raise UnavailableError(f"cannot {verb} {uri}: S3 answered {code or error}: check bucket and keys") from None
+    except (BotoCoreError, S3UploadFailedError) as error:
+        raise UnavailableError(f"cannot {verb} {uri}: {error}: check AWS_ENDPOINT_URL_S3 and the AWS keys") from None
