@@ -1,0 +1,52 @@
+"""From a configuration or a verified artifact to a module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from maep import config
+from maep.artifact import Artifact
+from maep.errors import ArtifactError, nearest
+from maep.models.conv import ConvConfig, ConvPurifier
+from maep.models.mae import MaeConfig, MaskedAutoencoder
+from maep.models.purifier import Purifier, PurifierConfig
+
+_MODELS: dict[str, tuple[type, type[nn.Module]]] = {
+    "mae": (MaeConfig, MaskedAutoencoder),
+    "purifier": (PurifierConfig, Purifier),
+    "conv": (ConvConfig, ConvPurifier),
+}
+
+
+def build_model(values: Mapping[str, Any]) -> nn.Module:
+    """The module that `values` (with its key `name`: mae, purifier or conv) describes, freshly initialised."""
+    name = values.get("name", "")
+    if name not in _MODELS:
+        raise ArtifactError(f"model.name: {name!r} is not known: {nearest(str(name), _MODELS)}")
+    config_class, module_class = _MODELS[name]
+    return module_class(config.build(config_class, values, "model"))
+
+
+def load_purifier_artifact(artifact: Artifact) -> nn.Module:
+    """The purifier in `artifact`, in eval mode with frozen weights: [B, 3, H, W] in [0, 1] to the same."""
+    if artifact.kind != "purifier":
+        raise ArtifactError(f"{artifact.folder} holds a {artifact.kind}, not a purifier: run maep finetune first")
+    return load_weights(build_model(artifact.config["model"]), artifact).eval().requires_grad_(False)
+
+
+def load_weights(model: nn.Module, artifact: Artifact) -> nn.Module:
+    """Puts the artifact's weights into `model`. Raises ArtifactError where names, shapes or values do not fit."""
+    weights = artifact.weights()
+    damaged = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+    if damaged:
+        raise ArtifactError(f"{artifact.folder}: weights {damaged[0]!r} hold NaN or infinity: train it again")
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ArtifactError(f"{artifact.folder}: the weights do not fit the configuration: {reason}") from None
+    return model

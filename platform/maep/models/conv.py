@@ -1,0 +1,62 @@
+"""A small residual U-Net purifier: the convolutional rival that every MAE figure stands beside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from maep.models.layers import Down, Up, residual_output, stack
+
+
+@dataclass(frozen=True)
+class ConvConfig:
+    """Channels of each level, finest first; each further level halves the resolution."""
+
+    name: Literal["conv"] = "conv"
+    image_size: tuple[int, int] = (32, 32)
+    channels: tuple[int, ...] = (16, 32, 64)
+    blocks: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuses images that the levels do not divide."""
+        stride = 2 ** (len(self.channels) - 1)
+        if not self.channels or any(count < 1 for count in self.channels) or self.blocks < 1:
+            raise ValueError("channels and blocks must be at least 1")
+        if any(side % stride for side in self.image_size):
+            raise ValueError(f"channels: {len(self.channels)} levels need an image_size that is a multiple of {stride}")
+
+
+class ConvPurifier(nn.Module):
+    """U-Net: float [B, 3, H, W] in [0, 1] -> the same, H and W multiples of `stride`."""
+
+    randomised = False
+
+    def __init__(self, config: ConvConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_size = config.image_size
+        self.stride = 2 ** (len(config.channels) - 1)
+        first, *deeper = config.channels
+        pairs = list(zip(config.channels, deeper, strict=False))
+        self.stem = nn.Conv2d(3, first, 3, padding=1)
+        self.encoder = nn.ModuleList(stack(channels, config.blocks) for channels in config.channels)
+        self.downs = nn.ModuleList(Down(channels, below) for channels, below in pairs)
+        self.ups = nn.ModuleList(Up(below, channels) for channels, below in reversed(pairs))
+        self.decoder = nn.ModuleList(stack(channels, config.blocks) for channels, _ in reversed(pairs))
+        self.output = residual_output(first)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float [B, 3, H, W] in [0, 1] -> purified, same shape and range."""
+        features = self.stem(images)
+        skips = []
+        for level, blocks in enumerate(self.encoder):
+            features = blocks(features)
+            if level < len(self.downs):
+                skips.append(features)
+                features = self.downs[level](features)
+        for up, blocks in zip(self.ups, self.decoder, strict=True):
+            features = blocks(up(features) + skips.pop())
+        purified: Tensor = (images + self.output(features)).clamp(0, 1)
+        return purified

@@ -1,0 +1,217 @@
+"""The masked autoencoder (He et al. 2022, arXiv 2111.06377), on plain pixels in [0, 1].
+
+A ViT encoder sees the visible patches only; a light decoder sees all positions and predicts every patch.
+Shapes: B images, L patches, D width, P = patch_size, patches are `[B, L, P * P * 3]` in row, column, channel order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class MaeConfig:
+    """Architecture of a MaskedAutoencoder; sizes in pixels, widths in channels."""
+
+    name: Literal["mae"] = "mae"
+    image_size: tuple[int, int] = (32, 32)
+    patch_size: int = 4
+    width: int = 128
+    depth: int = 4
+    num_heads: int = 4
+    decoder_width: int = 128
+    decoder_depth: int = 1
+    decoder_heads: int = 4
+    mlp_ratio: float = 4.0
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        """Refuses sizes that do not fit each other."""
+        if self.patch_size < 1 or any(side < 1 or side % self.patch_size for side in self.image_size):
+            height, width = self.image_size
+            fits = [p for p in range(1, min(height, width) + 1) if height % p == 0 and width % p == 0]
+            raise ValueError(
+                f"patch_size: {self.patch_size} does not divide image_size {height}x{width}: one of {fits}"
+            )
+        for name, width, heads in (
+            ("width", self.width, self.num_heads),
+            ("decoder_width", self.decoder_width, self.decoder_heads),
+        ):
+            if width < 4 or width % 4 or heads < 1 or width % heads:
+                raise ValueError(f"{name}: {width} must be a multiple of 4 and of its {heads} heads")
+        if self.depth < 1 or self.decoder_depth < 0:
+            raise ValueError("depth must be at least 1, decoder_depth at least 0")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+
+class Encoded(NamedTuple):
+    """What the encoder hands to the decoder."""
+
+    tokens: Tensor
+    """float [B, 1 + visible, D]: the class token, then the visible patches in shuffled order."""
+    mask: Tensor
+    """float [B, L]: 1 where a patch was hidden, 0 where it was seen."""
+    restore: Tensor
+    """int64 [B, L]: where each patch stands in the shuffled order."""
+    grid: tuple[int, int]
+
+
+class MaeOutput(NamedTuple):
+    """Result of a pretraining pass."""
+
+    loss: Tensor
+    """Scalar: mean squared error over the hidden patches (over all patches where none is hidden)."""
+    patches: Tensor
+    """float [B, L, P * P * 3]: the predicted pixels of every patch."""
+    mask: Tensor
+    """float [B, L]: 1 where a patch was hidden."""
+
+
+class MaskedAutoencoder(nn.Module):
+    """MAE: `forward(images float [B, 3, H, W] in [0, 1], mask_ratio)` gives the loss, all patches and the mask.
+
+    Any H and W that the patch divides are taken: positions are sine-cosine, evaluated at fractional
+    coordinates where the grid is not the one the model was made for.
+    """
+
+    def __init__(self, config: MaeConfig) -> None:
+        super().__init__()
+        self.config = config
+        norm = partial(nn.LayerNorm, eps=config.norm_eps)
+        block = partial(Block, mlp_ratio=config.mlp_ratio, qkv_bias=True, norm_layer=norm)
+        pixels = config.patch_size**2 * 3
+        self.patch_embed = nn.Linear(pixels, config.width)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.blocks = nn.ModuleList(block(config.width, config.num_heads) for _ in range(config.depth))
+        self.norm = norm(config.width)
+        self.decoder_embed = nn.Linear(config.width, config.decoder_width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_width))
+        self.decoder_blocks = nn.ModuleList(
+            block(config.decoder_width, config.decoder_heads) for _ in range(config.decoder_depth)
+        )
+        self.decoder_norm = norm(config.decoder_width)
+        self.decoder_pixels = nn.Linear(config.decoder_width, pixels)
+        self.positions: Tensor
+        self.decoder_positions: Tensor
+        self.register_buffer("positions", sincos_positions(config.width, config.grid), persistent=False)
+        self.register_buffer("decoder_positions", sincos_positions(config.decoder_width, config.grid), persistent=False)
+        self.apply(_initialise)
+        nn.init.normal_(self.class_token, std=0.02)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def patchify(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, L, P * P * 3]."""
+        size = self.config.patch_size
+        batch, channels, height, width = images.shape
+        assert not (height % size or width % size), f"{height}x{width} is no multiple of patch_size {size}"
+        patches = images.reshape(batch, channels, height // size, size, width // size, size)
+        return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, size * size * channels)
+
+    def unpatchify(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[B, L, P * P * C] -> [B, C, H, W] for a grid of `grid` rows and columns."""
+        return fold(patches, grid, self.config.patch_size)
+
+    def encode(self, images: Tensor, mask_ratio: float = 0.0, noise: Tensor | None = None) -> Encoded:
+        """Runs the encoder on the visible patches.
+
+        `noise` (float [B, L], drawn uniformly if None) decides what is hidden: the patches of highest noise.
+        """
+        grid = images.shape[2] // self.config.patch_size, images.shape[3] // self.config.patch_size
+        tokens = self.patch_embed(self.patchify(images)) + self._positions("positions", grid)
+        batch, length, width = tokens.shape
+        if mask_ratio > 0:
+            if noise is None:
+                noise = torch.rand(batch, length, device=images.device)
+            num_visible = int(length * (1 - mask_ratio))
+            shuffle = noise.argsort(dim=1, stable=True)
+            restore = shuffle.argsort(dim=1)
+            tokens = tokens.gather(1, shuffle[:, :num_visible, None].expand(-1, -1, width))
+            mask = (restore >= num_visible).to(images.dtype)
+        else:
+            restore = torch.arange(length, device=images.device).expand(batch, -1)
+            mask = torch.zeros(batch, length, device=images.device, dtype=images.dtype)
+        tokens = torch.cat([self.class_token.expand(batch, -1, -1), tokens], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return Encoded(self.norm(tokens), mask, restore, grid)
+
+    def decode(self, encoded: Encoded) -> Tensor:
+        """Float [B, L, decoder_width]: a feature vector for every patch, seen or hidden, in image order."""
+        tokens = self.decoder_embed(encoded.tokens)
+        batch, length = encoded.restore.shape
+        num_hidden = length + 1 - tokens.shape[1]
+        patches = tokens[:, 1:]
+        if num_hidden:
+            patches = torch.cat([patches, self.mask_token.expand(batch, num_hidden, -1)], dim=1)
+            patches = patches.gather(1, encoded.restore[..., None].expand(-1, -1, patches.shape[2]))
+        patches = patches + self._positions("decoder_positions", encoded.grid)
+        tokens = torch.cat([tokens[:, :1], patches], dim=1)
+        for block in self.decoder_blocks:
+            tokens = block(tokens)
+        features: Tensor = self.decoder_norm(tokens)[:, 1:]
+        return features
+
+    def forward(
+        self, images: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None, target: Tensor | None = None
+    ) -> MaeOutput:
+        """One masked pass. `target` (default: the images themselves) is what the hidden patches must show."""
+        encoded = self.encode(images, mask_ratio, noise)
+        patches = self.decoder_pixels(self.decode(encoded))
+        error = (patches - self.patchify(images if target is None else target)).square().mean(dim=-1)
+        mask = encoded.mask
+        loss = (error * mask).sum() / mask.sum() if mask_ratio > 0 else error.mean()
+        return MaeOutput(loss, patches, mask)
+
+    def _positions(self, name: str, grid: tuple[int, int]) -> Tensor:
+        stored: Tensor = getattr(self, name)
+        if grid == self.config.grid:
+            return stored
+        return sincos_positions(stored.shape[-1], grid, self.config.grid).to(stored)
+
+
+def fold(patches: Tensor, grid: tuple[int, int], size: int) -> Tensor:
+    """[B, L, size * size * C] -> [B, C, rows * size, columns * size]: each row of values becomes a square."""
+    rows, columns = grid
+    batch, _, values = patches.shape
+    squares = patches.reshape(batch, rows, columns, size, size, values // size**2)
+    return squares.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, rows * size, columns * size)
+
+
+def sincos_positions(width: int, grid: tuple[int, int], trained_grid: tuple[int, int] | None = None) -> Tensor:
+    """float32 [1, L, width]: fixed positions, the column in the first half of the channels, the row in the second.
+
+    On a grid other than `trained_grid` the coordinates are scaled into the trained one's range, so that a patch
+    keeps its place in the picture.
+    """
+    trained_grid = trained_grid or grid
+    rows, columns = (
+        np.arange(count, dtype=np.float64) * (trained / count)
+        for count, trained in zip(grid, trained_grid, strict=True)
+    )
+    frequency = 1.0 / 10000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4))
+
+    def encode(coordinates: np.ndarray) -> np.ndarray:
+        angles = np.outer(coordinates.ravel(), frequency)
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+    column_of, row_of = np.meshgrid(columns, rows)
+    table = np.concatenate([encode(column_of), encode(row_of)], axis=1)
+    return torch.from_numpy(table).float()[None]
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

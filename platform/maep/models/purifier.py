@@ -1,0 +1,159 @@
+"""The purifier: a masked autoencoder at test time, one forward pass from attacked image to clean image.
+
+By default every patch is seen (`mask_ratio` 0, deterministic). With `mask_ratio` > 0, hidden patches are first
+painted by the autoencoder from the visible ones, and `num_masks` independent masks are averaged.
+A convolutional stem reads the image at full resolution; the pixel head joins it with the decoder's features,
+so that fine detail does not have to pass through the patch tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from maep.models.layers import Down, Up, residual_output, stack
+from maep.models.mae import MaeConfig, MaskedAutoencoder, fold
+
+
+@dataclass(frozen=True)
+class PurifierConfig:
+    """A purifier around `mae`."""
+
+    name: Literal["purifier"] = "purifier"
+    mae: MaeConfig = field(default_factory=MaeConfig)
+    mask_ratio: float = 0.0
+    num_masks: int = 1
+    residual: bool = True
+    """Whether a change is added to the image; if not, the autoencoder's pixels are the output."""
+    stem_channels: tuple[int, ...] = (16, 32)
+    """Channels of the convolutional stem and pixel head, finest level first, each further one at half the
+    resolution. Empty: none, the change comes from the patch tokens alone. Used with `residual` only."""
+    stem_blocks: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuses ratios outside [0, 1) and a stem that is deeper than the patches."""
+        if not 0 <= self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio: {self.mask_ratio} must be in [0, 1)")
+        if self.num_masks < 1 or (self.num_masks > 1 and self.mask_ratio == 0):
+            raise ValueError(f"num_masks: {self.num_masks} must be at least 1, and 1 where mask_ratio is 0")
+        coarsest = 2 ** max(len(self.stem_channels) - 1, 0)
+        if self.mae.patch_size % coarsest:
+            levels = len(self.stem_channels)
+            raise ValueError(f"stem_channels: {levels} levels need a patch_size that is a multiple of {coarsest}")
+
+
+class Purifier(nn.Module):
+    """float [B, 3, H, W] in [0, 1] -> purified, same shape and range; H and W multiples of `stride`.
+
+    `randomised` tells whether two calls differ (masks drawn from torch's global generator).
+    """
+
+    def __init__(self, config: PurifierConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_size = config.mae.image_size
+        self.stride = config.mae.patch_size
+        self.mae = MaskedAutoencoder(config.mae)
+        self.change: nn.Module | None = None
+        if config.residual:
+            self.change = _ConvolutionalChange(config) if config.stem_channels else _TokenChange(config.mae)
+
+    @property
+    def randomised(self) -> bool:
+        """Whether the output depends on masks that are drawn anew."""
+        return self.config.mask_ratio > 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """One pass, or the mean of `num_masks` passes with masks of their own."""
+        if self.config.num_masks == 1:
+            return self._once(images)
+        passes = [self._once(images) for _ in range(self.config.num_masks)]
+        return torch.stack(passes).mean(dim=0)
+
+    def _once(self, images: Tensor) -> Tensor:
+        encoded = self.mae.encode(images, self.config.mask_ratio)
+        features = self.mae.decode(encoded)
+        if self.change is None:
+            return self._pixels(features, encoded.grid).clamp(0, 1)
+        if self.randomised:  # what was hidden must not leak around the autoencoder
+            hidden = fold(encoded.mask[..., None].repeat(1, 1, self.stride**2), encoded.grid, self.stride)
+            images = torch.lerp(images, self._pixels(features, encoded.grid), hidden)
+        purified: Tensor = (images + self.change(images, features, encoded.grid)).clamp(0, 1)
+        return purified
+
+    def _pixels(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
+        return self.mae.unpatchify(self.mae.decoder_pixels(features), grid)
+
+
+class _TokenChange(nn.Module):
+    """The change of the image from the decoder's features alone, patch by patch; zero at first."""
+
+    def __init__(self, mae: MaeConfig) -> None:
+        super().__init__()
+        self.patch_size = mae.patch_size
+        self.output = nn.Linear(mae.decoder_width, 3 * mae.patch_size**2)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, images: Tensor, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[B, 3, H, W] and [B, L, D] -> the change to add, [B, 3, H, W]."""
+        return fold(self.output(tokens), grid, self.patch_size)
+
+
+class _ConvolutionalChange(nn.Module):
+    """The change of the image from the decoder's features and the image at full resolution; zero at first."""
+
+    def __init__(self, config: PurifierConfig) -> None:
+        super().__init__()
+        first, *deeper = config.stem_channels
+        pairs = list(zip(config.stem_channels, deeper, strict=False))
+        self.shuffle = config.mae.patch_size // 2 ** len(deeper)
+        self.stem = nn.Conv2d(3, first, 3, padding=1)
+        self.encoder = nn.ModuleList(stack(channels, config.stem_blocks) for channels in config.stem_channels)
+        self.downs = nn.ModuleList(Down(channels, below) for channels, below in pairs)
+        self.tokens = nn.Linear(config.mae.decoder_width, config.stem_channels[-1] * self.shuffle**2)
+        self.decoder = nn.ModuleList(stack(channels, config.stem_blocks) for channels in reversed(config.stem_channels))
+        self.ups = nn.ModuleList(Up(below, channels) for channels, below in reversed(pairs))
+        self.output = residual_output(first)
+
+    def forward(self, images: Tensor, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[B, 3, H, W] and [B, L, D] -> the change to add, [B, 3, H, W]."""
+        features = self.stem(images)
+        skips = []
+        for level, blocks in enumerate(self.encoder):
+            features = blocks(features)
+            skips.append(features)
+            if level < len(self.downs):
+                features = self.downs[level](features)
+        features = fold(self.tokens(tokens), grid, self.shuffle)
+        for level, blocks in enumerate(self.decoder):
+            features = blocks(features + skips.pop())
+            if level < len(self.ups):
+                features = self.ups[level](features)
+        change: Tensor = self.output(features)
+        return change
+
+
+class Defended(nn.Module):
+    """Purifier, then classifier: float [B, 3, H, W] in [0, 1] -> logits [B, classes]."""
+
+    def __init__(self, classifier: nn.Module, purifier: nn.Module) -> None:
+        super().__init__()
+        self.purifier = purifier
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of the purified images."""
+        logits: Tensor = self.classifier(self.purifier(images))
+        return logits
+
+
+def defend(classifier: nn.Module, purifier: nn.Module) -> nn.Module:
+    """`classifier` behind `purifier`, in eval mode: images in [0, 1] to logits, differentiable end to end.
+
+    The result is a plain module, so AutoAttack, foolbox, ART and secml-torch take it as it is.
+    """
+    return Defended(classifier, purifier).eval()
