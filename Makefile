@@ -1,0 +1,64 @@
+# Two commands on a machine with Python 3.11+, make and git: `make demo` and `make test`. Both set up .venv first.
+
+PYTHON ?= python3
+BIN := .venv/bin
+MAEP := $(BIN)/maep
+PYTEST := $(BIN)/python -m pytest
+# Every core helps as long as each test keeps to one thread (tests/conftest.py).
+TEST_WORKERS ?= 2
+
+export PYTHON
+export RAY_USAGE_STATS_ENABLED := 0
+export MLFLOW_DISABLE_TELEMETRY := true
+export OMP_WAIT_POLICY := PASSIVE
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow test-stack bench lint format types lock wheel gpu clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+
+setup: ## makes .venv from requirements.lock (once; immediate afterwards)
+	@.ci/setup
+
+demo: setup ## sets up, then trains, evaluates, promotes and serves a small purifier: about 4 minutes
+	@echo "demo: the whole path on scikit-learn's digits, about 4 minutes on 2 cores; again: at once, finished stages are kept"
+	@$(MAEP) demo
+
+test: setup ## sets up, then runs the tests: under 10 minutes
+	@echo "test: everything that needs no GPU, service or browser; under 10 minutes on 2 cores"
+	@$(PYTEST) -m "not slow and not stack and not gpu and not browser"
+
+test-slow: setup ## the long tests, the browser's and the GPU's (each skips, with its reason, where it cannot run)
+	@$(PYTEST) -m "(slow or gpu or browser) and not stack"
+
+test-stack: setup ## the tests that start services (MLflow server, S3, several Ray nodes)
+	@$(PYTEST) -m "stack"
+
+bench: setup ## benchmarks: ratios against a baseline run in the same process tree
+	@$(PYTEST) -s -o python_files='bench_*.py' tests/benchmarks
+
+lint: setup ## ruff: rules and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: setup ## formats the code and applies the safe fixes
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+types: setup ## mypy, strict
+	@$(BIN)/mypy -p maep -p maep_serve -p maep_jobs
+
+lock: setup ## resolves pyproject.toml into requirements.lock, with hashes (needs uv)
+	@PATH="$$PATH:$(CURDIR)/.uv/bin" uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+		--no-header --all-extras pyproject.toml -o requirements.lock
+
+wheel: setup ## builds dist/maep-*.whl
+	@$(BIN)/python -m hatchling build -t wheel -d dist
+
+gpu: setup ## packs code, configuration and CIFAR-10 for a machine that has only PyTorch, and prints what to run there
+	@$(MAEP) gpu
+
+clean: ## removes caches and built files; results in outputs/ and the environment in .venv stay
+	@rm -rf dist build .mypy_cache .pytest_cache .ruff_cache
+	@find platform serve jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +

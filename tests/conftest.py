@@ -1,0 +1,59 @@
+"""What every test stands on: one thread, no state of the machine leaking in, data where there is some."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "OMP_NUM_THREADS": "1",
+}
+_LEAKS = ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_JOB_ID", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+_LEAK_PREFIXES = ("MLFLOW_", "AWS_", "MAEP_")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before anything is imported: these are read once, when torch, Ray and MLflow start."""
+    for name in [name for name in os.environ if name in _LEAKS or name.startswith(_LEAK_PREFIXES)]:
+        if name != "MAEP_DATA":
+            del os.environ[name]
+    os.environ.update(_QUIET)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The user's home, caches and Ray tokens are out of reach; what a test sets does not outlive it."""
+    private = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(private))
+    monkeypatch.setenv("MAEP_CACHE", str(private / "cache"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder $MAEP_DATA: CIFAR-10, the ImageNet slice and the protected classifiers."""
+    named = os.environ.get("MAEP_DATA")
+    if not named or not (Path(named) / "cifar10").is_dir():
+        pytest.skip("needs $MAEP_DATA with CIFAR-10, the ImageNet slice and the classifiers")
+    return Path(named).resolve()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test marked `gpu` skips where there is none."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
