@@ -1,0 +1,1 @@
+"""Data sets by name, their splits, named image lists and augmentation."""

@@ -1,0 +1,60 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from maep.data import cifar10, digits, imagenet
+from maep.data.image_set import ImageSet, Split
+
+__all__ = ["DataConfig", "ImageSet", "Split", "data_root", "load"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data set, and where it lies.
+
+    root         the folder that holds cifar10/, imagenet/ ...; None: $MAEP_DATA, else ./data
+    max_corrupt  so many images may be left out because they do not decode or have a label out of range
+    image_size   ImageNet only: side of the centre crop in pixels, 224 by default
+    """
+
+    name: Literal["digits", "cifar10", "imagenet"] = "digits"
+    root: str | None = None
+    max_corrupt: int = 0
+    image_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_corrupt < 0:
+            raise ValueError(f"max_corrupt: at least 0, not {self.max_corrupt}")
+        if self.image_size is not None and self.name != "imagenet":
+            raise ValueError(f"image_size: {self.name} has one size; only imagenet is cropped")
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size: at least 1, not {self.image_size}")
+
+
+def data_root(config: DataConfig) -> Path:
+    """The folder that data sets and classifier weights are looked for in."""
+    return Path(config.root or os.environ.get("MAEP_DATA") or "data").expanduser()
+
+
+def load(config: DataConfig, split: Split) -> ImageSet:
+    """One split of a data set.
+
+    digits   uint8 [N, 16, 16, 3], in memory
+    cifar10  uint8 [N, 32, 32, 3], decoded once into memory
+    imagenet uint8 [N, S, S, 3], decoded on access
+    `test` is for reported figures only: training and choosing load `train` and `dev`.
+    Raises DataError when the data is missing or empty, or when more than `max_corrupt` images cannot be used.
+    """
+    root = data_root(config)
+    match config.name:
+        case "digits":
+            return digits.load(split)
+        case "cifar10":
+            return cifar10.load(root, split, config.max_corrupt)
+        case "imagenet":
+            return imagenet.load(root, split, config.max_corrupt, config.image_size or imagenet.IMAGE_SIZE)

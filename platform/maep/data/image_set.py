@@ -1,0 +1,134 @@
+"""Labelled images of one split, in memory or decoded on access."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from maep.errors import DataError
+
+Split = Literal["train", "dev", "test"]
+Positions = Sequence[int] | NDArray[np.integer] | NDArray[np.bool_] | torch.Tensor
+
+
+@runtime_checkable
+class LazyImages(Protocol):
+    """Images that are decoded when they are indexed."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, H, W, 3)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """uint8 [B, H, W, 3]."""
+
+    def take(self, positions: NDArray[np.int64]) -> LazyImages:
+        """The same for a part of the images, still encoded."""
+
+    def digest(self) -> str:
+        """Hex sha256 of what the pixels are decoded from."""
+
+
+Images = NDArray[np.uint8] | LazyImages
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """The images of one split of a data set.
+
+    images    uint8 [N, H, W, 3] RGB array, or LazyImages that yields such arrays
+    labels    int64 [N], positions in `classes`
+    indices   int64 [N], the official index of each image in its data set: what image lists and augmentation go by
+    lossless  bool [N], False where only a lossy copy of the official pixels was available
+    corrupt   one line for each image that was left out: file, row, reason
+    """
+
+    name: str
+    split: Split
+    images: Images
+    labels: NDArray[np.int64]
+    indices: NDArray[np.int64]
+    classes: tuple[str, ...]
+    lossless: NDArray[np.bool_]
+    corrupt: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        assert len(self.images) == len(self.labels) == len(self.indices) == len(self.lossless)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(H, W) of every image."""
+        return int(self.images.shape[1]), int(self.images.shape[2])
+
+    def select(self, positions: Positions) -> ImageSet:
+        """The images at `positions` (integers or a mask over this set, not official indices), in that order."""
+        where = _positions(positions, len(self))
+        images = self.images[where] if isinstance(self.images, np.ndarray) else self.images.take(where)
+        return replace(
+            self,
+            images=images,
+            labels=self.labels[where],
+            indices=self.indices[where],
+            lossless=self.lossless[where],
+        )
+
+    def pixels(self, positions: Positions) -> NDArray[np.uint8]:
+        """uint8 [B, H, W, 3]: the decoded images at `positions`."""
+        return self.images[_positions(positions, len(self))]
+
+    def batch(self, positions: Positions) -> tuple[torch.Tensor, torch.Tensor]:
+        """(float32 [B, 3, H, W] in [0, 1], int64 [B]): images and labels at `positions`, on the CPU."""
+        where = _positions(positions, len(self))
+        return to_float(torch.from_numpy(self.images[where])), torch.from_numpy(self.labels[where])
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hex sha256 over images, labels and indices: equal sets have equal fingerprints."""
+        digest = hashlib.sha256(repr((self.name, tuple(self.images.shape))).encode())
+        if isinstance(self.images, np.ndarray):
+            digest.update(np.ascontiguousarray(self.images).data)
+        else:
+            digest.update(self.images.digest().encode())
+        for numbers in (self.labels, self.indices):
+            digest.update(np.ascontiguousarray(numbers, dtype="<i8").data)
+        return digest.hexdigest()
+
+
+def to_float(images: torch.Tensor) -> torch.Tensor:
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [0, 1], contiguous, on the same device."""
+    return images.permute(0, 3, 1, 2).to(torch.float32).div_(255).contiguous()
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """float32 [B, 3, H, W] in [0, 1] -> uint8 [B, H, W, 3], rounded to the nearest grey level."""
+    return images.detach().clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def refuse_corrupt(corrupt: Sequence[str], max_corrupt: int, where: str) -> None:
+    """Raises DataError when more images than `max_corrupt` had to be left out, naming the first three."""
+    if len(corrupt) > max_corrupt:
+        rest = f" and {len(corrupt) - 3} more" if len(corrupt) > 3 else ""
+        raise DataError(
+            f"{where}: {len(corrupt)} corrupt image{'s' if len(corrupt) != 1 else ''} ({'; '.join(corrupt[:3])}{rest}): "
+            f"repair the files, or leave them out with --data.max_corrupt {len(corrupt)}"
+        )
+
+
+def _positions(positions: Positions, length: int) -> NDArray[np.int64]:
+    array = positions.cpu().numpy() if isinstance(positions, torch.Tensor) else np.asarray(positions)
+    if array.dtype == np.bool_:
+        assert len(array) == length, "a mask covers the whole set"
+        return np.flatnonzero(array)
+    return array.reshape(-1).astype(np.int64)

@@ -1,0 +1,140 @@
+"""ImageNet-1k, or a slice of it, from Parquet of JPEG bytes or from a folder of classes; decoded on access.
+
+  Parquet      <root>/imagenet/{train,val}*.parquet, else <root>/imagenet_slice/{train,val}*.parquet: columns image, label
+  ImageFolder  <root>/imagenet/{train,val}/<synset>/*.JPEG; label order is sorted-synset order
+
+train comes from train; dev and test are the two parts (2/9 and 7/9) of val, told apart by a hash of the image's index,
+so that an image never changes sides. Parquet is held in memory, encoded (the 50,000 of val are about 6.7 GB);
+for the whole training set use the folder, of which only the paths are held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maep.data import parquet
+from maep.data.decoding import Undecodable
+from maep.data.encoded import EncodedImages, FileSource, Source, TableSource, verify
+from maep.data.hashing import mix
+from maep.data.image_set import ImageSet, Split, refuse_corrupt
+from maep.errors import DataError
+
+IMAGE_SIZE = 224
+NUM_CLASSES = 1000
+SPLIT_SEED = 20240607
+SUFFIXES = (".jpeg", ".jpg", ".png")
+
+
+def load(root: Path, split: Split, max_corrupt: int = 0, image_size: int = IMAGE_SIZE) -> ImageSet:
+    """The split, uint8 [N, image_size, image_size, 3] on access. Raises DataError when missing, empty or damaged.
+
+    Every image's header and end are read here, and whatever looks damaged is decoded, so that a truncated file is named
+    now and not after hours of training.
+    """
+    part = "train" if split == "train" else "val"
+    folder = root / "imagenet"
+    files = parquet.find([folder, root / "imagenet_slice"], part)
+    if files:
+        source, labels, indices, lossless, classes = _from_rows(parquet.read(files))
+        where = str(files[0].parent)
+    elif (folder / part).is_dir():
+        source, labels, indices, lossless, classes = _from_folder(folder, part)
+        where = str(folder / part)
+    else:
+        raise DataError(
+            f"no ImageNet ({part}) in {folder} or {root / 'imagenet_slice'}: set $MAEP_DATA or --data.root to the folder that "
+            f"holds imagenet/, with {part}*.parquet or {part}/SYNSET/*.JPEG in it"
+        )
+    mine = np.flatnonzero(of_split(indices, split))
+    reasons = _reasons(source, labels, mine, len(classes))
+    corrupt = tuple(f"{source.place(int(row))}: {reason}" for row, reason in zip(mine, reasons, strict=True) if reason)
+    refuse_corrupt(corrupt, max_corrupt, where)
+    kept = mine[np.array([not reason for reason in reasons], dtype=np.bool_)]
+    if not len(kept):
+        raise DataError(f"{where}: no image of the split {split}: set $MAEP_DATA or --data.root to a filled folder")
+    return ImageSet(
+        name="imagenet",
+        split=split,
+        images=EncodedImages(source, kept, image_size),
+        labels=labels[kept],
+        indices=indices[kept],
+        classes=classes,
+        lossless=lossless[kept],
+        corrupt=corrupt,
+    )
+
+
+def of_split(indices: NDArray[np.int64], split: Split) -> NDArray[np.bool_]:
+    """Bool [N]: which indices of the split's file belong to `split`."""
+    if split == "train":
+        return np.ones(len(indices), dtype=np.bool_)
+    return (mix(indices, SPLIT_SEED) % np.uint64(9) < 2) == (split == "dev")
+
+
+Found = tuple[Source, NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], tuple[str, ...]]
+
+
+def _from_rows(rows: parquet.Rows) -> Found:
+    from torchvision.models import (
+        SqueezeNet1_0_Weights,
+    )  # the 1,000 names in label order; torchvision is slow to import
+
+    indices = np.arange(len(rows), dtype=np.int64) if rows.indices is None else rows.indices
+    classes = tuple(SqueezeNet1_0_Weights.IMAGENET1K_V1.meta["categories"])
+    return TableSource(rows), rows.labels, indices, rows.lossless, classes
+
+
+def _from_folder(folder: Path, part: str) -> Found:
+    # Both parts together say which classes there are: val may lack one that train has.
+    classes = sorted({d.name for each in ("train", "val") if (folder / each).is_dir() for d in _folders(folder / each)})
+    number = _official_labels(classes) or {name: k for k, name in enumerate(classes)}
+    paths: list[Path] = []
+    labels: list[int] = []
+    for subfolder in sorted(_folders(folder / part)):
+        found = sorted(file for file in subfolder.iterdir() if file.suffix.lower() in SUFFIXES)
+        paths += found
+        labels += [number[subfolder.name]] * len(found)
+    names = [""] * (max(number.values(), default=-1) + 1)
+    for name, k in number.items():
+        names[k] = name
+    every = np.arange(len(paths), dtype=np.int64)
+    return FileSource(tuple(paths), folder), np.array(labels, dtype=np.int64), every, every >= 0, tuple(names)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _official_labels(classes: list[str]) -> dict[str, int] | None:
+    """Labels of ImageNet-1k for a folder with some of its classes, so that its classifiers still fit; else None."""
+    if len(classes) == NUM_CLASSES:
+        return None  # complete: sorted order is label order
+    from timm.data import ImageNetInfo
+
+    official = {name: k for k, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+    return {name: official[name] for name in classes} if set(classes) <= set(official) else None
+
+
+def _reasons(source: Source, labels: NDArray[np.int64], rows: NDArray[np.int64], num_classes: int) -> list[str]:
+    """For each row why it cannot be used, '' where it can."""
+
+    def reason(row: int) -> str:
+        if not 0 <= labels[row] < num_classes:
+            return f"label {labels[row]} is not in 0..{num_classes - 1}"
+        return _reason_of(lambda: verify(source, row))
+
+    with ThreadPoolExecutor(max_workers=16) as pool:  # reading is what takes the time
+        return list(pool.map(reason, map(int, rows)))
+
+
+def _reason_of(check: Callable[[], None]) -> str:
+    try:
+        check()
+    except Undecodable as error:
+        return str(error)
+    return ""
