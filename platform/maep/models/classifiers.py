@@ -12,6 +12,7 @@ import hashlib
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -151,11 +152,11 @@ def _cifar_resnet(depth: int) -> nn.Module:
     return CifarResNet(depth)
 
 
-def _squeezenet() -> nn.Module:
+def _squeezenet() -> Any:
     from torchvision.models import squeezenet1_0
 
-    model: nn.Module = squeezenet1_0(weights=None)
-    model.get_submodule("classifier.1").padding = (1, 1)  # as in the Caffe model that these weights come from
+    model = squeezenet1_0(weights=None)
+    model.classifier[1].padding = (1, 1)  # as in the Caffe model that these weights come from
     return model
 
 

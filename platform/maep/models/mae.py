@@ -114,7 +114,7 @@ class MaskedAutoencoder(nn.Module):
         """[B, 3, H, W] -> [B, L, P * P * 3]."""
         size = self.config.patch_size
         batch, channels, height, width = images.shape
-        assert not (height % size or width % size), f"{height}x{width} is no multiple of patch_size {size}"
+        assert height % size == width % size == 0, f"{height}x{width} is no multiple of patch_size {size}"
         patches = images.reshape(batch, channels, height // size, size, width // size, size)
         return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, size * size * channels)
 
