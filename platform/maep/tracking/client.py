@@ -1,0 +1,237 @@
+"""Connecting to MLflow: the default SQLite store made once, and a server that is away named in one line, quickly.
+
+MLflow is imported inside functions: it takes seconds, and a training without tracking needs none of it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from maep import storage
+from maep.errors import ConfigError, UnavailableError
+
+DEFAULT_FOLDER = Path("outputs/mlflow")
+_SQLITE = "sqlite:///"
+_HTTP = ("http://", "https://")
+_DATABASES = ("postgresql", "mysql", "mssql")
+_PROBE_SECONDS = 4.0
+# The outbox has its own retries and buffer, so MLflow's (7 with back-off, minutes each) would only hide an outage.
+_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+_ALWAYS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_MODEL_CODE_EXECUTION": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output belongs to --json
+}
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where runs, checkpoints and the registry live.
+
+    uri: `http(s)://HOST:PORT` of an MLflow server, `sqlite:///FILE`, or another database MLflow knows;
+      None is `outputs/mlflow/mlflow.db` below the working directory, with artifacts in a folder beside it.
+    experiment: the MLflow experiment, made if absent.
+    enabled: False logs nothing and needs no store.
+    artifact_uri: root for checkpoints and registered purifiers, `s3://BUCKET/PREFIX` or a folder;
+      None is the experiment's own artifact location.
+    """
+
+    uri: str | None = None
+    experiment: str = "maep"
+    enabled: bool = True
+    artifact_uri: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what MLflow could not use. Raises ValueError."""
+        uri = self.uri
+        if uri is not None and not uri.startswith((_SQLITE, *_HTTP, *_DATABASES)):
+            raise ValueError(
+                f"uri: {hide_secrets(uri)!r} is no tracking server: write http://HOST:PORT or sqlite:///FILE"
+            )
+        if uri is not None and uri.startswith(_DATABASES) and self.artifact_uri is None:
+            raise ValueError("artifact_uri: a database uri needs one: write s3://BUCKET/PREFIX or a folder")
+        if not self.experiment.strip() or "'" in self.experiment:
+            raise ValueError(f"experiment: {self.experiment!r} is not a name: write for example maep")
+
+
+def absolute(config: TrackingConfig) -> TrackingConfig:
+    """`config` with its URIs made independent of the working directory, to hand to workers."""
+    uri, artifacts = config.uri, config.artifact_uri
+    if uri is None:
+        uri = f"{_SQLITE}{(DEFAULT_FOLDER / 'mlflow.db').absolute()}"
+    elif uri.startswith(_SQLITE):
+        uri = f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}"
+    if artifacts is not None and "://" not in artifacts:
+        artifacts = str(Path(artifacts).absolute())
+    return replace(config, uri=uri, artifact_uri=artifacts)
+
+
+def connect(config: TrackingConfig) -> Any:
+    """An `MlflowClient` on a store that answers, made first if it is a SQLite file that does not exist.
+
+    Raises UnavailableError within about ten seconds where there is none.
+    """
+    uri = absolute(config).uri
+    assert uri is not None
+    if uri.startswith(_SQLITE):
+        make_store(Path(uri.removeprefix(_SQLITE)))
+    elif uri.startswith(_HTTP):
+        _probe(uri)
+    with translated(uri):
+        return _client(uri)
+
+
+def experiment(client: Any, config: TrackingConfig) -> Any:
+    """The MLflow experiment of `config`, made if absent."""
+    config = absolute(config)
+    assert config.uri is not None
+    name = config.experiment
+    with translated(config.uri):
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            found = _create_experiment(client, name, _location(config))
+    if found.lifecycle_stage != "active":
+        raise ConfigError(f"tracking.experiment: {name!r} was deleted in MLflow: restore it or choose another name")
+    return found
+
+
+def make_store(database: Path) -> None:
+    """Makes the SQLite store `database` unless it is there: complete or not at all, by one process only.
+
+    Takes 7 to 14 s the first time. Raises UnavailableError where the folder cannot be written.
+    """
+    if database.exists():
+        return
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with open(database.with_name(f".{database.name}.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if database.exists():  # another process made it while this one waited
+                return
+            beside = database.with_name(f".{database.name}.new")
+            beside.unlink(missing_ok=True)
+            _migrate(f"{_SQLITE}{beside.absolute()}")
+            os.replace(beside, database)
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot make the tracking store {database}: {error.strerror or error}: "
+            "choose another --tracking.uri, or --tracking.enabled false"
+        ) from None
+
+
+@contextmanager
+def translated(uri: str) -> Iterator[None]:
+    """Turns what MLflow or its database raises inside into one line that names `uri`, without its secrets."""
+    mlflow_error = _exceptions()
+    try:
+        yield
+    except mlflow_error as error:
+        raise UnavailableError(_complaint(uri, error)) from None
+
+
+def hide_secrets(text: str) -> str:
+    """`text` with the `user:password@` of every URI in it taken out."""
+    return re.sub(r"(?<=://)[^/\s@]+@", "", text)
+
+
+def prepare_environment() -> None:
+    """Sets what MLflow reads from the environment; before its first import in this process."""
+    os.environ.update(_ALWAYS)
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def tags(values: Mapping[str, str]) -> list[Any]:
+    """`values` as MLflow run tags, each cut to MLflow's limit."""
+    from mlflow.entities import RunTag
+
+    return [RunTag(key, value[:8000]) for key, value in values.items()]
+
+
+@functools.lru_cache(maxsize=8)
+def _client(uri: str) -> Any:
+    prepare_environment()
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _exceptions() -> tuple[type[Exception], ...]:
+    prepare_environment()
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, RequestException, SQLAlchemyError
+
+
+def _complaint(uri: str, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    cure = "start it, or --tracking.enabled false"
+    if "schema" in text and uri.startswith(_SQLITE):
+        cure = f"run `mlflow db upgrade {hide_secrets(uri)}`"
+    elif getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"):
+        cure = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    return hide_secrets(f"MLflow at {uri} failed: {text[:300]}: {cure}")
+
+
+def _probe(uri: str) -> None:
+    """Asks the server for any answer at all, because MLflow's own retries would hang for minutes."""
+    import httpx
+
+    address = hide_secrets(uri)
+    try:
+        # No secret is sent, and a private certificate authority is MLflow's to check, so nothing is verified here.
+        httpx.get(f"{address.rstrip('/')}/health", timeout=_PROBE_SECONDS, verify=False, follow_redirects=False)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        reason = str(error) or type(error).__name__
+        raise UnavailableError(
+            f"MLflow at {address} does not answer ({reason}): start the server, or --tracking.enabled false"
+        ) from None
+
+
+def _location(config: TrackingConfig) -> str | None:
+    """Where a new experiment keeps its artifacts; None lets the server decide."""
+    if config.artifact_uri is not None:
+        return storage.join(config.artifact_uri, config.experiment)
+    assert config.uri is not None
+    if config.uri.startswith(_SQLITE):
+        return str(Path(config.uri.removeprefix(_SQLITE)).parent / "artifacts" / config.experiment)
+    return None
+
+
+def _create_experiment(client: Any, name: str, location: str | None) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_experiment(client.create_experiment(name, artifact_location=location))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process made it at the same moment
+            raise
+        return client.get_experiment_by_name(name)
+
+
+def _migrate(uri: str) -> None:
+    """Builds MLflow's tables in a new SQLite file, quietly."""
+    import logging
+
+    prepare_environment()
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    chatter = logging.getLogger("mlflow")
+    level = chatter.level
+    chatter.setLevel(logging.WARNING)
+    try:
+        with translated(uri):
+            SqlAlchemyStore(uri, "/nonexistent").engine.dispose()
+    finally:
+        chatter.setLevel(level)

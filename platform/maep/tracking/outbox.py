@@ -1,0 +1,145 @@
+"""Metrics on their way to MLflow: buffered, sent in batches from a daemon thread, kept while the server is away."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+_log = logging.getLogger("maep.tracking")
+
+
+class Point(NamedTuple):
+    """One value of one metric. `timestamp` in ms since the epoch is fixed when it is logged, so that a batch sent
+    twice (the answer to the first was lost) is the same batch to MLflow, which keeps one of them.
+    """
+
+    key: str
+    value: float
+    timestamp: int
+    step: int
+
+
+class Refused(Exception):
+    """The server answers and will never take this batch: sending it again is of no use."""
+
+
+class Outbox:
+    """A bounded queue of points before `send(points)`, which raises whatever it likes while the server is away.
+
+    Over `capacity` every second logged moment is dropped, so that a long outage costs resolution and not memory.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[Sequence[Point]], None],
+        where: str,
+        interval: float = 3.0,
+        capacity: int = 200_000,
+        batch_size: int = 1000,
+        longest_wait: float = 15.0,
+    ) -> None:
+        self._send = send
+        self._where = where
+        self._interval, self._capacity, self._batch_size = interval, capacity, batch_size
+        self._longest_wait = longest_wait
+        self._points: list[Point] = []
+        self._changed = threading.Condition()
+        self._hurry = False
+        self._closed = False
+        self._away = False
+        self._thread = threading.Thread(target=self._work, name="maep-tracking", daemon=True)
+        self._thread.start()
+
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        """Queues `values`; returns at once, whatever state the server is in."""
+        now = int(time.time() * 1000)
+        with self._changed:
+            self._points += [Point(key, float(value), now, step) for key, value in values.items()]
+            if len(self._points) > self._capacity:
+                self._points = thin(self._points)
+            if len(self._points) >= self._batch_size:
+                self._changed.notify_all()
+
+    @property
+    def away(self) -> bool:
+        """Whether the last attempt to send failed."""
+        return self._away
+
+    def flush(self, timeout: float) -> bool:
+        """Waits up to `timeout` seconds until everything queued is sent; False if something is left."""
+        with self._changed:
+            self._hurry = True
+            self._changed.notify_all()
+            empty = self._changed.wait_for(lambda: not self._points, timeout)
+            self._hurry = False
+        return empty
+
+    def close(self, timeout: float) -> int:
+        """Flushes, stops the thread, and returns how many points could not be sent within `timeout` seconds."""
+        self.flush(timeout)
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(timeout=1.0)  # a thread inside a hanging request is left to end with the process
+        return len(self._points)
+
+    def _work(self) -> None:
+        failures = 0
+        while True:
+            with self._changed:
+                self._pause(failures)
+                if self._closed:
+                    return
+                batch = self._points[: self._batch_size]
+            if not batch:
+                continue
+            try:
+                self._send(batch)
+            except Refused as error:
+                _log.warning("MLflow refused %d metric values: %s", len(batch), error)
+            except Exception as error:  # whatever the outage is, the training goes on
+                failures += 1
+                self._warn_once(error)
+                continue
+            failures = 0
+            self._sent(batch)
+
+    def _pause(self, failures: int) -> None:
+        """Sleeps until there is a batch worth sending; after a failure, longer each time."""
+        if failures:
+            self._changed.wait_for(lambda: self._closed or self._hurry, min(self._longest_wait, 0.5 * 2**failures))
+            if self._hurry:
+                self._changed.wait_for(lambda: self._closed, 1.0)
+        elif len(self._points) < self._batch_size and not (self._hurry and self._points):
+            enough = self._batch_size
+            self._changed.wait_for(
+                lambda: self._closed or len(self._points) >= enough or (self._hurry and bool(self._points)),
+                self._interval,
+            )
+
+    def _sent(self, batch: Sequence[Point]) -> None:
+        done = set(batch)
+        with self._changed:
+            # Thinning may have happened meanwhile, so the batch is not simply the head any more.
+            head, tail = self._points[: len(batch)], self._points[len(batch) :]
+            self._points = [point for point in head if point not in done] + tail
+            left = len(self._points)
+            self._changed.notify_all()
+        if self._away:
+            self._away = False
+            _log.warning("MLflow at %s answers again; %d buffered values left to send", self._where, left)
+
+    def _warn_once(self, error: Exception) -> None:
+        if not self._away:
+            self._away = True
+            _log.warning("MLflow at %s is away, metrics are kept until it answers: %s", self._where, error)
+
+
+def thin(points: Sequence[Point]) -> list[Point]:
+    """Every second moment (timestamp and step) of `points`, the newest always kept."""
+    moments = sorted({(point.step, point.timestamp) for point in points}, reverse=True)
+    kept = set(moments[::2])
+    return [point for point in points if (point.step, point.timestamp) in kept]
