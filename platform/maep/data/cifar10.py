@@ -11,6 +11,7 @@ lists/cifar10-dev.txt (2,000 images, for every choice), `test` is every other im
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,8 @@ def of_split(indices: NDArray[np.int64], split: Split) -> NDArray[np.bool_]:
     """Bool [N]: which official indices of the split's file belong to `split`."""
     if split == "train":
         return np.ones(len(indices), dtype=np.bool_)
-    return np.isin(indices, dev_indices()) == (split == "dev")
+    is_dev: NDArray[np.bool_] = np.isin(indices, dev_indices())
+    return is_dev if split == "dev" else ~is_dev
 
 
 def dev_indices() -> NDArray[np.int64]:
@@ -63,10 +65,14 @@ def dev_indices() -> NDArray[np.int64]:
     return read_indices("cifar10-dev")
 
 
+def dev_labels() -> NDArray[np.int64]:
+    """int64 [2000]: the official labels of `dev_indices`."""
+    text = resources.files("maep.data").joinpath("lists", "cifar10-dev.labels").read_text(encoding="ascii")
+    return np.array([int(digit) for digit in "".join(text.split())], dtype=np.int64)
+
+
 def _from_rows(rows: parquet.Rows, split: Split, official: str) -> ImageSet:
-    # Without a column `index` the row is the index. On the hub that is the official order for the test set;
-    # its training rows come batch by batch in another order, which matters to nothing but the augmentation's seed.
-    indices = np.arange(len(rows), dtype=np.int64) if rows.indices is None else rows.indices
+    indices = _official_order(rows, official) if rows.indices is None else rows.indices
     images = np.empty((len(rows), *SIZE, 3), dtype=np.uint8)
     corrupt: list[str] = []
     kept: list[int] = []
@@ -97,6 +103,24 @@ def _from_rows(rows: parquet.Rows, split: Split, official: str) -> ImageSet:
         lossless=rows.lossless[where],
         corrupt=tuple(corrupt),
     )
+
+
+def _official_order(rows: parquet.Rows, official: str) -> NDArray[np.int64]:
+    """The row numbers, which stand for the official indices where a file has no column `index`.
+
+    True of the hub's test set. In its training set the five batches stand in another order, which matters only to
+    the draws of the augmentation. Raises DataError where the order of the test set cannot be the official one,
+    because its split would then mix what choices were made on with what is reported.
+    """
+    indices = np.arange(len(rows), dtype=np.int64)
+    if official == "test":
+        here = dev_indices()[dev_indices() < len(rows)]
+        if not np.array_equal(rows.labels[here], dev_labels()[: len(here)]):
+            raise DataError(
+                f"{rows.files[0]}: has no column index, and its rows are not in the official order: "
+                "add the column index (0..9999), or fetch the set again with `maep data get cifar10`"
+            )
+    return indices
 
 
 def _from_batches(folder: Path, split: Split, official: str) -> ImageSet:

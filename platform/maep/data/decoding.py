@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG")
 MAX_PIXELS = 50_000_000
@@ -58,6 +58,6 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "neither PNG nor JPEG"
     return " ".join(str(error).split()) or type(error).__name__

@@ -9,51 +9,41 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from maep.data.image_set import ImageSet, Split
+from maep.data.lists import read_indices
 
-SEED = 20240607
-NUM_DEV = NUM_TEST = 300
 SIDE = 16
 CLASSES = tuple("0123456789")
 
 
 def load(split: Split) -> ImageSet:
-    """The split of the digits: train 1,197, dev 300, test 300, drawn once and stratified by class.
+    """The split of the digits: train 1,197, dev 300, test 300, drawn once and stratified by class (make_lists.py).
 
     Images uint8 [N, 16, 16, 3], three equal channels. Source: E. Alpaydin, C. Kaynak, Optical Recognition of
     Handwritten Digits, UCI 1998, as distributed with scikit-learn.
     """
-    images, labels = _everything()
-    indices = split_indices(labels)[split]
+    images, targets = _everything()
+    indices = _indices(split, len(targets))
     return ImageSet(
         name="digits",
         split=split,
         images=images[indices],
-        labels=labels[indices],
+        labels=targets[indices],
         indices=indices,
         classes=CLASSES,
         lossless=np.ones(len(indices), dtype=np.bool_),
     )
 
 
-def split_indices(labels: NDArray[np.int64]) -> dict[Split, NDArray[np.int64]]:
-    """Sorted official indices of each split, the same at every call.
+def labels() -> NDArray[np.int64]:
+    """int64 [1797]: the labels of all images, in scikit-learn's order, which is what indices count."""
+    return _everything()[1]
 
-    Within each class a fixed permutation is dealt to dev and test in proportion to the size of the class,
-    by largest remainder, so that each of the two has exactly 300.
-    """
-    order = np.random.default_rng(SEED).permutation(len(labels))
-    by_class = [order[labels[order] == k] for k in range(len(CLASSES))]
-    sizes = np.array([len(members) for members in by_class])
-    quota = sizes * NUM_DEV / sizes.sum()
-    counts = np.floor(quota).astype(int)
-    counts[np.argsort(counts - quota, kind="stable")[: NUM_DEV - counts.sum()]] += 1
-    pairs = list(zip(by_class, counts, strict=True))
-    parts: dict[Split, list[NDArray[np.int64]]] = {
-        "dev": [members[:n] for members, n in pairs],
-        "test": [members[n : 2 * n] for members, n in pairs],
-        "train": [members[2 * n :] for members, n in pairs],
-    }
-    return {split: np.sort(np.concatenate(members)) for split, members in parts.items()}
+
+def _indices(split: Split, num: int) -> NDArray[np.int64]:
+    if split != "train":
+        return read_indices(f"digits-{split}")
+    held_out = np.concatenate([read_indices("digits-dev"), read_indices("digits-test")])
+    return np.setdiff1d(np.arange(num, dtype=np.int64), held_out)
 
 
 @functools.cache

@@ -47,16 +47,20 @@ class TableSource:
     rows: Rows
 
     def read(self, row: int) -> bytes:
+        """All bytes of one image."""
         return self.rows.image(row)
 
     def ends(self, row: int) -> tuple[bytes, bytes]:
+        """All of it, for it is in memory, and its end."""
         data = self.rows.image(row)
         return data, data[-TAIL:]
 
     def place(self, row: int) -> str:
+        """FILE row R."""
         return self.rows.place(row)
 
     def identity(self, row: int) -> bytes:
+        """The sha256 of the bytes."""
         return hashlib.sha256(self.rows.image(row)).digest()
 
 
@@ -68,12 +72,14 @@ class FileSource:
     folder: Path
 
     def read(self, row: int) -> bytes:
+        """All bytes of one image."""
         try:
             return self.paths[row].read_bytes()
         except OSError as error:
             raise Undecodable(f"cannot be read: {error.strerror}") from None
 
     def ends(self, row: int) -> tuple[bytes, bytes]:
+        """The first 64 KiB and the last 64 bytes."""
         try:
             with self.paths[row].open("rb") as file:
                 head = file.read(HEAD)
@@ -83,10 +89,11 @@ class FileSource:
             raise Undecodable(f"cannot be read: {error.strerror}") from None
 
     def place(self, row: int) -> str:
+        """The path under the folder."""
         return self.paths[row].relative_to(self.folder).as_posix()
 
     def identity(self, row: int) -> bytes:
-        # Name and size, not content: hashing 140 GB before training is nobody's wish.
+        """Name and size, not content: hashing 140 GB before training is nobody's wish."""
         return f"{self.place(row)} {self.paths[row].stat().st_size}\n".encode()
 
 

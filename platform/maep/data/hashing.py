@@ -1,7 +1,8 @@
 """A counter-based random number: the finaliser of SplitMix64 over numbers, the same in NumPy and on any device.
 
-Source: G. Steele, D. Lea, C. Flood, Fast Splittable Pseudorandom Number Generators, OOPSLA 2014, constants of Stafford's
-variant 13. It stands for a generator wherever a draw must depend on (seed, image) alone, not on who draws before.
+Source: G. Steele, D. Lea, C. Flood, Fast Splittable Pseudorandom Number Generators, OOPSLA 2014, with the constants
+of Stafford's variant 13. It stands for a generator wherever a draw must depend on (seed, image) alone, not on what
+was drawn before.
 """
 
 from __future__ import annotations
@@ -42,9 +43,14 @@ def mix_tensor(values: torch.Tensor, seed: int) -> torch.Tensor:
     return z ^ _shift(z, 31)
 
 
-def _shift(z: torch.Tensor, bits: int) -> torch.Tensor:
+def bits(values: torch.Tensor, start: int, num: int) -> torch.Tensor:
+    """`num` (< 64) bits of int64 `values` from bit `start` up, as numbers in 0..2**num-1."""
+    return (values >> start) & ((1 << num) - 1)
+
+
+def _shift(z: torch.Tensor, num: int) -> torch.Tensor:
     # Tensors know no unsigned shift: the sign that comes in from the left is cut off.
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
+    return bits(z, num, 64 - num)
 
 
 def _signed(value: int) -> int:

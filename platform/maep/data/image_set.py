@@ -121,7 +121,7 @@ def refuse_corrupt(corrupt: Sequence[str], max_corrupt: int, where: str) -> None
     if len(corrupt) > max_corrupt:
         rest = f" and {len(corrupt) - 3} more" if len(corrupt) > 3 else ""
         raise DataError(
-            f"{where}: {len(corrupt)} corrupt image{'s' if len(corrupt) != 1 else ''} ({'; '.join(corrupt[:3])}{rest}): "
+            f"{where}: {len(corrupt)} corrupt images ({'; '.join(corrupt[:3])}{rest}): "
             f"repair the files, or leave them out with --data.max_corrupt {len(corrupt)}"
         )
 

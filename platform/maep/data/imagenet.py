@@ -1,6 +1,6 @@
 """ImageNet-1k, or a slice of it, from Parquet of JPEG bytes or from a folder of classes; decoded on access.
 
-  Parquet      <root>/imagenet/{train,val}*.parquet, else <root>/imagenet_slice/{train,val}*.parquet: columns image, label
+  Parquet      {train,val}*.parquet in <root>/imagenet, else in <root>/imagenet_slice: columns image, label
   ImageFolder  <root>/imagenet/{train,val}/<synset>/*.JPEG; label order is sorted-synset order
 
 train comes from train; dev and test are the two parts (2/9 and 7/9) of val, told apart by a hash of the image's index,
@@ -47,8 +47,8 @@ def load(root: Path, split: Split, max_corrupt: int = 0, image_size: int = IMAGE
         where = str(folder / part)
     else:
         raise DataError(
-            f"no ImageNet ({part}) in {folder} or {root / 'imagenet_slice'}: set $MAEP_DATA or --data.root to the folder that "
-            f"holds imagenet/, with {part}*.parquet or {part}/SYNSET/*.JPEG in it"
+            f"no ImageNet ({part}) in {folder} or {root / 'imagenet_slice'}: set $MAEP_DATA or --data.root to the "
+            f"folder that holds imagenet/, with {part}*.parquet or {part}/SYNSET/*.JPEG in it"
         )
     mine = np.flatnonzero(of_split(indices, split))
     reasons = _reasons(source, labels, mine, len(classes))
@@ -73,7 +73,8 @@ def of_split(indices: NDArray[np.int64], split: Split) -> NDArray[np.bool_]:
     """Bool [N]: which indices of the split's file belong to `split`."""
     if split == "train":
         return np.ones(len(indices), dtype=np.bool_)
-    return (mix(indices, SPLIT_SEED) % np.uint64(9) < 2) == (split == "dev")
+    is_dev: NDArray[np.bool_] = mix(indices, SPLIT_SEED) % np.uint64(9) < 2
+    return is_dev if split == "dev" else ~is_dev
 
 
 Found = tuple[Source, NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], tuple[str, ...]]

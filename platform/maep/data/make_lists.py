@@ -18,14 +18,25 @@ from maep.data.lists import ImageList
 
 SEED = 20240607
 NUM_DEV = 2_000
+NUM_DIGITS = 300
 
 
 def cifar10_dev(root: Path) -> ImageList:
     """`dev` of CIFAR-10: the first 2,000 of a fixed permutation of the official test set that are in the files."""
-    present = parquet.read(parquet.find([root / "cifar10"], "test")).indices
+    present = _official_test(root).indices
+    assert present is not None, "the files say which image is which"
     order = np.random.default_rng(SEED).permutation(cifar10.NUM_OFFICIAL["test"])
     chosen = order[np.isin(order, present)][:NUM_DEV]
     return lists.make("cifar10-dev", "cifar10", "dev", _integers(np.sort(chosen)))
+
+
+def cifar10_dev_labels(root: Path) -> str:
+    """The official labels of `dev`, one digit each: they show whether a file without indices is in official order."""
+    rows = _official_test(root)
+    assert rows.indices is not None
+    label = dict(zip(rows.indices.tolist(), rows.labels.tolist(), strict=True))
+    digits_in_order = "".join(str(label[index]) for index in cifar10_dev(root).indices)
+    return "".join(digits_in_order[start : start + 100] + "\n" for start in range(0, NUM_DEV, 100))
 
 
 def balanced(name: str, images: ImageSet, num: int) -> ImageList:
@@ -44,6 +55,24 @@ def balanced(name: str, images: ImageSet, num: int) -> ImageList:
     return lists.make(name, images.name, images.split, _integers(images.indices[dealt]))
 
 
+def digits_part(split: Split) -> ImageList:
+    """All 300 images of `dev` or `test` of the digits, stratified by class.
+
+    Within each class a fixed permutation is dealt to dev and to test in proportion to the size of the class, by largest
+    remainder, so that each of the two has exactly 300; the rest is train.
+    """
+    labels = digits.labels()
+    order = np.random.default_rng(SEED).permutation(len(labels))
+    by_class = [order[labels[order] == k] for k in range(len(digits.CLASSES))]
+    sizes = np.array([len(members) for members in by_class])
+    quota = sizes * NUM_DIGITS / sizes.sum()
+    counts = np.floor(quota).astype(int)
+    counts[np.argsort(counts - quota, kind="stable")[: NUM_DIGITS - counts.sum()]] += 1
+    first = [0 if split == "dev" else n for n in counts]
+    chosen = [members[start : start + n] for members, start, n in zip(by_class, first, counts, strict=True)]
+    return lists.make(f"digits-{split}", "digits", split, _integers(np.sort(np.concatenate(chosen))))
+
+
 def make_all(root: Path) -> list[ImageList]:
     """Every list, from the data under `root`. cifar10-dev comes first: it defines the splits of the others."""
 
@@ -59,8 +88,8 @@ def make_all(root: Path) -> list[ImageList]:
         lambda: balanced("cifar10-test-256", cifar("test"), 256),
         lambda: balanced("cifar10-dev-1000", cifar("dev"), 1000),
         lambda: balanced("cifar10-dev-500", cifar("dev"), 500),
-        lambda: _whole("digits-test", "test"),
-        lambda: _whole("digits-dev", "dev"),
+        lambda: digits_part("test"),
+        lambda: digits_part("dev"),
         lambda: balanced("imagenet-slice-test-256", imagenet("test"), 256),
         lambda: balanced("imagenet-slice-dev-128", imagenet("dev"), 128),
     ]
@@ -74,8 +103,8 @@ def write(image_list: ImageList, folder: Path) -> None:
     (folder / f"{image_list.name}.txt").write_text("\n".join(lines) + "\n", encoding="ascii")
 
 
-def _whole(name: str, split: Split) -> ImageList:
-    return lists.make(name, "digits", split, _integers(digits.load(split).indices))
+def _official_test(root: Path) -> parquet.Rows:
+    return parquet.read(parquet.find([root / "cifar10"], "test"))
 
 
 def _integers(values: NDArray[np.int64]) -> tuple[int, ...]:
@@ -83,5 +112,7 @@ def _integers(values: NDArray[np.int64]) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    for each in make_all(datasets.data_root(datasets.DataConfig())):
-        write(each, Path(sys.argv[1]))
+    data, target = datasets.data_root(datasets.DataConfig()), Path(sys.argv[1])
+    (target / "cifar10-dev.labels").write_text(cifar10_dev_labels(data), encoding="ascii")
+    for each in make_all(data):
+        write(each, target)
