@@ -1,0 +1,1 @@
+"""The endpoint: one URL before any classifier, on Ray Serve."""

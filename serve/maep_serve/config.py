@@ -1,0 +1,74 @@
+"""What the endpoint serves, where, and within which limits."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from maep.data.datasets import DataConfig
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """One endpoint: a purifier, the classifier it protects (optional), an address, and limits.
+
+    model: any purifier URI (`models:/purifier@champion`, `bundled:NAME`, `runs:/ID`, s3://, a folder).
+    classifier: a specification for `maep.models.classifiers.load_classifier`; without one there is no /v1/classify.
+    data: where the classifier's weights and the page's samples come from; None is the data set of the image size.
+    max_batch_size, batch_wait_ms: images of equal size share a forward pass; a batch that is not full waits so long.
+    num_threads: torch threads of one replica; None is the machine's cores shared among the replicas.
+    max_queued_requests: requests that may wait in a replica beyond one full batch; the next one gets 429.
+    max_pixels: of one image, read from its header before anything is decoded.
+    tile_size: longer sides are purified in overlapping tiles of this side; None is 8 x the purifier's training size.
+    playground: attacks on the page; None is "on loopback addresses only".
+    dashboard: Ray's own dashboard, where this process starts Ray.
+    """
+
+    model: str
+    classifier: str | None = None
+    data: DataConfig | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_batch_size: int = 32
+    batch_wait_ms: float = 2.0
+    num_replicas: int = 1
+    num_threads: int | None = None
+    max_queued_requests: int = 128
+    max_body_bytes: int = 8 * 2**20
+    max_pixels: int = 4096 * 4096
+    tile_size: int | None = None
+    request_timeout_s: float = 30.0
+    playground: bool | None = None
+    dashboard: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the key that cannot be used."""
+        if not 0 < self.port < 65536:
+            raise ValueError(f"port: {self.port} is not between 1 and 65535")
+        for name in ("max_batch_size", "num_replicas", "max_body_bytes", "max_pixels", "request_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
+        for name in ("batch_wait_ms", "max_queued_requests"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
+        for name in ("num_threads", "tile_size"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}: {value} must be above 0, or null")
+        if self.playground and not is_loopback(self.host):
+            raise ValueError(f"playground: attacks are served on loopback only, and host is {self.host}")
+
+    @property
+    def playground_is_on(self) -> bool:
+        """Whether POST /v1/attack exists (it also needs a classifier)."""
+        return is_loopback(self.host) if self.playground is None else self.playground
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,107 @@
+"""PNG and JPEG bytes to image tensors and back: capped before decoding, and converted as written here.
+
+Taken: PNG and JPEG whose pixels are grey, grey + alpha, palette, RGB or RGBA with at most 8 bits a channel.
+Converted: grey and palette become RGB; transparency is composited on white; an EXIF orientation is applied.
+Refused: CMYK, 16-bit and animated images, whose meaning a purifier of 8-bit RGB would silently change.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+
+from maep_serve.problems import Problem
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8\xff"
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+
+
+def decode(data: bytes, max_pixels: int) -> torch.Tensor:
+    """The image in `data` as uint8 [1, 3, H, W].
+
+    Raises Problem: not-an-image, too-many-pixels (from the header, before decoding) or unsupported-image.
+    """
+    return to_pixels(open_image(data, max_pixels))
+
+
+def open_image(data: bytes, max_pixels: int) -> Image.Image:
+    """Reads and judges the header; nothing is decoded yet. Raises Problem as `decode` does."""
+    image = _open(data)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise Problem("too-many-pixels", f"{width} x {height} pixels, at most {max_pixels} in all are taken")
+    if getattr(image, "n_frames", 1) > 1:
+        raise Problem("unsupported-image", "the image is animated: send one frame")
+    if image.mode not in _MODES or _bit_depth(data) > 8:
+        raise Problem("unsupported-image", f"mode {image.mode}: send grey, palette, RGB or RGBA with 8 bits a channel")
+    return image
+
+
+def to_pixels(image: Image.Image) -> torch.Tensor:
+    """Decodes an opened image to uint8 [1, 3, H, W]. Raises Problem not-an-image where it is damaged."""
+    try:
+        rgb = _to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # Pillow's decoders raise many kinds on damaged data
+        raise Problem("not-an-image", f"the image is damaged: {_line(error)}") from None
+    pixels_HWC = np.array(rgb, dtype=np.uint8)
+    return torch.from_numpy(pixels_HWC).permute(2, 0, 1).unsqueeze(0).contiguous()
+
+
+def encode_png(pixels: torch.Tensor) -> bytes:
+    """PNG of a uint8 [3, H, W] or [1, 3, H, W] tensor."""
+    assert pixels.dtype == torch.uint8
+    pixels_CHW = pixels[0] if pixels.dim() == 4 else pixels
+    buffer = io.BytesIO()
+    Image.fromarray(pixels_CHW.permute(1, 2, 0).contiguous().numpy()).save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def to_float(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 0..255 to float32 [0, 1]."""
+    return pixels.to(torch.float32) / 255
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Float [0, 1] to uint8, rounded to the nearest of the 256 levels (halves to even)."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _open(data: bytes) -> Image.Image:
+    """Reads the header only; the decoder is chosen by the first bytes, so no other format is ever tried."""
+    reader: type[PngImageFile] | type[JpegImageFile]
+    if data.startswith(_PNG):
+        reader = PngImageFile
+    elif data.startswith(_JPEG):
+        reader = JpegImageFile
+    else:
+        raise Problem("not-an-image", "the body starts like neither a PNG nor a JPEG")
+    try:
+        image = reader(io.BytesIO(data))
+    except Exception as error:
+        raise Problem("not-an-image", f"the header is damaged: {_line(error)}") from None
+    if min(image.size) < 1:
+        raise Problem("not-an-image", "the image has no pixels")
+    return image
+
+
+def _bit_depth(data: bytes) -> int:
+    """Bits a channel, from a PNG's IHDR chunk; Pillow turns 16-bit RGB into 8 bits without a word."""
+    return data[24] if data.startswith(_PNG) and len(data) > 24 else 8
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

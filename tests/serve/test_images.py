@@ -1,0 +1,131 @@
+"""Bytes to pixels and back: what is converted, what is refused, and before how much work."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maep_serve import images
+from maep_serve.problems import Problem
+
+LIMIT = 100 * 100
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def code_of(data: bytes) -> str:
+    with pytest.raises(Problem) as caught:
+        images.decode(data, LIMIT)
+    return caught.value.code
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_png_round_trip_is_exact(picture):
+    pixels = images.decode(encoded(Image.fromarray(picture(9, 14))), LIMIT)
+    assert pixels.dtype == torch.uint8
+    assert pixels.shape == (1, 3, 9, 14)
+    np.testing.assert_array_equal(pixels[0].permute(1, 2, 0), picture(9, 14))
+    assert torch.equal(images.decode(images.encode_png(pixels), LIMIT), pixels)
+    assert torch.equal(images.to_uint8(images.to_float(pixels)), pixels)
+
+
+def test_jpeg_is_what_pillow_decodes(picture):
+    data = encoded(Image.fromarray(picture(16, 24)), "JPEG", quality=90)
+    np.testing.assert_array_equal(
+        images.decode(data, LIMIT)[0].permute(1, 2, 0), np.asarray(Image.open(io.BytesIO(data)))
+    )
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA"])
+def test_other_modes_become_rgb(picture, mode):
+    image = Image.fromarray(picture()).convert(mode)
+    pixels = images.decode(encoded(image), LIMIT)
+    np.testing.assert_array_equal(pixels[0].permute(1, 2, 0), np.asarray(image.convert("RGB")))
+
+
+def test_transparency_is_composited_on_white():
+    image = Image.new("RGBA", (4, 4), (200, 0, 0, 0))
+    image.putpixel((1, 0), (200, 0, 0, 255))
+    pixels = images.decode(encoded(image), LIMIT)[0]
+    assert pixels[:, 0, 0].tolist() == [255, 255, 255]
+    assert pixels[:, 0, 1].tolist() == [200, 0, 0]
+
+
+def test_exif_orientation_is_applied(picture):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned a quarter clockwise
+    turned = images.decode(encoded(Image.fromarray(picture(10, 20)), "JPEG", exif=exif.tobytes()), LIMIT)
+    plain = images.decode(encoded(Image.fromarray(picture(10, 20)), "JPEG"), LIMIT)
+    assert torch.equal(turned, plain.rot90(-1, (2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"", "not-an-image"),
+        (b"hello", "not-an-image"),
+        (b"GIF89a" + bytes(64), "not-an-image"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(64), "not-an-image"),
+        (b"\xff\xd8\xff" + bytes(64), "not-an-image"),
+        (png_header(65535, 65535), "too-many-pixels"),
+        (png_header(20_000, 20_000), "too-many-pixels"),
+        (png_header(8, 8), "not-an-image"),
+        (encoded(Image.new("CMYK", (8, 8)), "JPEG"), "unsupported-image"),
+        (encoded(Image.new("I;16", (8, 8))), "unsupported-image"),
+        (
+            encoded(Image.new("L", (8, 8)), save_all=True, append_images=[Image.new("L", (8, 8), 9)]),
+            "unsupported-image",
+        ),
+    ],
+)
+def test_what_is_refused_has_a_code(data, code):
+    assert code_of(data) == code
+
+
+def test_sixteen_bit_rgb_is_refused_although_pillow_would_read_it():
+    data = bytearray(png_header(8, 8))
+    data[24] = 16
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    assert code_of(bytes(data)) == "unsupported-image"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_truncation_anywhere_is_refused(picture, kind):
+    data = encoded(Image.fromarray(picture(24, 24)), kind)
+    for length in range(0, len(data) - 16, 7):
+        assert code_of(data[:length]) in ("not-an-image", "unsupported-image", "too-many-pixels")
+
+
+def test_mutations_raise_nothing_but_problems(picture):
+    seed = 20261124
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    originals = [encoded(Image.fromarray(picture(12, 12)), kind) for kind in ("PNG", "JPEG")]
+    for _ in range(1000):
+        data = bytearray(draw.choice(originals))
+        for _ in range(draw.randint(1, 8)):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+        try:
+            pixels = images.decode(bytes(data), LIMIT)
+        except Problem:
+            continue
+        assert pixels.dtype == torch.uint8
+        assert pixels.shape[2] * pixels.shape[3] <= LIMIT
