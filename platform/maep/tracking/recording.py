@@ -1,0 +1,190 @@
+"""The run that writes to MLflow behind the training loop's back, and the one that writes nowhere."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from maep import storage
+from maep.errors import ArtifactError, UnavailableError
+from maep.tracking import client as mlflow_client
+from maep.tracking import places
+from maep.tracking.checkpoints import Checkpoint, checkpoints, to_tags
+from maep.tracking.client import TrackingConfig, hide_secrets
+from maep.tracking.outbox import Outbox, Point, Refused
+
+if TYPE_CHECKING:
+    from maep.artifact import Artifact
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+_FINISH_SECONDS = 60.0
+_log = logging.getLogger("maep.tracking")
+
+
+class MlflowRun:
+    """A `maep.tracking.runs.Run` on an MLflow `run` entity; `config` is absolute."""
+
+    def __init__(self, client: Any, config: TrackingConfig, run: Any) -> None:
+        assert config.uri is not None
+        self._client, self._uri = client, config.uri
+        self._run_id: str = run.info.run_id
+        self._files: str = run.info.artifact_uri
+        root = config.artifact_uri
+        # An experiment made earlier keeps its own location, so the one that was asked for is taken from the config.
+        self._root = storage.join(root, config.experiment, self._run_id, "artifacts") if root else self._files
+        self._recorded = {metric.key: int(metric.step) for metric in run.data.to_proto().metrics}
+        self._checkpoints = {c.manifest_sha256: c for c in checkpoints(run.data.tags)}
+        self._later: list[tuple[str, Callable[[], None]]] = []
+        self._complained: set[str] = set()
+        self._finished = False
+        self._outbox = Outbox(self._send, hide_secrets(self._uri))
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run."""
+        return self._run_id
+
+    def log_metrics(self, values: Mapping[str, float], samples_seen: int) -> None:
+        """Queues what the run does not have yet."""
+        # A restart repeats the steps after its checkpoint: what the run has of them stays.
+        new = {key: value for key, value in values.items() if samples_seen > self._recorded.get(key, -1)}
+        if new:
+            self._outbox.add(new, samples_seen)
+
+    def log_picture(self, path: str | Path, name: str) -> None:
+        """Uploads to `pictures/`, now or later."""
+        path = Path(path)
+        target = name if name.endswith(path.suffix) else f"{name}{path.suffix}"
+        self._upload(path, f"pictures/{target}")
+
+    def log_file(self, path: str | Path, folder: str = "files") -> None:
+        """Uploads to `folder`, now or later."""
+        self._upload(Path(path), f"{folder.strip('/')}/{Path(path).name}")
+
+    def log_checkpoint(self, artifact: Artifact, samples_seen: int) -> None:
+        """Uploads and records, now or later; before it, the metrics that led to it are sent."""
+        # A killed process resumes after this checkpoint and logs nothing before it again.
+        if not self._outbox.away:
+            self._outbox.flush(timeout=5.0)
+        self._try(f"checkpoint {artifact.folder}", lambda: self._put_checkpoint(artifact, samples_seen))
+
+    def finish(self, status: Status = "FINISHED") -> None:
+        """Sends what is left within a minute, and ends the run."""
+        if self._finished:
+            return
+        self._finished = True
+        if self._outbox.away:
+            _log.warning("waiting up to %.0f s for MLflow to take the last metrics", _FINISH_SECONDS)
+        deadline = time.monotonic() + _FINISH_SECONDS
+        left = self._outbox.close(_FINISH_SECONDS)
+        if left:
+            _log.warning("MLflow at %s is away: %d metric values are lost", hide_secrets(self._uri), left)
+        self._until(deadline, self._drain)
+        for what, _ in self._later:
+            _log.warning("%s was not recorded", what)
+        self._later.clear()
+        end = f"the end of run {self._run_id}"
+        self._until(deadline, lambda: self._attempt(end, lambda: self._client.set_terminated(self._run_id, status)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish("FINISHED")
+        else:
+            self.finish("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+
+    def _send(self, points: Sequence[Point]) -> None:
+        from mlflow.entities import Metric
+        from mlflow.exceptions import MlflowException
+
+        metrics = [Metric(point.key, point.value, point.timestamp, point.step) for point in points]
+        try:
+            self._client.log_batch(self._run_id, metrics=metrics)
+        except MlflowException as error:
+            if error.error_code == "INVALID_PARAMETER_VALUE":
+                raise Refused(hide_secrets(str(error))) from None
+            raise UnavailableError(hide_secrets(" ".join(str(error).split())[:300])) from None
+
+    def _upload(self, path: Path, name: str) -> None:
+        assert path.is_file(), path
+        uri = storage.join(self._files, name)
+        self._try(f"{name} ({path})", lambda: places.put_file(path, uri, self._uri))
+
+    def _put_checkpoint(self, artifact: Artifact, samples_seen: int) -> None:
+        known = self._checkpoints.get(artifact.sha256)
+        if known is None or known.samples_seen != samples_seen:
+            uri = storage.join(self._root, "checkpoints", str(samples_seen))
+            if any(other.uri == uri for other in self._checkpoints.values()):
+                uri = f"{uri}-{artifact.sha256[:8]}"  # what is recorded is never overwritten
+            places.put(artifact, uri, self._uri)
+            known = Checkpoint(uri, artifact.sha256, samples_seen)
+        self._client.log_batch(self._run_id, tags=mlflow_client.tags(to_tags(known)))
+        self._checkpoints[artifact.sha256] = known
+
+    def _try(self, what: str, action: Callable[[], None]) -> None:
+        """Runs what failed earlier, then `action`; from the first that fails on, all wait for the next call."""
+        self._later.append((what, action))
+        self._drain()
+
+    def _drain(self) -> bool:
+        while self._later:
+            if not self._attempt(*self._later[0]):
+                return False
+            self._later.pop(0)
+        return True
+
+    def _attempt(self, what: str, action: Callable[[], None]) -> bool:
+        """Whether `action` is done with, be it that no later try could help."""
+        try:
+            with mlflow_client.translated(self._uri):
+                action()
+        except (ArtifactError, FileNotFoundError) as error:  # it was deleted meanwhile
+            _log.warning("%s cannot be recorded: %s", what, error)
+        except (UnavailableError, OSError) as error:
+            if what not in self._complained:
+                self._complained.add(what)
+                _log.warning("%s is to be recorded later: %s", what, error)
+            return False
+        return True
+
+    @staticmethod
+    def _until(deadline: float, done: Callable[[], bool]) -> None:
+        while not done() and time.monotonic() < deadline:
+            time.sleep(1.0)
+
+
+class NoRun:
+    """A `maep.tracking.runs.Run` for `tracking.enabled: false`."""
+
+    run_id: str | None = None
+
+    def log_metrics(self, values: Mapping[str, float], samples_seen: int) -> None:
+        """Nothing."""
+
+    def log_picture(self, path: str | Path, name: str) -> None:
+        """Nothing."""
+
+    def log_file(self, path: str | Path, folder: str = "files") -> None:
+        """Nothing."""
+
+    def log_checkpoint(self, artifact: Artifact, samples_seen: int) -> None:
+        """Nothing."""
+
+    def finish(self, status: Status = "FINISHED") -> None:
+        """Nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass

@@ -1,0 +1,162 @@
+"""The registered model `purifier`: one version for each artifact, found by number or by alias."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from maep import storage
+from maep.errors import ArtifactError, ConfigError
+from maep.tracking import client as mlflow_client
+from maep.tracking import places
+from maep.tracking.client import TrackingConfig, absolute
+from maep.tracking.runs import KEY, flatten
+
+if TYPE_CHECKING:
+    from maep.artifact import Artifact
+
+MODEL = "purifier"
+ALIASES = ("candidate", "champion")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered purifier: where its files lie, the sha256 they must have, and the run that made it."""
+
+    version: int
+    uri: str
+    sha256: str
+    run_id: str | None
+    tags: dict[str, str]
+
+
+def register(
+    config: TrackingConfig,
+    artifact: Artifact,
+    run_id: str | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+) -> int:
+    """Makes `artifact` a version of `purifier` and returns its number.
+
+    The artifact is first copied below the artifact root, so that the version outlives the folder it came from. An
+    artifact that is registered already keeps its number; `evaluation` (figures, may nest) is added to its tags.
+    Raises UnavailableError if the store does not answer.
+    """
+    config, client = _open(config)
+    assert config.uri is not None
+    figures = {f"evaluation.{key}": value for key, value in flatten(evaluation or {}).items()}
+    tags = {"sha256": artifact.sha256, "kind": artifact.kind, **({"run_id": run_id} if run_id else {}), **figures}
+    known = next((found for found in versions(config) if found.sha256 == artifact.sha256), None)
+    if known is not None:
+        with mlflow_client.translated(config.uri):
+            for key, value in tags.items():
+                client.set_model_version_tag(MODEL, str(known.version), key, value)
+        return known.version
+    uri, run_id = _home(config, client, artifact, run_id)
+    places.put(artifact, uri, config.uri)
+    with mlflow_client.translated(config.uri):
+        _make_model(client)
+        made = client.create_model_version(MODEL, source=uri, run_id=run_id, tags=tags, await_creation_for=0)
+    return int(made.version)
+
+
+def set_alias(config: TrackingConfig, alias: str, version: int) -> None:
+    """Moves `alias` to `version`, and notes on that version, as tag `<alias>.previous`, which one had it before."""
+    config, client = _open(config)
+    assert config.uri is not None
+    by_version(config, version)
+    before = by_alias(config, alias)
+    with mlflow_client.translated(config.uri):
+        if before is not None and before.version != version:
+            client.set_model_version_tag(MODEL, str(version), f"{alias}.previous", str(before.version))
+        client.set_registered_model_alias(MODEL, alias, str(version))
+
+
+def by_alias(config: TrackingConfig, alias: str) -> Version | None:
+    """The version that `alias` (candidate, champion) points at, or None."""
+    number = aliases(config).get(alias)
+    return None if number is None else by_version(config, number)
+
+
+def by_version(config: TrackingConfig, version: int) -> Version:
+    """Version number `version`. Raises ArtifactError if there is none."""
+    known = versions(config)
+    for found in known:
+        if found.version == version:
+            return found
+    have = f"the last is {known[-1].version}" if known else "none was registered"
+    raise ArtifactError(f"models:/{MODEL}/{version} does not exist: {have}")
+
+
+def aliases(config: TrackingConfig) -> dict[str, int]:
+    """Version number by alias; empty before the first registration."""
+    config, client = _open(config)
+    assert config.uri is not None
+    with mlflow_client.translated(config.uri):
+        models = client.search_registered_models(filter_string=f"name = '{MODEL}'")
+        return {alias: int(number) for model in models for alias, number in model.aliases.items()}
+
+
+def versions(config: TrackingConfig) -> list[Version]:
+    """All versions, by number."""
+    config, client = _open(config)
+    assert config.uri is not None
+    found: list[Version] = []
+    token = None
+    with mlflow_client.translated(config.uri):
+        while True:
+            page = client.search_model_versions(f"name = '{MODEL}'", page_token=token)
+            found += [_version(entity) for entity in page]
+            token = page.token
+            if not token:
+                return sorted(found, key=lambda entry: entry.version)
+
+
+def _open(config: TrackingConfig) -> tuple[TrackingConfig, Any]:
+    if not config.enabled:
+        raise ConfigError("tracking.enabled: the registry needs tracking: leave it true")
+    config = absolute(config)
+    return config, mlflow_client.connect(config)
+
+
+def _version(entity: Any) -> Version:
+    tags = dict(entity.tags)
+    return Version(int(entity.version), entity.source, tags.get("sha256", ""), entity.run_id or None, tags)
+
+
+def _make_model(client: Any) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(MODEL, description="Purifiers: adversarial image in, clean image out")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _home(config: TrackingConfig, client: Any, artifact: Artifact, run_id: str | None) -> tuple[str, str | None]:
+    """The folder a version of `artifact` gets, and the run it belongs to.
+
+    A server takes a source that is on its own disk, or behind its proxy, only below the files of a run.
+    """
+    assert config.uri is not None
+    experiment = mlflow_client.experiment(client, config)
+    if config.artifact_uri is not None:
+        root = storage.join(config.artifact_uri, config.experiment)
+    else:
+        root = experiment.artifact_location
+    on_server = config.uri.startswith(("http://", "https://"))
+    if not on_server or storage.is_remote(root):
+        return storage.join(root, "registry", artifact.sha256), run_id
+    with mlflow_client.translated(config.uri):
+        run = client.get_run(run_id) if run_id else _make_run(client, experiment, artifact)
+    return storage.join(run.info.artifact_uri, "registry", artifact.sha256), run.info.run_id
+
+
+def _make_run(client: Any, experiment: Any, artifact: Artifact) -> Any:
+    """A run for an artifact that came from elsewhere."""
+    key = f"register-{artifact.sha256}"
+    run = client.create_run(experiment.experiment_id, tags={KEY: key}, run_name=f"register {artifact.sha256[:8]}")
+    client.set_terminated(run.info.run_id)
+    return run
