@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from maep.data import parquet
+from maep.data.cifar10 import BATCHES
 from maep.data.decoding import encode_png
 from maep.errors import DataError, UnavailableError, nearest
 
@@ -37,27 +38,27 @@ def get(name: str, root: Path) -> Path:
         case "imagenet":
             raise DataError(
                 "imagenet may only be downloaded by those who accept its terms, at image-net.org: then put "
-                f"train/SYNSET/*.JPEG and val/SYNSET/*.JPEG, or train*.parquet and val*.parquet, into {root / 'imagenet'}"
+                f"train/SYNSET/*.JPEG and val/SYNSET/*.JPEG (or train*.parquet, val*.parquet) into {root / 'imagenet'}"
             )
     raise DataError(f"there is no data set {name!r}: {nearest(name, NAMES)}")
 
 
 def _cifar10(root: Path) -> Path:
     folder = root / "cifar10"
-    if parquet.find([folder], "train") and parquet.find([folder], "test"):
+    if _is_complete(folder):
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(dir=folder, prefix=".download-"))
     except OSError as error:
-        raise DataError(f"cannot write to {folder}: {error.strerror}: give another folder with --data.root") from None
+        raise _unwritable(folder, error) from None
     try:
         for official in ("train", "test"):
             write_cifar10(*_official(work, folder, official), official, work)
         for file in sorted(work.glob("*.parquet")):
             os.replace(file, folder / file.name)
     except OSError as error:
-        raise DataError(f"cannot write to {folder}: {error.strerror}: it needs 500 MB while it works") from None
+        raise _unwritable(folder, error) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder
@@ -83,14 +84,27 @@ def write_cifar10(images: NDArray[np.uint8], labels: NDArray[np.int64], official
         pq.write_table(table, folder / name, row_group_size=ROWS_PER_GROUP, compression="none")  # PNG is compressed
 
 
+def _unwritable(folder: Path, error: OSError) -> DataError:
+    reason = error.strerror or error
+    return DataError(f"cannot write to {folder} ({reason}): 500 MB are needed there, or in another folder: --data.root")
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        return bool(parquet.find([folder], "train")) and bool(parquet.find([folder], "test"))
+    except DataError:  # a part is missing: an earlier call was cut off
+        return False
+
+
 def _official(work: Path, folder: Path, official: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     from torchvision.datasets import CIFAR10
 
+    target = folder if (folder / BATCHES).is_dir() else work  # what is there and whole is not downloaded again
     try:
-        source = CIFAR10(str(work), train=official == "train", download=True)
+        source = CIFAR10(str(target), train=official == "train", download=True)
     except (URLError, TimeoutError, ConnectionError, RuntimeError) as error:
         raise UnavailableError(
-            f"cannot download CIFAR-10 ({' '.join(str(error).split())}): check the network, or put its Parquet files or "
-            f"cifar-10-batches-py into {folder} by hand"
+            f"cannot download CIFAR-10 ({' '.join(str(error).split())}): check the network, or put its Parquet files "
+            f"or cifar-10-batches-py into {folder} by hand"
         ) from None
     return source.data, np.asarray(source.targets, dtype=np.int64)

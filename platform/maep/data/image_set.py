@@ -41,7 +41,7 @@ class LazyImages(Protocol):
 Images = NDArray[np.uint8] | LazyImages
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
     """The images of one split of a data set.
 
@@ -66,6 +66,12 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        height, width = self.image_shape
+        return (
+            f"ImageSet({self.name} {self.split}, {len(self)} images of {height}x{width}, {len(self.corrupt)} corrupt)"
+        )
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -120,8 +126,9 @@ def refuse_corrupt(corrupt: Sequence[str], max_corrupt: int, where: str) -> None
     """Raises DataError when more images than `max_corrupt` had to be left out, naming the first three."""
     if len(corrupt) > max_corrupt:
         rest = f" and {len(corrupt) - 3} more" if len(corrupt) > 3 else ""
+        images = "1 corrupt image" if len(corrupt) == 1 else f"{len(corrupt)} corrupt images"
         raise DataError(
-            f"{where}: {len(corrupt)} corrupt images ({'; '.join(corrupt[:3])}{rest}): "
+            f"{where}: {images} ({'; '.join(corrupt[:3])}{rest}): "
             f"repair the files, or leave them out with --data.max_corrupt {len(corrupt)}"
         )
 

@@ -4,12 +4,14 @@
   ImageFolder  <root>/imagenet/{train,val}/<synset>/*.JPEG; label order is sorted-synset order
 
 train comes from train; dev and test are the two parts (2/9 and 7/9) of val, told apart by a hash of the image's index,
-so that an image never changes sides. Parquet is held in memory, encoded (the 50,000 of val are about 6.7 GB);
-for the whole training set use the folder, of which only the paths are held.
+so that an image never changes sides. The index is the column `index`, else the row; of a file, a hash of SYNSET/NAME.
+Parquet is held in memory, encoded (the 50,000 of val are about 6.7 GB); for the whole training set use the folder, of
+which only the paths are held.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,6 +52,8 @@ def load(root: Path, split: Split, max_corrupt: int = 0, image_size: int = IMAGE
             f"no ImageNet ({part}) in {folder} or {root / 'imagenet_slice'}: set $MAEP_DATA or --data.root to the "
             f"folder that holds imagenet/, with {part}*.parquet or {part}/SYNSET/*.JPEG in it"
         )
+    if len(np.unique(indices)) < len(indices):
+        raise DataError(f"{where}: the column index names an image twice: number the rows of all files without repeats")
     mine = np.flatnonzero(of_split(indices, split))
     reasons = _reasons(source, labels, mine, len(classes))
     corrupt = tuple(f"{source.place(int(row))}: {reason}" for row, reason in zip(mine, reasons, strict=True) if reason)
@@ -93,32 +97,36 @@ def _from_rows(rows: parquet.Rows) -> Found:
 def _from_folder(folder: Path, part: str) -> Found:
     # Both parts together say which classes there are: val may lack one that train has.
     classes = sorted({d.name for each in ("train", "val") if (folder / each).is_dir() for d in _folders(folder / each)})
-    number = _official_labels(classes) or {name: k for k, name in enumerate(classes)}
+    names = _label_order(classes)
+    number = {name: k for k, name in enumerate(names)}
     paths: list[Path] = []
     labels: list[int] = []
     for subfolder in sorted(_folders(folder / part)):
         found = sorted(file for file in subfolder.iterdir() if file.suffix.lower() in SUFFIXES)
         paths += found
         labels += [number[subfolder.name]] * len(found)
-    names = [""] * (max(number.values(), default=-1) + 1)
-    for name, k in number.items():
-        names[k] = name
-    every = np.arange(len(paths), dtype=np.int64)
-    return FileSource(tuple(paths), folder), np.array(labels, dtype=np.int64), every, every >= 0, tuple(names)
+    source = FileSource(tuple(paths), folder / part)
+    indices = np.array([_index_of(source.place(row)) for row in range(len(paths))], dtype=np.int64)
+    return source, np.array(labels, dtype=np.int64), indices, np.ones(len(paths), dtype=np.bool_), tuple(names)
+
+
+def _index_of(name: str) -> int:
+    # Not its position: a removed file would move every later image to another index, and some from test to dev.
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) >> 1
 
 
 def _folders(folder: Path) -> list[Path]:
     return [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
 
 
-def _official_labels(classes: list[str]) -> dict[str, int] | None:
-    """Labels of ImageNet-1k for a folder with some of its classes, so that its classifiers still fit; else None."""
+def _label_order(classes: list[str]) -> list[str]:
+    """The folder names in label order: all of ImageNet-1k's for a part of them, so that its classifiers still fit."""
     if len(classes) == NUM_CLASSES:
-        return None  # complete: sorted order is label order
+        return classes
     from timm.data import ImageNetInfo
 
-    official = {name: k for k, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
-    return {name: official[name] for name in classes} if set(classes) <= set(official) else None
+    official: list[str] = ImageNetInfo("imagenet-1k").label_names()
+    return official if set(classes) <= set(official) else classes
 
 
 def _reasons(source: Source, labels: NDArray[np.int64], rows: NDArray[np.int64], num_classes: int) -> list[str]:

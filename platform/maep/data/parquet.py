@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from maep.errors import DataError
 
 IMAGE_COLUMNS = ("image", "img")
+COLUMN_TYPES = {"label": pa.int64(), "index": pa.int64(), "lossless": pa.bool_()}
 PART = re.compile(r"-(\d+)-of-(\d+)$")
 
 
@@ -87,25 +88,25 @@ def read(files: Sequence[Path]) -> Rows:
 
 def _table(file: Path) -> dict[str, pa.ChunkedArray]:
     try:
-        source = pq.ParquetFile(file)
-        names = source.schema_arrow.names
-        image = next((name for name in IMAGE_COLUMNS if name in names), None)
-        if image is None or "label" not in names:
-            raise DataError(f"{file}: needs the columns image (or img) and label, has {', '.join(names) or 'none'}")
-        table = source.read(columns=[image, "label", *(name for name in ("index", "lossless") if name in names)])
+        with pq.ParquetFile(file) as source:
+            names = source.schema_arrow.names
+            image = next((name for name in IMAGE_COLUMNS if name in names), None)
+            if image is None or "label" not in names:
+                raise DataError(f"{file}: needs the columns image (or img) and label, has {', '.join(names) or 'none'}")
+            table = source.read(columns=[image, *(name for name in COLUMN_TYPES if name in names)])
         images = table[image]
         if pa.types.is_struct(images.type):  # the hub's Image feature: struct<bytes, path>
             images = pa.chunked_array(
                 [chunk.field("bytes") for chunk in images.chunks], type=images.type.field("bytes").type
             )
-        columns = {name: table[name] for name in table.column_names if name != image}
+        columns = {name: table[name].cast(kind) for name, kind in COLUMN_TYPES.items() if name in names}
         return {**columns, "image": images.cast(pa.large_binary())}
     except (OSError, pa.ArrowException, KeyError) as error:
         raise DataError(f"{file}: not a readable Parquet file of images: {' '.join(str(error).split())}") from None
 
 
 def _integers(columns: Sequence[pa.ChunkedArray]) -> NDArray[np.int64]:
-    values = [column.cast(pa.int64()).fill_null(-1).to_numpy() for column in columns]
+    values = [column.fill_null(-1).to_numpy() for column in columns]
     return np.concatenate(values).astype(np.int64)
 
 

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from subprocess import run
+
+import numpy as np
+import pytest
+import torch
+
+from maep.config import build
+from maep.data.datasets import DataConfig, data_root, load
+from maep.data.get import get
+from maep.data.image_set import to_float, to_uint8
+from maep.errors import ConfigError, DataError
+
+
+def test_the_root_is_the_configured_one_then_the_environments_then_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAEP_DATA", "/somewhere")
+    assert data_root(DataConfig()) == Path("/somewhere")
+    assert data_root(DataConfig(root="~/mine")) == Path("~/mine").expanduser()
+    monkeypatch.delenv("MAEP_DATA")
+    assert data_root(DataConfig()) == Path("data")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "cifar"}, "did you mean 'cifar10'"),
+        ({"max_corrupt": -1}, "max_corrupt: at least 0"),
+        ({"name": "cifar10", "image_size": 64}, "only imagenet is cropped"),
+        ({"name": "imagenet", "image_size": 0}, "at least 1"),
+    ],
+)
+def test_what_cannot_be_configured_is_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(DataConfig, values, "data")
+
+
+def test_selecting_takes_integers_masks_and_tensors() -> None:
+    dev = load(DataConfig(), "dev")
+    mask = dev.labels == 3
+    assert (dev.select(mask).labels == 3).all()
+    assert dev.select(mask).indices.tolist() == dev.select(torch.from_numpy(np.flatnonzero(mask))).indices.tolist()
+    assert len(dev.select([])) == 0
+    assert dev.batch([])[0].shape == (0, 3, 16, 16)
+
+
+def test_a_batch_is_float_in_0_1_and_goes_back_to_the_same_bytes() -> None:
+    dev = load(DataConfig(), "dev")
+    images, labels = dev.batch(np.arange(8))
+    assert images.dtype == torch.float32
+    assert images.is_contiguous()
+    assert labels.dtype == torch.int64
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert (to_uint8(images).numpy() == dev.pixels(np.arange(8))).all()
+    every = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(-1, -1, -1, 3)
+    assert (to_uint8(to_float(every)) == every).all()
+
+
+def test_the_fingerprint_tells_sets_apart() -> None:
+    dev = load(DataConfig(), "dev")
+    assert dev.fingerprint == load(DataConfig(), "dev").fingerprint
+    assert dev.fingerprint != load(DataConfig(), "test").fingerprint
+    assert dev.fingerprint != dev.select(np.arange(len(dev))[::-1]).fingerprint
+
+
+def test_getting_needs_a_name_that_is_known_and_free_to_download(tmp_path: Path) -> None:
+    assert get("digits", tmp_path) == tmp_path
+    with pytest.raises(DataError, match="did you mean 'cifar10'"):
+        get("cifar", tmp_path)
+    with pytest.raises(DataError, match="accept its terms"):
+        get("imagenet", tmp_path)
+    (tmp_path / "cifar10").write_text("a file where the folder should be")
+    with pytest.raises(DataError, match="cannot write to"):
+        get("cifar10", tmp_path)
+
+
+def test_loading_needs_neither_ray_nor_mlflow_and_imports_scikit_learn_only_for_digits() -> None:
+    code = (
+        "import sys; from maep.data import datasets, get, lists, augmentation; "
+        "print(sorted({'ray', 'mlflow', 'pydantic', 'sklearn', 'torchvision', 'timm'} & set(sys.modules)))"
+    )
+    done = run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
