@@ -220,9 +220,10 @@ def _wait_until_ready(url: str, sha256: str, deadline: float, wait_ready_s: floa
 
 def _stop(owns_ray: bool) -> None:
     import ray
-    from ray import serve
 
     try:
+        from ray import serve
+
         serve.shutdown()
     finally:
         if owns_ray:
