@@ -7,6 +7,8 @@ on int64 tensors of any device, whose arithmetic wraps around as uint64's does.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -31,9 +33,13 @@ def uniform(keys: Tensor, count: int) -> Tensor:
     return _shift_right(bits, 40).to(torch.float32) * 2.0**-24  # the 24 highest bits fill a float32's mantissa
 
 
-def integers(keys: Tensor, count: int, below: int) -> Tensor:
-    """int64 [B, count] in [0, below)."""
-    return (uniform(keys, count) * below).long().clamp_(max=below - 1)
+def normal(keys: Tensor, count: int) -> Tensor:
+    """float32 [B, count], standard normal, by Box and Muller (1958)."""
+    half = -(-count // 2)
+    draws = uniform(keys, 2 * half)
+    radius = (-2 * torch.log1p(-draws[:, :half])).sqrt()
+    angle = 2 * math.pi * draws[:, half:]
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
 
 
 def _finalise(state: Tensor) -> Tensor:

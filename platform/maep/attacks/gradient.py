@@ -106,9 +106,7 @@ def _fgsm(state: _State, config: AttackConfig, keys: Tensor) -> Iterator[None]:
     _, slope = state.evaluate(state.images)
     current = state.project(state.images + config.eps * slope.sign(), config.eps)
     stay = state.drop_broken()
-    yield
-    state.best_loss.fill_(-torch.inf)  # FGSM is its one step, also where that lowers the loss
-    state.evaluate(current[stay], gradient=False)
+    state.best[state.active] = current[stay]  # its one step, also where that lowers the loss
     yield
 
 

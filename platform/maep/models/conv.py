@@ -58,5 +58,5 @@ class ConvPurifier(nn.Module):
                 features = self.downs[level](features)
         for up, blocks in zip(self.ups, self.decoder, strict=True):
             features = blocks(up(features) + skips.pop())
-        purified: Tensor = (images + self.output(features)).clamp(0, 1)
+        purified: Tensor = images + self.output(features)
         return purified

@@ -68,6 +68,10 @@ class Purifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """One pass, or the mean of `num_masks` passes with masks of their own."""
+        return self.unclamped(images).clamp(0, 1)
+
+    def unclamped(self, images: Tensor) -> Tensor:
+        """The output before it is cut to [0, 1]: training needs the gradient of what lies outside."""
         if self.config.num_masks == 1:
             return self._once(images)
         passes = [self._once(images) for _ in range(self.config.num_masks)]
@@ -77,11 +81,11 @@ class Purifier(nn.Module):
         encoded = self.mae.encode(images, self.config.mask_ratio)
         features = self.mae.decode(encoded)
         if self.change is None:
-            return self._pixels(features, encoded.grid).clamp(0, 1)
+            return self._pixels(features, encoded.grid)
         if self.randomised:  # what was hidden must not leak around the autoencoder
             hidden = fold(encoded.mask[..., None].repeat(1, 1, self.stride**2), encoded.grid, self.stride)
             images = torch.lerp(images, self._pixels(features, encoded.grid), hidden)
-        purified: Tensor = (images + self.change(images, features, encoded.grid)).clamp(0, 1)
+        purified: Tensor = images + self.change(images, features, encoded.grid)
         return purified
 
     def _pixels(self, features: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -1,0 +1,184 @@
+"""What a training run is made of: data, model, objective, optimisation. One class a phase."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from maep.data.datasets import DataConfig
+from maep.models.conv import ConvConfig
+from maep.models.mae import MaeConfig
+from maep.models.purifier import PurifierConfig
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long, how fast and how often saved. Lengths are in images seen."""
+
+    samples: int = 100_000
+    batch_size: int = 128
+    """Images of one step, over all workers together."""
+    lr: float = 1e-3
+    """Peak learning rate, as it is (no rule by batch size)."""
+    warmup: float = 0.05
+    """Share of the run over which the learning rate rises; then it falls as a half cosine."""
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float | None = 1.0
+    """Largest norm of the gradient; null: not clipped."""
+    seed: int = 0
+    augment: bool = True
+    checkpoint_every: int = 20_000
+    keep_checkpoints: int = 2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuses runs without a step."""
+        if self.batch_size < 1 or self.samples < self.batch_size:
+            raise ValueError(f"samples: {self.samples} must be at least one batch of {self.batch_size}")
+        if self.lr <= 0 or not 0 <= self.warmup < 1:
+            raise ValueError("lr must be above 0 and warmup in [0, 1)")
+        if self.checkpoint_every < 1 or self.keep_checkpoints < 1:
+            raise ValueError("checkpoint_every and keep_checkpoints must be at least 1")
+
+    @property
+    def num_steps(self) -> int:
+        """Whole batches in the run."""
+        return self.samples // self.batch_size
+
+
+@dataclass(frozen=True)
+class WorkersConfig:
+    """Where the loop runs: `num_workers` 0 is this process; 1 and more are Ray Train workers."""
+
+    num_workers: int = 0
+    cpus_per_worker: float = 1.0
+    use_gpu: bool = False
+    max_failures: int = 3
+    """How often Ray may start a group of workers anew, each time from the newest checkpoint."""
+    start_timeout_s: float = 300.0
+    """How long the cluster may take to place the workers before the run is given up."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """MAE pretraining: mean squared error on the hidden patches."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: MaeConfig = field(default_factory=MaeConfig)
+    mask_ratio: float = 0.75
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+
+    def __post_init__(self) -> None:
+        """Refuses a ratio that hides nothing or everything."""
+        num_patches = self.model.grid[0] * self.model.grid[1]
+        if not 0 < self.mask_ratio < 1 or int(num_patches * (1 - self.mask_ratio)) in (0, num_patches):
+            raise ValueError(
+                f"mask_ratio: {self.mask_ratio} hides none or all of the {num_patches} patches: choose one in between"
+            )
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """One kind of attacked image in a training batch, made on the fly."""
+
+    name: Literal["none", "fgsm", "pgd", "apgd-ce"] = "pgd"
+    share: float = 1.0
+    steps: tuple[int, int] = (3, 5)
+    """Least and most steps; drawn anew each training step."""
+
+
+@dataclass(frozen=True)
+class AttackMixConfig:
+    """The attacked images of a training batch: shares of kinds, and the budget drawn for each training step."""
+
+    mode: Literal["oblivious", "adaptive"] = "oblivious"
+    """Whether the attack goes through the bare classifier, or through purifier and classifier."""
+    mixture: tuple[MixtureConfig, ...] = (
+        MixtureConfig("fgsm", 0.4),
+        MixtureConfig("pgd", 0.4),
+        MixtureConfig("none", 0.2),
+    )
+    eps: float = 8 / 255
+    eps_range: tuple[float, float] | None = (2 / 255, 16 / 255)
+    """Half of the steps draw their budget evenly from here instead of taking `eps`; null: none do."""
+
+    def __post_init__(self) -> None:
+        """Refuses shares that are not a whole."""
+        total = sum(kind.share for kind in self.mixture)
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"mixture: the shares must add up to 1, not {total:g}")
+
+
+@dataclass(frozen=True)
+class TermConfig:
+    """Weight of one term of the loss, and how it changes: points (share of the run, factor), linear in between."""
+
+    weight: float = 0.0
+    schedule: tuple[tuple[float, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses schedules that do not go forward."""
+        shares = [share for share, _ in self.schedule]
+        if self.weight < 0 or shares != sorted(shares) or any(not 0 <= share <= 1 for share in shares):
+            raise ValueError(
+                "weight must not be negative; schedule is points (share, factor) of rising share in [0, 1]"
+            )
+
+    def at(self, progress: float) -> float:
+        """The weight at share `progress` of the run."""
+        if not self.schedule:
+            return self.weight
+        before = [point for point in self.schedule if point[0] <= progress]
+        after = [point for point in self.schedule if point[0] > progress]
+        if not before or not after:
+            return self.weight * (before[-1] if before else after[0])[1]
+        (start, low), (end, high) = before[-1], after[0]
+        return self.weight * (low + (high - low) * (progress - start) / (end - start))
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Terms of the purification loss. Pixels are compared in [0, 1]; all terms are means over the batch."""
+
+    pixel: TermConfig = field(default_factory=lambda: TermConfig(3.0))
+    pixel_norm: Literal["l1", "l2"] = "l1"
+    masked: TermConfig = field(default_factory=TermConfig)
+    """MAE's own loss: clean pixels of the hidden patches, from the visible patches of the attacked image."""
+    masked_ratio: float = 0.5
+    feature: TermConfig = field(default_factory=TermConfig)
+    """Mean squared distance of the classifier's last features, purified against clean."""
+    kl: TermConfig = field(default_factory=lambda: TermConfig(0.5))
+    """KL divergence from the classifier's answer on the clean image to its answer on the purified one."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Purification: attacked image in, clean image out."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: PurifierConfig | ConvConfig = field(default_factory=PurifierConfig)
+    init: str | None = None
+    """Artifact of the pretrained autoencoder to start from; null: random weights."""
+    classifiers: tuple[str, ...] = ()
+    """Classifiers to attack, as specs (maep.models.classifiers). The first one also teaches (feature, kl)."""
+    classifier_shares: tuple[float, ...] = ()
+    """How often each is attacked; empty: equally."""
+    attacks: AttackMixConfig = field(default_factory=AttackMixConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    noise: float = 16 / 255
+    """Largest standard deviation of the Gaussian noise on the attacked image; each image draws its own below it."""
+    noise_share: float = 0.7
+    """Share of the images that get noise."""
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+
+    def __post_init__(self) -> None:
+        """Refuses an objective without a classifier to attack."""
+        if not self.classifiers:
+            raise ValueError("classifiers: name at least one, for example [cifar10_resnet20]")
+        if self.classifier_shares and len(self.classifier_shares) != len(self.classifiers):
+            raise ValueError("classifier_shares: give one for each of classifiers, or none")
+        if self.loss.masked.weight > 0 and self.model.name != "purifier":
+            raise ValueError("loss.masked: only model.name purifier has an autoencoder to mask")

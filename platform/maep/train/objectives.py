@@ -1,0 +1,184 @@
+"""What a training step minimises: MAE pretraining, and purification of images attacked on the fly.
+
+An objective is a module that holds the trainable `model` and maps a Batch to a scalar loss and its parts.
+All random draws follow from the batch's keys, so a step is a pure function of weights and position in the run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maep import seeding
+from maep.attacks.config import AttackConfig
+from maep.attacks.gradient import attack
+from maep.errors import ConfigError
+from maep.models.conv import ConvPurifier
+from maep.models.features import logits_and_features
+from maep.models.mae import MaskedAutoencoder
+from maep.models.purifier import Purifier, defend
+from maep.train.config import FinetuneConfig, MixtureConfig
+
+_MASK, _START, _NOISE, _NOISE_SIZE, _EPS, _STEPS, _CLASSIFIER = range(1, 8)  # keep draws for one purpose from another
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's part of a step."""
+
+    images: Tensor
+    """float [B, 3, H, W] in [0, 1], clean, augmented."""
+    labels: Tensor
+    """int64 [B]."""
+    keys: Tensor
+    """int64 [B]: a number for each image and epoch, from which its draws follow."""
+    step_key: int
+    """A number for the whole step, the same on every worker."""
+    progress: float
+    """Share of the run that is done, in [0, 1]."""
+
+
+class Losses(NamedTuple):
+    """The loss and what it is made of (detached scalars, for people)."""
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+
+
+class Pretraining(nn.Module):
+    """Mean squared error on the hidden patches (He et al. 2022, section 3), on plain pixels."""
+
+    def __init__(self, model: MaskedAutoencoder, mask_ratio: float) -> None:
+        super().__init__()
+        self.model = model
+        self.mask_ratio = mask_ratio
+
+    def forward(self, batch: Batch) -> Losses:
+        """The loss of one batch."""
+        output = self.model(batch.images, self.mask_ratio, _mask_noise(self.model, batch))
+        return Losses(output.loss, {"masked": output.loss.detach()})
+
+
+class Purification(nn.Module):
+    """Attacked image in, clean image out; the terms and weights of LossConfig."""
+
+    def __init__(self, model: Purifier | ConvPurifier, classifiers: list[nn.Module], config: FinetuneConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.classifiers = nn.ModuleList(classifiers)
+        self.config = config
+        shares = config.classifier_shares or (1.0,) * len(classifiers)
+        self.thresholds = [sum(shares[: i + 1]) / sum(shares) for i in range(len(shares))]
+
+    def train(self, mode: bool = True) -> Purification:
+        """Only the purifier trains; the classifiers stay frozen in eval mode."""
+        self.model.train(mode)
+        return self
+
+    def forward(self, batch: Batch) -> Losses:
+        """The loss of one batch, attacks included."""
+        attacked = self._noisy(self._attacked(batch), batch)
+        purified = self.model.unclamped(attacked)
+        loss, terms = self.config.loss, {}
+        if loss.pixel.weight:
+            difference = purified - batch.images
+            terms["pixel"] = difference.abs().mean() if loss.pixel_norm == "l1" else difference.square().mean()
+        if loss.masked.weight:
+            assert isinstance(self.model, Purifier)
+            noise = _mask_noise(self.model.mae, batch)
+            terms["masked"] = self.model.mae(attacked, loss.masked_ratio, noise, target=batch.images).loss
+        if loss.feature.weight or loss.kl.weight:
+            terms |= self._teacher_terms(batch.images, purified.clamp(0, 1))
+        weights = {name: getattr(loss, name).at(batch.progress) for name in terms}
+        total = sum((weights[name] * term for name, term in terms.items()), torch.zeros((), device=purified.device))
+        return Losses(total, {name: term.detach() for name, term in terms.items()})
+
+    def _teacher_terms(self, clean: Tensor, purified: Tensor) -> dict[str, Tensor]:
+        teacher = self.classifiers[0]
+        with torch.no_grad():
+            wanted, wanted_features = logits_and_features(teacher, clean)
+        logits, features = logits_and_features(teacher, purified)
+        terms = {}
+        if self.config.loss.kl.weight:
+            terms["kl"] = F.kl_div(logits.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True)
+        if self.config.loss.feature.weight:
+            terms["feature"] = F.mse_loss(features, wanted_features)
+        return terms
+
+    def _attacked(self, batch: Batch) -> Tensor:
+        """The batch with each kind of the mixture on its share of the images."""
+        classifier = self.classifiers[_pick(self.thresholds, _draw(batch, _CLASSIFIER))]
+        adaptive = self.config.attacks.mode == "adaptive"
+        target = defend(classifier, self.model) if adaptive else classifier
+        keys = seeding.mix(batch.keys, _START)
+        attacked = batch.images.clone()
+        start = 0
+        for kind, size in _sizes(self.config.attacks.mixture, len(attacked)):
+            part = slice(start, start + size)
+            start += size
+            if kind.name != "none" and size:
+                recipe = self._recipe(kind, batch)
+                attacked[part] = attack(target, batch.images[part], batch.labels[part], recipe, keys[part])
+        self.model.train(self.training)
+        return attacked
+
+    def _recipe(self, kind: MixtureConfig, batch: Batch) -> AttackConfig:
+        assert kind.name != "none"
+        attacks = self.config.attacks
+        eps, place = attacks.eps, 2 * _draw(batch, _EPS)
+        if attacks.eps_range is not None and place < 1:
+            low, high = attacks.eps_range
+            eps = low + (high - low) * place
+        fewest, most = kind.steps
+        steps = min(most, fewest + int(_draw(batch, _STEPS) * (most - fewest + 1)))
+        return AttackConfig(kind.name, eps, steps)
+
+    def _noisy(self, images: Tensor, batch: Batch) -> Tensor:
+        """`images` with Gaussian noise of a size of its own on each of a share of them."""
+        if not self.config.noise:
+            return images
+        draws = seeding.uniform(seeding.mix(batch.keys, _NOISE_SIZE), 2)
+        sizes = self.config.noise * draws[:, 0] * (draws[:, 1] < self.config.noise_share)
+        noise = seeding.normal(seeding.mix(batch.keys, _NOISE), images[0].numel()).view_as(images)
+        return (images + sizes.view(-1, 1, 1, 1) * noise).clamp(0, 1)
+
+
+def check_classifier(classifier: nn.Module, images: Tensor, labels: Tensor, name: str) -> None:
+    """Refuses a classifier that does not fit the data, before the first step.
+
+    Raises ConfigError where its answers are not logits [B, classes], or a label has no class.
+    """
+    with torch.no_grad():
+        logits = classifier(images)
+    if logits.ndim != 2 or len(logits) != len(images):
+        raise ConfigError(f"classifier {name!r} answers with shape {list(logits.shape)}, not [images, classes]")
+    if int(labels.max()) >= logits.shape[1]:
+        raise ConfigError(
+            f"classifier {name!r} has {logits.shape[1]} classes, but the data has label {int(labels.max())}"
+        )
+
+
+def _mask_noise(mae: MaskedAutoencoder, batch: Batch) -> Tensor:
+    height, width = batch.images.shape[2:]
+    num_patches = (height // mae.config.patch_size) * (width // mae.config.patch_size)
+    return seeding.uniform(seeding.mix(batch.keys, _MASK), num_patches)
+
+
+def _draw(batch: Batch, purpose: int) -> float:
+    """One number in [0, 1) for the whole step."""
+    return float(seeding.uniform(seeding.mix(batch.step_key, purpose)[None], 1))
+
+
+def _pick(thresholds: list[float], place: float) -> int:
+    return next((i for i, threshold in enumerate(thresholds) if place < threshold), len(thresholds) - 1)
+
+
+def _sizes(mixture: tuple[MixtureConfig, ...], count: int) -> list[tuple[MixtureConfig, int]]:
+    """How many of `count` images each kind gets; the last one takes what rounding leaves."""
+    sizes = [int(kind.share * count) for kind in mixture]
+    sizes[-1] += count - sum(sizes)
+    return list(zip(mixture, sizes, strict=True))

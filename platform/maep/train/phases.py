@@ -1,0 +1,111 @@
+"""The two phases as tasks for the loop: from configuration, data and classifiers to an objective."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from maep import artifact, config
+from maep.artifact import Artifact
+from maep.data.datasets import data_root, load
+from maep.data.image_set import ImageSet
+from maep.errors import ArtifactError, ConfigError
+from maep.models.build import build_model, load_weights
+from maep.models.classifiers import load_classifier
+from maep.models.conv import ConvPurifier
+from maep.models.mae import MaskedAutoencoder
+from maep.models.purifier import Purifier
+from maep.train.config import FinetuneConfig, PretrainConfig
+from maep.train.loop import Task
+from maep.train.objectives import Pretraining, Purification, check_classifier
+
+# Settings of where and how often, not of what: they change no weight, so a run may go on under others.
+_ELSEWHERE = {
+    "": ("model", "workers", "init"),
+    "loop": ("device", "checkpoint_every", "keep_checkpoints"),
+    "data": ("root",),
+}
+
+
+def pretraining(settings: PretrainConfig) -> Task:
+    """MAE pretraining as a task; its artifact is of kind `mae`."""
+    images = load(settings.data, "train")
+    _check_size(images, settings.model.image_size)
+    model = _build(config.to_dict(settings.model), settings.loop.seed)
+    assert isinstance(model, MaskedAutoencoder)
+    stored = _stored(settings, images)
+    card = _card("Masked autoencoder", f"pretrained on {settings.data.name}, mask ratio {settings.mask_ratio}")
+    return Task("mae", Pretraining(model, settings.mask_ratio), images, settings.loop, stored, card)
+
+
+def purification(settings: FinetuneConfig) -> Task:
+    """Fine-tuning as a purifier as a task; its artifact is of kind `purifier`."""
+    images = load(settings.data, "train")
+    model_config = settings.model
+    _check_size(images, model_config.mae.image_size if model_config.name == "purifier" else model_config.image_size)
+    model = _build(config.to_dict(model_config), settings.loop.seed)
+    assert isinstance(model, Purifier | ConvPurifier)
+    stored = _stored(settings, images)
+    stored["train"]["init_sha256"] = None
+    if settings.init is not None:
+        start = artifact.read(settings.init)
+        stored["train"]["init_sha256"] = start.sha256
+        _start_from(model, start)
+    classifiers: list[nn.Module] = []
+    for spec in settings.classifiers:
+        classifier = load_classifier(spec, data_root(settings.data))
+        check_classifier(classifier, images.batch([0, 1])[0], torch.from_numpy(images.labels), spec)
+        classifiers.append(classifier)
+    stored["train"]["classifiers"] = [classifier.name for classifier in classifiers]
+    attacked = ", ".join(stored["train"]["classifiers"])
+    card = _card(
+        "Masked-autoencoder purifier" if model_config.name == "purifier" else "U-Net purifier",
+        f"fine-tuned on {settings.data.name} with {settings.attacks.mode} attacks on {attacked}",
+    )
+    return Task("purifier", Purification(model, classifiers, settings), images, settings.loop, stored, card)
+
+
+def _build(values: dict[str, Any], seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model(values)
+
+
+def _start_from(model: Purifier | ConvPurifier, start: Artifact) -> None:
+    if not isinstance(model, Purifier):
+        raise ConfigError("init: only model.name purifier starts from an autoencoder")
+    if start.kind != "mae":
+        raise ArtifactError(f"init: {start.folder} holds a {start.kind}, not the autoencoder that maep pretrain writes")
+    theirs, mine = start.config["model"], config.to_dict(model.config.mae)
+    for key, value in mine.items():
+        if theirs.get(key) != value:
+            raise ConfigError(
+                f"model.mae.{key}: {value!r}, but the autoencoder at {start.folder} has {theirs.get(key)!r}"
+            )
+    load_weights(model.mae, start)
+
+
+def _check_size(images: ImageSet, size: tuple[int, int]) -> None:
+    if images.image_shape != size:
+        have = "x".join(map(str, images.image_shape))
+        raise ConfigError(f"model image_size: {'x'.join(map(str, size))}, but {images.name} has {have} images")
+
+
+def _stored(settings: PretrainConfig | FinetuneConfig, images: ImageSet) -> dict[str, Any]:
+    """What an artifact says of its training: all that decides the weights, nothing of where or when it ran."""
+    values = config.to_dict(settings)
+    model = values["model"]
+    for section, keys in _ELSEWHERE.items():
+        part = values[section] if section else values
+        for key in keys:
+            part.pop(key, None)
+    return {"model": model, "train": values, "data": {"name": images.name, "fingerprint": images.fingerprint}}
+
+
+def _card(title: str, what: str) -> str:
+    return (
+        f"# {title}\n\nMade by maep: {what}. Images are RGB in [0, 1]. `config.json` holds every setting,"
+        " `MANIFEST.json` the digests.\n"
+    )
