@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from maep import artifact
+from maep.errors import ArtifactError, ConfigError, UnavailableError
+from maep.tracking import client as mlflow_client
+from maep.tracking import resolve as resolving
+from maep.tracking.checkpoints import checkpoints
+from maep.tracking.resolve import resolve
+from maep.tracking.runs import TrackingConfig, open_run
+
+Make = Callable[..., artifact.Artifact]
+
+
+def test_a_local_folder_is_read_where_it_lies(make_artifact: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_artifact(1)
+    monkeypatch.chdir(made.folder.parent)
+    for uri in (str(made.folder), made.folder.name, f"./{made.folder.name}", made.folder.as_uri()):
+        found = resolve(uri)
+        assert found.sha256 == made.sha256
+        assert found.folder.resolve() == made.folder.resolve()
+
+
+def test_a_run_gives_its_last_checkpoint_and_any_folder_by_name(tracking: TrackingConfig, make_artifact: Make) -> None:
+    early, late = make_artifact(1, "early"), make_artifact(2, "late")
+    with open_run(tracking, "a", "k", {}) as run:
+        run.log_checkpoint(early, 9000)
+        run.log_checkpoint(late, 10000)
+    assert resolve(f"runs:/{run.run_id}", tracking).sha256 == late.sha256
+    assert resolve(f"runs:/{run.run_id}/checkpoints/9000", tracking).sha256 == early.sha256
+    with pytest.raises(ArtifactError, match=r"MANIFEST\.json"):
+        resolve(f"runs:/{run.run_id}/checkpoints/9", tracking)
+
+
+@pytest.mark.parametrize("form", ["runs:/{}", "runs:/{}/checkpoints/10"])
+def test_a_checkpoint_replaced_by_another_is_refused(tracking: TrackingConfig, make_artifact: Make, form: str) -> None:
+    with open_run(tracking, "a", "k", {}) as run:
+        run.log_checkpoint(make_artifact(1), 10)
+    (recorded,) = checkpoints(mlflow_client.connect(tracking).get_run(run.run_id).data.tags)
+    artifact.upload(make_artifact(2), recorded.uri)  # a valid artifact, but not what the run recorded
+    with pytest.raises(ArtifactError, match="recorded was"):
+        resolve(form.format(run.run_id), tracking)
+
+
+def test_a_truncated_checkpoint_is_refused(tracking: TrackingConfig, make_artifact: Make) -> None:
+    with open_run(tracking, "a", "k", {}) as run:
+        run.log_checkpoint(make_artifact(1), 10)
+    (recorded,) = checkpoints(mlflow_client.connect(tracking).get_run(run.run_id).data.tags)
+    weights = Path(recorded.uri) / artifact.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(ArtifactError, match="truncated"):
+        resolve(f"runs:/{run.run_id}", tracking)
+
+
+def test_runs_that_have_nothing_or_are_not_there(tracking: TrackingConfig) -> None:
+    with open_run(tracking, "a", "k", {}) as run:
+        pass
+    with pytest.raises(ArtifactError, match="recorded no checkpoint"):
+        resolve(f"runs:/{run.run_id}", tracking)
+    with pytest.raises(ArtifactError, match="has no run"):
+        resolve("runs:/0123456789abcdef0123456789abcdef", tracking)
+
+
+def test_looking_up_makes_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnavailableError, match=r"no tracking store .*--tracking.uri"):
+        resolve("models:/purifier@champion")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("no/such/folder", "does not exist: write a folder, bundled:NAME"),
+        ("gs://bucket/key", "names no purifier: write a folder"),
+        ("https://me:secret@host/x", "'https://host/x' names no purifier"),
+        ("model:/purifier/1", "names no purifier"),
+        ("models:/purifier", "models:/purifier@champion"),
+        ("bundled:nothing-of-this-name", "does not ship with maep"),
+    ],
+)
+def test_what_names_nothing_is_one_line(uri: str, message: str) -> None:
+    with pytest.raises((ArtifactError, ConfigError)) as caught:
+        resolve(uri)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bundled_purifiers_by_name(make_artifact: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_artifact(1, "package/bundled/cifar10")
+    monkeypatch.setattr(resolving.resources, "files", lambda package: tmp_path / "package")
+    assert resolve("bundled:cifar10").sha256 == made.sha256
+    with pytest.raises(ArtifactError, match="did you mean 'cifar10'"):
+        resolve("bundled:cifar100")
+
+
+def test_bundled_purifiers_of_a_zipped_package(
+    make_artifact: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_artifact(1, state=True)
+    with zipfile.ZipFile(tmp_path / "package.zip", "w") as package:
+        for name in [*made.files, artifact.MANIFEST]:
+            package.write(made.folder / name, f"bundled/cifar10/{name}")
+    with zipfile.ZipFile(tmp_path / "package.zip") as package:
+        monkeypatch.setattr(resolving.resources, "files", lambda _: zipfile.Path(package))
+        for _ in range(2):  # unpacked into the cache, then found there
+            found = resolve("bundled:cifar10")
+            assert found.sha256 == made.sha256
+            assert found.folder.is_relative_to(resolving.cache_folder())
+
+
+def test_a_spoilt_cache_is_filled_again(make_artifact: Make) -> None:
+    made = make_artifact(1)
+    fetched: list[Path] = []
+
+    def fetch(folder: Path) -> None:
+        fetched.append(folder)
+        artifact.download(str(made.folder), folder)
+
+    kept = resolving._cached(made.sha256, "x", fetch)
+    assert resolving._cached(made.sha256, "x", fetch) == kept
+    assert len(fetched) == 1
+    (kept.folder / artifact.CARD).write_text("spoilt")
+    assert resolving._cached(made.sha256, "x", fetch).sha256 == made.sha256
+    assert len(fetched) == 2
+    assert sorted(entry.name for entry in resolving.cache_folder().iterdir()) == [made.sha256]
+
+
+def test_what_is_fetched_must_be_what_was_recorded(make_artifact: Make) -> None:
+    made, recorded = make_artifact(1, "one"), make_artifact(2, "two")
+    with pytest.raises(ArtifactError, match="recorded was"):
+        resolving._cached(recorded.sha256, "x", lambda folder: artifact.download(str(made.folder), folder))
+    assert list(resolving.cache_folder().iterdir()) == []

