@@ -7,6 +7,7 @@ It needs nothing but PyYAML, because `python -m maep.train` runs where there is 
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read configuration {str(path)!r}: {error}") from None
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
@@ -50,6 +51,17 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: the top level must be a mapping, not {type(values).__name__}")
     return values
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Plain YAML, but a key written twice is a mistake: by itself the second silently wins."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -154,10 +166,11 @@ def _union(options: tuple[Any, ...], value: Any, path: str) -> Any:
     options = tuple(option for option in options if option is not types.NoneType)
     if len(options) == 1:
         return _value(options[0], value, path)
-    by_name: dict[str, type] = {option.name: option for option in options if dataclasses.is_dataclass(option)}
+    sections = [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
+    by_name = {str(option.__dataclass_fields__["name"].default): option for option in sections}
     if by_name and isinstance(value, Mapping):  # sections that say which they are by their key `name`
         name = value.get("name", next(iter(by_name)))
-        if name not in by_name:
+        if not isinstance(name, str) or name not in by_name:
             raise ConfigError(f"{path}.name: {name!r} is not known: {nearest(str(name), by_name)}")
         return _section(by_name[name], value, path)
     for option in options:
@@ -183,7 +196,7 @@ def _scalar(kind: Any, value: Any, path: str) -> Any:
         return value
     if kind is float and not isinstance(value, bool):
         number = _number(value)
-        if number is not None:
+        if number is not None and math.isfinite(number):
             return number
     if kind is Path and isinstance(value, str):
         return Path(value)

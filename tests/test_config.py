@@ -1,0 +1,221 @@
+"""Typed configuration: what is filled, what is refused, and in which words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from maep import config
+from maep.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Big:
+    name: Literal["big"] = "big"
+    width: int = 64
+
+
+@dataclass(frozen=True)
+class Small:
+    name: Literal["small"] = "small"
+    depth: int = 2
+
+
+@dataclass(frozen=True)
+class Attack:
+    name: Literal["fgsm", "pgd"] = "pgd"
+    eps: float = 8 / 255
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps: {self.steps} is too few: at least 1")
+
+
+@dataclass(frozen=True)
+class Job:
+    seed: int
+    title: str = "none"
+    folder: Path = Path("outputs")
+    rate: float = 1e-3
+    fast: bool = False
+    note: str | None = None
+    size: tuple[int, int] = (32, 32)
+    eps: tuple[float, ...] = (2 / 255,)
+    names: list[str] = field(default_factory=list)
+    weights: dict[str, float] = field(default_factory=dict)
+    model: Big | Small = field(default_factory=Big)
+    attack: Attack = field(default_factory=Attack)
+    attacks: tuple[Attack, ...] = ()
+
+
+def job(*overrides: str, **values: Any) -> Job:
+    return config.build(Job, config.apply_overrides({"seed": 1, **values}, overrides))
+
+
+def test_defaults_stand() -> None:
+    assert job() == Job(seed=1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sead": 1}, "unknown key 'sead': did you mean 'seed'?"),
+        ({"attack": {"step": 3}}, "unknown key 'attack.step': did you mean 'steps'?"),
+        ({"model": {"name": "small", "width": 3}}, "unknown key 'model.width': "),
+        ({"attacks": [{}, {"epsilon": 1}]}, "unknown key 'attacks[1].epsilon': did you mean 'eps'?"),
+        ({"attack": {"name": "fgms"}}, "attack.name: 'fgms' is not known: did you mean 'fgsm'?"),
+        ({"attack": {"name": "xyz"}}, "attack.name: 'xyz' is not known: choose one of fgsm, pgd"),
+        ({"model": {"name": "bigg"}}, "model.name: 'bigg' is not known: did you mean 'big'?"),
+        ({"model": {"name": ["big"]}}, "model.name: ['big'] is not known"),
+        ({"seed": "one"}, "seed: expected int, got 'one'"),
+        ({"seed": 1.5}, "seed: expected int, got 1.5"),
+        ({"seed": True}, "seed: expected int, got True"),
+        ({"seed": None}, "seed: expected int, got None"),
+        ({"fast": 1}, "fast: expected bool, got 1"),
+        ({"fast": "yes please"}, "fast: expected bool, got 'yes please'"),
+        ({"rate": "quick"}, "rate: expected float, got 'quick'"),
+        ({"rate": True}, "rate: expected float, got True"),
+        ({"rate": "8/0"}, "rate: expected float, got '8/0'"),
+        ({"title": ["a"]}, "title: expected str, got ['a']"),
+        ({"size": [1, 2, 3]}, "size: expected 2 values, got 3"),
+        ({"size": [1, "b"]}, "size[1]: expected int, got 'b'"),
+        ({"weights": {"pixel": "much"}}, "weights.pixel: expected float, got 'much'"),
+        ({"weights": 3}, "weights: expected a mapping, got 3"),
+        ({"attack": 3}, "attack: expected a section of keys, got 3"),
+        ({"attack": {"steps": 0}}, "attack: steps: 0 is too few: at least 1"),
+        ({"model": 3}, "model: 3 fits none of Big, Small"),
+    ],
+)
+def test_refusals_name_the_place_and_the_cure(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        job(**values)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", ["nan", ".nan", ".inf", "-inf", "1e400"])
+def test_numbers_are_finite(number: str) -> None:
+    """A learning rate of NaN trains to the end and is worth nothing."""
+    with pytest.raises(ConfigError, match="rate: "):
+        job("--rate", number)
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(ConfigError, match="missing key 'seed'"):
+        config.build(Job, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("8/255", 8 / 255), ("1e-4", 1e-4), ("3", 3.0), ("0.5", 0.5), ("-1.5", -1.5), (" 4 / 255 ", 4 / 255)],
+)
+def test_floats_are_written_as_budgets_are(text: str, number: float) -> None:
+    assert job("--rate", text).rate == number
+    assert job("--attack.eps", text).attack.eps == number
+
+
+def test_a_union_is_told_apart_by_its_name() -> None:
+    assert job(model={"name": "small", "depth": 5}).model == Small(depth=5)
+    assert job(model={"width": 5}).model == Big(width=5)
+    assert job("--model.name", "small", "--model.depth", "7").model == Small(depth=7)
+
+
+def test_one_value_stands_for_every_place() -> None:
+    assert job(size=16).size == (16, 16)
+    assert job(eps="4/255").eps == (4 / 255,)
+    assert job("--eps", "[2/255, 8/255]").eps == (2 / 255, 8 / 255)
+
+
+def test_none_is_taken_where_it_is_allowed() -> None:
+    assert job("--note", "null").note is None
+    assert job("--note", "12").note == "12"
+
+
+def test_overrides_nest_and_leave_the_rest() -> None:
+    before = {"seed": 1, "attack": {"steps": 3, "eps": "4/255"}}
+    after = config.apply_overrides(
+        before, ["--attack.steps", "9", "--names=[a, b]", "--title=x=y", "--weights.pixel", "2"]
+    )
+    assert after["attack"] == {"steps": 9, "eps": "4/255"}
+    assert after["title"] == "x=y"
+    assert config.build(Job, after).weights == {"pixel": 2.0}
+    assert before == {"seed": 1, "attack": {"steps": 3, "eps": "4/255"}}
+
+
+def test_an_override_may_be_negative_or_empty() -> None:
+    assert job("--seed", "-3").seed == -3
+    assert job("--note", "").note is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["stray"], "unexpected argument 'stray'"),
+        (["--"], "unexpected argument '--'"),
+        (["--seed"], "--seed needs a value"),
+        (["--names", "[a"], "--names: cannot read the value '[a'"),
+        (["--sede", "3"], "unknown key 'sede': did you mean 'seed'?"),
+        (["--.seed", "3"], "unknown key ''"),
+        (["--attack..eps", "3"], "unknown key 'attack.'"),
+    ],
+)
+def test_bad_overrides(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        job(*overrides)
+    assert message in str(caught.value)
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    whole = job(
+        "--model.name",
+        "small",
+        "--folder",
+        "a b/c",
+        "--eps",
+        "[1/255, 8/255]",
+        "--note",
+        "8/255",
+        attacks=[{"steps": 2}],
+    )
+    path = tmp_path / "job.yaml"
+    path.write_text(config.to_yaml(whole), encoding="utf-8")
+    assert config.load(Job, path) == whole
+    assert config.load(Job, path, ["--seed", "2"]).seed == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: [1\n", "not valid YAML"),
+        ("seed: 1\n\tattack: 2\n", "not valid YAML"),
+        ("- 1\n- 2\n", "the top level must be a mapping, not list"),
+        ("seed: 1\nseed: 2\n", "the key 'seed' is there twice"),
+        ("attack:\n  steps: 2\n  steps: 3\n", "'steps' is there twice"),
+        ("seed: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+        ("", "missing key 'seed'"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        config.load(Job, path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not message.startswith("not") or "job.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["absent.yaml", "."])
+def test_unreadable_files_are_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot read configuration"):
+        config.load(Job, tmp_path / name)
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "weights.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(ConfigError, match="cannot read configuration"):
+        config.load(Job, tmp_path / "weights.yaml")
