@@ -48,7 +48,11 @@ class ConvPurifier(nn.Module):
         self.output = residual_output(first)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float [B, 3, H, W] in [0, 1] -> purified, same shape and range."""
+        """float [B, 3, H, W] in [0, 1] -> purified, same shape and range."""
+        return self.unclamped(images).clamp(0, 1)
+
+    def unclamped(self, images: Tensor) -> Tensor:
+        """The output before it is cut to [0, 1]: training needs the gradient of what lies outside."""
         features = self.stem(images)
         skips = []
         for level, blocks in enumerate(self.encoder):
