@@ -5,6 +5,7 @@ The lists never change: evaluation results name them by sha256. A test compares 
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -76,9 +77,11 @@ def digits_part(split: Split) -> ImageList:
 def make_all(root: Path) -> list[ImageList]:
     """Every list, from the data under `root`. cifar10-dev comes first: it defines the splits of the others."""
 
+    @functools.cache
     def cifar(split: Split) -> ImageSet:
         return datasets.load(datasets.DataConfig("cifar10", str(root)), split)
 
+    @functools.cache
     def imagenet(split: Split) -> ImageSet:
         return datasets.load(datasets.DataConfig("imagenet", str(root)), split)
 
