@@ -30,7 +30,7 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log:
     while not ready():
         if process.poll() is not None or time.monotonic() > deadline:
             tail = log.read_text(errors="replace")[-2000:]
-            raise AssertionError(f"{process.args} is not ready (exit {process.poll()}):\n{tail}")
+            raise AssertionError(f"{process.args!r} is not ready (exit {process.poll()}):\n{tail}")
         time.sleep(0.2)
 
 

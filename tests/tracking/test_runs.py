@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +85,14 @@ def test_more_params_than_one_call_takes_and_values_over_the_limit(tracking: Tra
     found = entity(tracking, run.run_id).data.params
     assert len(found) == 251
     assert found["long"] == "x" * 6000
+
+
+def test_a_diverged_loss_and_an_odd_name_are_recorded(tracking: TrackingConfig) -> None:
+    with open_run(tracking, "a", "k", {}) as run:
+        run.log_metrics({"loss": math.nan, "grad|norm (max)": math.inf, "fine": 1.0}, 1)
+    assert math.isnan(history(tracking, run.run_id, "loss")[1])
+    assert history(tracking, run.run_id, "grad_norm _max_")[1] > 1e300
+    assert history(tracking, run.run_id, "fine") == {1: 1.0}
 
 
 def test_an_exception_marks_the_run_failed_and_an_interrupt_killed(tracking: TrackingConfig) -> None:
@@ -175,6 +186,27 @@ def test_a_dead_server_at_the_start_is_one_line_within_ten_seconds() -> None:
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("status", "cure"), [(401, "MLFLOW_TRACKING_USERNAME"), (403, "MLFLOW_TRACKING_USERNAME"), (404, "start it")]
+)
+def test_a_server_that_refuses_is_one_line(status: int, cure: str) -> None:
+    class Refuses(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refuses) as refusing:
+        threading.Thread(target=refusing.serve_forever, daemon=True).start()
+        with pytest.raises(UnavailableError) as caught:
+            open_run(TrackingConfig(uri=f"http://127.0.0.1:{refusing.server_port}"), "a", "k", {})
+        refusing.shutdown()
+    assert cure in str(caught.value)
+    assert str(status) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_store_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UnavailableError, match=r"cannot make the tracking store .*--tracking.enabled false"):
@@ -216,6 +248,18 @@ def test_the_command_that_opens_the_pages(tmp_path: Path, monkeypatch: pytest.Mo
     command = ui_command(TrackingConfig())
     assert command.endswith(f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/outputs/mlflow/mlflow.db")
     assert ui_command(TrackingConfig(uri="http://me:secret@host:5000")).endswith("-m webbrowser http://host:5000")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at http://me:p@ss@host:1/x failed", "at http://host:1/x failed"),
+        ("mssql://h/db?odbc_connect=x;PWD=abc;y=1", "mssql://h/db?odbc_connect=x;PWD=...;y=1"),
+        ("mail me@host or s3://bucket/a@b", "mail me@host or s3://bucket/a@b"),
+    ],
+)
+def test_secrets_are_taken_out_of_messages(text: str, shown: str) -> None:
+    assert mlflow_client.hide_secrets(text) == shown
 
 
 def test_flatten_keeps_mlflows_alphabet() -> None:

@@ -24,7 +24,7 @@ _HTTP = ("http://", "https://")
 _DATABASES = ("postgresql", "mysql", "mssql")
 _PROBE_SECONDS = 4.0
 # The outbox has its own retries and buffer, so MLflow's (7 with back-off, minutes each) would only hide an outage.
-_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
 _ALWAYS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_MODEL_CODE_EXECUTION": "false",
@@ -139,8 +139,14 @@ def translated(uri: str) -> Iterator[None]:
 
 
 def hide_secrets(text: str) -> str:
-    """`text` with the `user:password@` of every URI in it taken out."""
-    return re.sub(r"(?<=://)[^/\s@]+@", "", text)
+    """`text` with the `user:password@` of every URI in it taken out, and the value of a `password=` or `token=`."""
+    without = re.sub(r"(?<=://)[^/\s]+@", "", text)
+    return re.sub(r"(?i)\b(password|pwd|token|secret)=[^&;\s]+", r"\1=...", without)
+
+
+def clean_name(name: str) -> str:
+    """`name` in the alphabet and length MLflow takes for metrics and parameters."""
+    return re.sub(r"[^A-Za-z0-9_. :/-]", "_", name)[:250]
 
 
 def prepare_environment() -> None:

@@ -51,7 +51,8 @@ class MlflowRun:
     def log_metrics(self, values: Mapping[str, float], samples_seen: int) -> None:
         """Queues what the run does not have yet."""
         # A restart repeats the steps after its checkpoint: what the run has of them stays.
-        new = {key: value for key, value in values.items() if samples_seen > self._recorded.get(key, -1)}
+        named = {mlflow_client.clean_name(key): value for key, value in values.items()}
+        new = {key: value for key, value in named.items() if samples_seen > self._recorded.get(key, -1)}
         if new:
             self._outbox.add(new, samples_seen)
 

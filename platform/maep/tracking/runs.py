@@ -6,7 +6,6 @@ be uploaded is tried again with the next one and at the end. Only opening a run 
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -105,11 +104,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested `values` as dotted keys and text, each cut to MLflow's limits."""
     flat: dict[str, str] = {}
     for name, value in values.items():
-        key = f"{prefix}{re.sub(r'[^A-Za-z0-9_. :/-]', '_', str(name))}"
+        key = mlflow_client.clean_name(f"{prefix}{name}")
         if isinstance(value, Mapping) and value:
             flat |= flatten(value, f"{key}.")
         else:
-            flat[key[:250]] = str(value)[:_VALUE]
+            flat[key] = str(value)[:_VALUE]
     return flat
 
 
