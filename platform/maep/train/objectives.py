@@ -82,7 +82,7 @@ class Purification(nn.Module):
     def forward(self, batch: Batch) -> Losses:
         """The loss of one batch, attacks included."""
         attacked = self._noisy(self._attacked(batch), batch)
-        purified = self.model.unclamped(attacked)
+        purified: Tensor = self.model.unclamped(attacked)
         loss, terms = self.config.loss, {}
         if loss.pixel.weight:
             difference = purified - batch.images

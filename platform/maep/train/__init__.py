@@ -1,0 +1,1 @@
+"""Training: objectives, one plain PyTorch loop, and the same loop on Ray Train."""
