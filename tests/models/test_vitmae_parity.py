@@ -1,0 +1,161 @@
+"""MaskedAutoencoder against transformers' ViTMAEForPreTraining: the same weights and noise give the same numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+from maep.errors import ArtifactError
+from maep.models.classifiers import IMAGENET_MEAN, IMAGENET_STD
+from maep.models.mae import MaeConfig, MaskedAutoencoder
+from maep.models.vitmae import from_vitmae, to_vitmae
+
+SIZES = [(32, 2), (32, 4), (32, 8), (32, 16), (224, 16), (224, 32)]
+
+
+def configs(size: int, patch: int, mask_ratio: float = 0.75) -> tuple[ViTMAEConfig, MaeConfig]:
+    theirs = ViTMAEConfig(
+        image_size=size,
+        patch_size=patch,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=48,
+        decoder_hidden_size=16,
+        decoder_num_hidden_layers=2,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=32,
+        mask_ratio=mask_ratio,
+        norm_pix_loss=False,
+    )
+    ours = MaeConfig(
+        image_size=(size, size),
+        patch_size=patch,
+        width=24,
+        depth=2,
+        num_heads=3,
+        decoder_width=16,
+        decoder_depth=2,
+        decoder_heads=2,
+        mlp_ratio=2.0,
+        norm_eps=theirs.layer_norm_eps,
+    )
+    return theirs, ours
+
+
+def vitmae(config: ViTMAEConfig, dtype: torch.dtype = torch.float32) -> ViTMAEForPreTraining:
+    """Random weights of a size that makes attention and biases matter, and the positions of its own code.
+
+    A model of transformers 5 that is not loaded from a file has zeros for positions: its initialisation passes them
+    over in the encoder and overwrites them in the decoder.
+    """
+    torch.manual_seed(7)
+    model = ViTMAEForPreTraining(config).eval().requires_grad_(False)
+    for tensor in [*model.modules(), *model.parameters()]:
+        if hasattr(tensor, "_is_hf_initialized"):
+            del tensor._is_hf_initialized
+    model.vit.embeddings.initialize_weights()
+    model.decoder.initialize_weights(model.vit.embeddings.patch_embeddings.num_patches)
+    assert model.vit.embeddings.position_embeddings.abs().max() == 1
+    assert model.decoder.decoder_pos_embed.abs().max() == 1
+    for name, parameter in model.named_parameters():
+        if "pos" not in name:
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model.to(dtype)
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-8)])
+@pytest.mark.parametrize("mask_ratio", [0.75, 0.5])
+@pytest.mark.parametrize(("size", "patch"), SIZES)
+def test_loss_and_reconstruction(
+    size: int, patch: int, mask_ratio: float, dtype: torch.dtype, tolerance: float
+) -> None:
+    their_config, our_config = configs(size, patch, mask_ratio)
+    theirs = vitmae(their_config, dtype)
+    ours = MaskedAutoencoder(our_config).to(dtype)
+    ours.load_state_dict(from_vitmae(theirs.state_dict(), our_config))
+    images = torch.rand(2, 3, size, size, dtype=dtype)
+    noise = torch.rand(2, (size // patch) ** 2, dtype=dtype)
+    wanted = theirs(images, noise=noise)
+    with torch.no_grad():
+        found = ours(images, mask_ratio, noise)
+    assert torch.equal(found.mask, wanted.mask.to(dtype))
+    assert relative(found.patches, wanted.logits) <= tolerance
+    assert relative(found.loss, wanted.loss) <= tolerance
+
+
+def test_mean_and_std_are_folded_into_the_weights() -> None:
+    their_config, our_config = configs(32, 8)
+    theirs = vitmae(their_config, torch.float64)
+    ours = MaskedAutoencoder(our_config).double()
+    ours.load_state_dict(from_vitmae(theirs.state_dict(), our_config, IMAGENET_MEAN, IMAGENET_STD))
+    images, noise = torch.rand(2, 3, 32, 32, dtype=torch.float64), torch.rand(2, 16)
+    mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    wanted = theirs.unpatchify(theirs((images - mean) / std, noise=noise).logits) * std + mean
+    with torch.no_grad():
+        found = ours.unpatchify(ours(images, 0.75, noise).patches, our_config.grid)
+    assert relative(found, wanted) <= 1e-8
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_there_and_back(normalised: bool) -> None:
+    their_config, config = configs(32, 4)
+    settings = (IMAGENET_MEAN, IMAGENET_STD) if normalised else ()
+    weights = MaskedAutoencoder(config).state_dict()
+    there = to_vitmae(weights, config, *settings)
+    back = from_vitmae(there, config, *settings)
+    assert back.keys() == weights.keys()
+    for name, tensor in weights.items():
+        assert back[name].dtype == tensor.dtype
+        torch.testing.assert_close(back[name], tensor, rtol=1e-6, atol=1e-7 if normalised else 0)
+    theirs = vitmae(their_config)
+    assert sum(tensor.numel() for tensor in there.values()) == sum(p.numel() for p in theirs.state_dict().values())
+
+
+def test_files_are_exchanged_both_ways(tmp_path: Path) -> None:
+    """What we write transformers opens, and what it writes we open, whatever its version calls the layers."""
+    from safetensors.torch import load_file, save_file
+
+    their_config, config = configs(32, 8)
+    ours = MaskedAutoencoder(config)
+    their_config.save_pretrained(tmp_path)
+    save_file(to_vitmae(ours.state_dict(), config), tmp_path / "model.safetensors", {"format": "pt"})
+    theirs, report = ViTMAEForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    images, noise = torch.rand(1, 3, 32, 32), torch.rand(1, 16)
+    with torch.no_grad():
+        assert relative(ours(images, 0.75, noise).patches, theirs(images, noise=noise).logits) <= 1e-5
+    theirs.save_pretrained(tmp_path / "again")
+    again = from_vitmae(load_file(tmp_path / "again" / "model.safetensors"), config)
+    assert all(torch.equal(again[name], tensor) for name, tensor in ours.state_dict().items())
+
+
+def test_weights_that_do_not_fit_are_refused_in_one_line() -> None:
+    their_config, config = configs(32, 8)
+    weights = vitmae(their_config).state_dict()
+    lacking = {name: tensor for name, tensor in weights.items() if name != "decoder.decoder_pred.bias"}
+    more = weights | {"vit.pooler.weight": torch.zeros(1)}
+    moved = weights | {"vit.embeddings.position_embeddings": torch.rand(1, 17, 24)}
+    other_patch = configs(32, 4)[1]
+    deeper = MaeConfig(**{**vars(config), "depth": 3})
+    wider = MaeConfig(**{**vars(config), "mlp_ratio": 4.0})
+    for given, wanted, message in [
+        (lacking, config, "lack 'decoder.decoder_pred.bias'"),
+        (more, config, "vit.pooler.weight"),
+        (moved, config, "sine-cosine"),
+        (weights, other_patch, "shape"),
+        (weights, deeper, "layer.2"),
+        (weights, wider, "shape"),
+    ]:
+        with pytest.raises(ArtifactError, match=message) as caught:
+            from_vitmae(given, wanted)
+        assert "\n" not in str(caught.value)
