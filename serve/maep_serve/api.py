@@ -188,7 +188,7 @@ def _add_attack_route(app: FastAPI, service: Service, authorised: list[Any]) -> 
     async def attack(
         request: Request,
         attack: Literal["fgsm", "pgd"] = "pgd",
-        eps: Annotated[float, Query(gt=0, le=32, description="Linf budget in levels of 255")] = 8,
+        eps: Annotated[float, Query(gt=0, le=16, description="Linf budget in levels of 255")] = 8,
         steps: Annotated[int, Query(ge=1, le=50)] = 20,
         top_k: Annotated[int, Query(ge=1, le=1000)] = 5,
     ) -> dict[str, Any]:

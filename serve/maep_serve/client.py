@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 
 from maep.errors import UnavailableError, UserError
+from maep_serve.config import is_loopback
 
 _BUSY = (429, 503)
 _MAX_WAIT_S = 10.0
@@ -40,7 +41,10 @@ class Client:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s, transport=transport)
+        through_proxy = not is_loopback(httpx.URL(url).host)  # HTTP_PROXY is not meant for this machine
+        self._http = httpx.Client(
+            base_url=url, headers=headers, timeout=timeout_s, transport=transport, trust_env=through_proxy
+        )
         self._url = url
         self._retries = retries
         self._sleep = sleep

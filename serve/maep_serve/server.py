@@ -64,7 +64,7 @@ class Server:
         self.stop()
 
 
-def start(config: ServeConfig, wait_ready_s: float = 120.0) -> Server:
+def start(config: ServeConfig, wait_ready_s: float = 180.0) -> Server:
     """Starts the endpoint and returns when /readyz answers 200 with the purifier that was verified here.
 
     Before anything starts, the address, the port, the model and the classifier are checked. A Ray this process is
@@ -148,6 +148,7 @@ def _start_ray(config: ServeConfig) -> None:
         include_dashboard=config.dashboard,
         dashboard_host="127.0.0.1",
         logging_level=logging.ERROR,
+        log_to_driver=False,
     )
     token_file = Path.home() / ".ray" / "auth_token"
     if token_file.is_file():
@@ -165,6 +166,7 @@ def _deploy(config: ServeConfig, token: str | None) -> None:
 
     from maep_serve.app import APP_NAME, build_app
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     backstop_s = config.request_timeout_s + 30  # the service's own limits answer first, with a problem document
     serve.start(
