@@ -35,7 +35,10 @@ def load_purifier_artifact(artifact: Artifact) -> nn.Module:
     """The purifier in `artifact`, in eval mode with frozen weights: [B, 3, H, W] in [0, 1] to the same."""
     if artifact.kind != "purifier":
         raise ArtifactError(f"{artifact.folder} holds a {artifact.kind}, not a purifier: run maep finetune first")
-    return load_weights(build_model(artifact.config["model"]), artifact).eval().requires_grad_(False)
+    values = artifact.config.get("model")
+    if not isinstance(values, Mapping):
+        raise ArtifactError(f"{artifact.folder}: its configuration has no section 'model': it is of another program")
+    return load_weights(build_model(values), artifact).eval().requires_grad_(False)
 
 
 def load_weights(model: nn.Module, artifact: Artifact) -> nn.Module:

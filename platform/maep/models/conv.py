@@ -24,7 +24,7 @@ class ConvConfig:
         stride = 2 ** (len(self.channels) - 1)
         if not self.channels or any(count < 1 for count in self.channels) or self.blocks < 1:
             raise ValueError("channels and blocks must be at least 1")
-        if any(side % stride for side in self.image_size):
+        if any(side < 1 or side % stride for side in self.image_size):
             raise ValueError(f"channels: {len(self.channels)} levels need an image_size that is a multiple of {stride}")
 
 

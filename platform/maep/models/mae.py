@@ -48,6 +48,10 @@ class MaeConfig:
                 raise ValueError(f"{name}: {width} must be a multiple of 4 and of its {heads} heads")
         if self.depth < 1 or self.decoder_depth < 0:
             raise ValueError("depth must be at least 1, decoder_depth at least 0")
+        if min(self.width, self.decoder_width) * self.mlp_ratio < 1:
+            raise ValueError(f"mlp_ratio: {self.mlp_ratio} leaves the blocks no hidden channel; 4 is usual")
+        if self.norm_eps <= 0:
+            raise ValueError(f"norm_eps: {self.norm_eps} must be above 0; 1e-6 is usual")
 
     @property
     def grid(self) -> tuple[int, int]:

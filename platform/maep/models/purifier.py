@@ -39,8 +39,10 @@ class PurifierConfig:
             raise ValueError(f"mask_ratio: {self.mask_ratio} must be in [0, 1)")
         if self.num_masks < 1 or (self.num_masks > 1 and self.mask_ratio == 0):
             raise ValueError(f"num_masks: {self.num_masks} must be at least 1, and 1 where mask_ratio is 0")
+        if any(count < 1 for count in self.stem_channels) or self.stem_blocks < 0:
+            raise ValueError("stem_channels must each be at least 1, stem_blocks at least 0")
         coarsest = 2 ** max(len(self.stem_channels) - 1, 0)
-        if self.mae.patch_size % coarsest:
+        if self.residual and self.mae.patch_size % coarsest:
             levels = len(self.stem_channels)
             raise ValueError(f"stem_channels: {levels} levels need a patch_size that is a multiple of {coarsest}")
 

@@ -83,12 +83,12 @@ def from_vitmae(
             raise ArtifactError(f"ViTMAE weights {name!r} have shape {list(tensor.shape)}, not {list(shape)}")
         return tensor.detach()
 
-    for name, width in _POSITIONS.items():
-        _check_positions(name, take(name), sincos_positions(getattr(config, width), config.grid))
+    for name, key in _POSITIONS.items():
+        _check_positions(name, take(name), sincos_positions(getattr(config, key), config.grid))
     weights = {ours: take(theirs) for ours, theirs in _OUTSIDE.items()}
     for prefix, depth, width in _stacks(config):
         hidden = int(width * config.mlp_ratio)
-        sizes = {"norm1": (width,), "attn.proj": (width, width), "norm2": (width,)}
+        sizes: dict[str, tuple[int, ...]] = {"norm1": (width,), "attn.proj": (width, width), "norm2": (width,)}
         sizes |= {"mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}
         for i in range(depth):
             theirs = f"{_BLOCKS[prefix]}.{i}"
@@ -117,8 +117,8 @@ def to_vitmae(
     size = config.patch_size
     weights["patch_embed.weight"] = projection.reshape(-1, size, size, 3).permute(0, 3, 1, 2).contiguous()
     result = {theirs: weights[ours] for ours, theirs in _OUTSIDE.items()}
-    for name, width in _POSITIONS.items():
-        table = sincos_positions(getattr(config, width), config.grid).to(projection)
+    for name, key in _POSITIONS.items():
+        table = sincos_positions(getattr(config, key), config.grid).to(projection)
         result[name] = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)  # the class token stands nowhere
     for prefix, depth, _ in _stacks(config):
         for i in range(depth):
