@@ -6,13 +6,17 @@ uploads, both atomic and checksummed by boto3; the endpoint and keys come from t
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from maep.errors import UnavailableError, UserError
 
@@ -41,24 +45,38 @@ def sha256_file(path: str | Path) -> str:
 
 
 def write_bytes(uri: str | Path, data: bytes) -> None:
-    """Writes a whole file, or nothing: no reader ever sees a part of it."""
+    """Writes a whole file, or nothing: no reader ever sees a part of it. Raises UserError where it cannot."""
     if is_remote(uri):
         bucket, key = _split(str(uri))
         _call("write", uri, lambda: _s3().put_object(Bucket=bucket, Key=key, Body=data))
         return
-    target = Path(uri)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    with _whole(Path(uri)) as file:
+        file.write(data)
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[BinaryIO]:
+    """An open file that becomes `target` once the block has ended well; else it is gone and `target` is as it was."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o644)
-        os.replace(beside, target)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, beside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "w+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(beside, 0o644)
+            os.replace(beside, target)
+        except BaseException:
+            Path(beside).unlink(missing_ok=True)
+            raise
+    except FileNotFoundError:  # the source's, which the caller knows how to name
         raise
+    except OSError as error:
+        cure = (
+            "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose a folder that can be written"
+        )
+        raise UserError(f"cannot write {target}: {error.strerror or error}: {cure}") from None
 
 
 def read_bytes(uri: str | Path) -> bytes:
@@ -101,21 +119,51 @@ def _copy(source: str, target: str) -> None:
         _call("write", target, lambda: _s3().upload_file(source, bucket, key))
     elif is_remote(source):
         bucket, key = _split(source)
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        _call("read", source, lambda: _s3().download_file(bucket, key, target))
+        with _whole(Path(target)) as file:
+            _call("read", source, lambda: _s3().download_fileobj(bucket, key, file))
     else:
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        with open(source, "rb") as original, _whole(Path(target)) as file:
+            shutil.copyfileobj(original, file)
 
 
 def replace_folder(beside: Path, target: Path) -> None:
-    """Puts the finished folder `beside` where `target` is; an older `target` goes only once the new one is there."""
+    """Puts the finished folder `beside` where `target` is; an older `target` goes only once the new one is there.
+
+    Several processes may do so at once: each puts a finished folder, the last one stays. If this process is killed
+    between its two renames, `restore_folder` brings the older one back.
+    """
     old = target.with_name(f".{target.name}.old-{os.getpid()}")
-    if target.exists():
-        os.replace(target, old)
-    os.replace(beside, target)
+    try:
+        while not _moved(beside, target):
+            shutil.rmtree(old, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                os.replace(target, old)
+    except BaseException:
+        restore_folder(target)
+        raise
     _sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(target: Path) -> None:
+    """Where a replacement of `target` was cut short between its two renames, the older folder is put back."""
+    if target.exists() or not target.parent.is_dir():
+        return
+    for old in target.parent.glob(f".{glob.escape(target.name)}.old-*"):
+        with suppress(OSError):
+            os.replace(old, target)
+            return
+
+
+def _moved(beside: Path, target: Path) -> bool:
+    """Renames folder `beside` to `target`; False where a folder with something in it is in the way."""
+    try:
+        os.replace(beside, target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

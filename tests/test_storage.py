@@ -1,0 +1,157 @@
+"""Whole files or nothing, also when the disk fills up or the folder cannot be written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from maep import storage
+from maep.errors import UserError
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    """A real file system of its own at `folder`; skips where this user may not mount one."""
+    folder.mkdir()
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("mounting a file system needs root and the mount command")
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"this machine mounts no file system: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    with mounted(tmp_path / "disk", "size=64k") as folder:
+        yield folder
+
+
+@pytest.fixture
+def locked_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder nobody can write: read-only for root, whom permissions do not stop; without permission for others."""
+    if os.geteuid() == 0:
+        with mounted(tmp_path / "locked", "ro,size=64k") as folder:
+            yield folder
+    else:
+        (tmp_path / "locked").mkdir(mode=0o555)
+        yield tmp_path / "locked"
+
+
+def everything_below(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_written_is_what_is_read(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b.bin"
+    storage.write_bytes(target, b"first")
+    storage.write_bytes(str(target), b"second")
+    assert storage.read_bytes(target) == b"second"
+    assert everything_below(tmp_path) == ["a", "a/b.bin"]
+    assert target.stat().st_mode & 0o777 == 0o644
+
+
+def test_reading_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(tmp_path / "absent")
+
+
+def test_digests_of_bytes_and_files_agree(tmp_path: Path) -> None:
+    data = b"pixel" * 100_000
+    storage.write_bytes(tmp_path / "x", data)
+    assert storage.sha256_file(tmp_path / "x") == storage.sha256(data)
+    assert storage.sha256(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tiny_disk: Path) -> None:
+    storage.write_bytes(tiny_disk / "kept", b"old")
+    with pytest.raises(UserError, match=r"cannot write .*kept.*No space left") as caught:
+        storage.write_bytes(tiny_disk / "kept", b"x" * 200_000)
+    assert "\n" not in str(caught.value)
+    assert storage.read_bytes(tiny_disk / "kept") == b"old"
+    assert everything_below(tiny_disk) == ["kept"]
+
+
+def test_copying_onto_a_full_disk_leaves_nothing(tiny_disk: Path, tmp_path: Path) -> None:
+    storage.write_bytes(tmp_path / "source" / "big", b"x" * 200_000)
+    with pytest.raises(UserError, match="No space left"):
+        storage.copy_files(tmp_path / "source", tiny_disk, ["big"])
+    assert everything_below(tiny_disk) == []
+
+
+def test_a_file_where_a_folder_is_needed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write"):
+        storage.write_bytes(tmp_path / "file" / "below", b"x")
+
+
+def test_a_folder_where_a_file_is_needed(tmp_path: Path) -> None:
+    (tmp_path / "taken" / "inner").mkdir(parents=True)
+    with pytest.raises(UserError, match="cannot write"):
+        storage.write_bytes(tmp_path / "taken", b"x")
+    assert everything_below(tmp_path) == ["taken", "taken/inner"]
+
+
+def test_an_unwritable_folder(locked_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot write .*choose a folder that can be written"):
+        storage.write_bytes(locked_folder / "x", b"x")
+    assert everything_below(locked_folder) == []
+
+
+def test_list_and_copy(tmp_path: Path) -> None:
+    for name in ("b", "a/c", "a/d/e"):
+        storage.write_bytes(tmp_path / "from" / name, name.encode())
+    assert storage.list_files(tmp_path / "from") == ["a/c", "a/d/e", "b"]
+    storage.copy_files(tmp_path / "from", tmp_path / "to", ["b", "a/d/e"])
+    assert storage.list_files(tmp_path / "to") == ["a/d/e", "b"]
+    assert storage.read_bytes(tmp_path / "to" / "a/d/e") == b"a/d/e"
+    assert storage.list_files(tmp_path / "nowhere") == []
+
+
+def test_replace_folder(tmp_path: Path) -> None:
+    storage.write_bytes(tmp_path / "live" / "x", b"old")
+    storage.write_bytes(tmp_path / "new" / "x", b"new")
+    storage.replace_folder(tmp_path / "new", tmp_path / "live")
+    assert everything_below(tmp_path) == ["live", "live/x"]
+    assert storage.read_bytes(tmp_path / "live" / "x") == b"new"
+
+
+def test_a_failed_replacement_keeps_the_old_folder(tmp_path: Path) -> None:
+    storage.write_bytes(tmp_path / "live" / "x", b"old")
+    with pytest.raises((OSError, UserError)):
+        storage.replace_folder(tmp_path / "absent", tmp_path / "live")
+    assert everything_below(tmp_path) == ["live", "live/x"]
+
+
+def test_addresses() -> None:
+    assert storage.is_remote("s3://bucket/key")
+    assert not storage.is_remote(Path("s3/key"))
+    assert storage.join("s3://bucket/a/", "b", "c") == "s3://bucket/a/b/c"
+    assert storage.join(Path("a"), "b") == "a/b"
+    with pytest.raises(UserError, match="names no bucket"):
+        storage.read_bytes("s3://")
+
+
+@pytest.mark.slow  # the real retries: forty seconds
+def test_an_s3_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    storage._s3.cache_clear()
+    try:
+        with pytest.raises(UserError, match=r"cannot read s3://bucket/key: .*check AWS_ENDPOINT_URL_S3"):
+            storage.read_bytes("s3://bucket/key")
+    finally:
+        storage._s3.cache_clear()
