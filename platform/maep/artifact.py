@@ -10,8 +10,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,15 +77,14 @@ def write(
     """
     contents: dict[str, bytes] = {
         CONFIG: (json.dumps(dict(config), indent=2, sort_keys=True) + "\n").encode(),
-        WEIGHTS: safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in weights.items()}),
+        WEIGHTS: safetensors.torch.save({name: t.detach().cpu().contiguous().clone() for name, t in weights.items()}),
         CARD: card.encode(),
         **(extra or {}),
     }
     if state is not None:
-        buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
-        contents[STATE] = buffer.getvalue()
+        contents[STATE] = _state_bytes(state)
     target = Path(folder)
+    _refuse_outside(contents, target)
     beside = target.with_name(f".{target.name}.new-{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
     try:
@@ -102,6 +102,7 @@ def write(
 def read(folder: str | Path) -> Artifact:
     """Opens a local artifact and verifies every file. Raises ArtifactError naming what is wrong."""
     root = Path(folder)
+    storage.restore_folder(root)
     manifest, digest = _read_manifest(root)
     files = {name: File(**entry) for name, entry in manifest["files"].items()}
     for name, entry in files.items():
@@ -140,13 +141,37 @@ def download(uri: str, folder: str | Path) -> Artifact:
             storage.copy_files(uri, beside, [MANIFEST])
         except FileNotFoundError:
             raise ArtifactError(f"{uri} holds no {MANIFEST}: not an artifact, or its upload never finished") from None
-        storage.copy_files(uri, beside, list(_read_manifest(beside)[0]["files"]))
+        try:
+            storage.copy_files(uri, beside, list(_read_manifest(beside)[0]["files"]))
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{uri} is incomplete: a file of its {MANIFEST} is missing: {error}") from None
         read(beside)
         storage.replace_folder(beside, target)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
     return read(target)
+
+
+def _state_bytes(state: Mapping[str, Any]) -> bytes:
+    """The training state as torch saves it, once it is known to load again: at resume it would be too late."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    buffer.seek(0)
+    try:
+        torch.load(buffer, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ArtifactError(
+            "the training state holds more than tensors, numbers, strings and containers: it could not be resumed"
+        ) from None
+    return buffer.getvalue()
+
+
+def _refuse_outside(names: Iterable[str], place: Path) -> None:
+    """A manifest from elsewhere must not make us read or write outside its folder."""
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ArtifactError(f"{place} names {name!r}, which is outside the artifact")
 
 
 def _manifest(kind: str, contents: Mapping[str, bytes]) -> bytes:
@@ -161,16 +186,21 @@ def _read_manifest(root: Path) -> tuple[dict[str, Any], str]:
     data = path.read_bytes()
     try:
         manifest = json.loads(data)
-        schema, names = manifest["schema"], list(manifest["files"])
+        schema = manifest["schema"]
+        if isinstance(schema, int) and schema > SCHEMA:  # first, for a newer manifest may look like nothing we know
+            raise ArtifactError(f"{path} has schema {schema}, this maep reads up to {SCHEMA}: upgrade maep")
+        names = list(manifest["files"])
+        assert isinstance(schema, int)
         assert isinstance(manifest["kind"], str)
-        assert all(set(entry) == {"size", "sha256"} for entry in manifest["files"].values())
+        for entry in manifest["files"].values():
+            assert set(entry) == {"size", "sha256"}
+            assert isinstance(entry["size"], int)
+            assert isinstance(entry["sha256"], str)
+    except ArtifactError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
         raise ArtifactError(f"{path} is not a manifest: it is truncated or was edited") from None
-    if not isinstance(schema, int) or schema > SCHEMA:
-        raise ArtifactError(f"{path} has schema {schema}, this maep reads up to {SCHEMA}: upgrade maep")
-    outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
-    if outside:  # a manifest from elsewhere must not make us read or write outside its folder
-        raise ArtifactError(f"{path} names {outside[0]!r}, which is outside the artifact")
+    _refuse_outside(names, path)
     if CONFIG not in names or WEIGHTS not in names:
         raise ArtifactError(f"{path} lists no {CONFIG} or {WEIGHTS}: not an artifact")
     return manifest, storage.sha256(data)
