@@ -1,0 +1,79 @@
+"""Reaching a Ray cluster, or starting one of our own on this machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from maep.errors import UnavailableError
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # a report costs one such interval
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@contextmanager
+def session(address: str | None = None, num_cpus: float = 0) -> Iterator[None]:
+    """A connection to the cluster at `address`, or (None) a local one of this process alone, ended afterwards.
+
+    A local one offers at least `num_cpus` logical CPUs, however few cores there are. Where Ray is up in this process
+    already, it is used and left alone. Raises UnavailableError where nothing answers at `address`.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if address is None:
+        cores = max(os.cpu_count() or 1, -(-int(num_cpus * 100) // 100))
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=True, logging_level="warning")
+        close_token_file()
+    else:
+        check_address(address)
+        try:
+            ray.init(address=address, log_to_driver=True, logging_level="warning")
+        except (ConnectionError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UnavailableError(f"the Ray cluster at {address} refused the connection: {reason}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_address(address: str, default_port: int = 6379) -> None:
+    """Raises UnavailableError within seconds where nothing listens at `address` (HOST:PORT, ray:// or http://)."""
+    place = address.split("://", 1)[-1].rstrip("/")
+    host, _, port = place.rpartition(":") if ":" in place else (place, "", str(default_port))
+    if address == "auto":
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError) as error:
+        raise UnavailableError(
+            f"no Ray cluster answers at {address} ({error}): start one (ray start --head), or leave out --address"
+        ) from None
+
+
+def close_token_file() -> None:
+    """Makes Ray's token file readable for its owner alone: Ray writes it for everyone."""
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    if token.is_file():
+        token.chmod(0o600)
+
+
+def resources() -> dict[str, Any]:
+    """What the connected cluster has, by name (CPU, GPU, memory)."""
+    import ray
+
+    total: dict[str, Any] = ray.cluster_resources()
+    return total

@@ -1,0 +1,107 @@
+"""`python -m maep.train`: both phases on a machine that has PyTorch and no more, resumed from what it left before.
+
+    python -m maep.train --pretrain cifar10/pretrain.yaml --finetune cifar10/finetune.yaml --output out
+
+The files are those of `maep pretrain` and `maep finetune`; what they say of tracking and workers is left aside.
+Further words override keys of either phase: `--finetune.loop.samples 500000`. `--minutes M` stops cleanly after M
+minutes, with a checkpoint, and the same line goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from maep import config
+from maep.artifact import Artifact
+from maep.errors import UserError
+from maep.train.config import FinetuneConfig, PretrainConfig, WorkersConfig
+from maep.train.loop import Progress, run
+from maep.train.phases import pretraining, purification
+
+T = TypeVar("T", PretrainConfig, FinetuneConfig)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the phases; the exit status is 0 done, 2 a mistake in what was given."""
+    parser = argparse.ArgumentParser(prog="python -m maep.train", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--pretrain", type=Path, help="configuration of the first phase (left out: none)")
+    parser.add_argument("--finetune", type=Path, help="configuration of the second phase (left out: none)")
+    parser.add_argument("--output", type=Path, required=True, help="folder for results and checkpoints")
+    parser.add_argument("--minutes", type=float, help="stop after so many minutes, resumable")
+    arguments, overrides = parser.parse_known_args(argv)
+    deadline = time.monotonic() + 60 * arguments.minutes if arguments.minutes else None
+    try:
+        _phases(arguments, overrides, deadline)
+    except UserError as error:
+        print(f"maep.train: {error}", file=sys.stderr)
+        return 2
+    except TimeUp as stop:
+        print(f"stopped after {arguments.minutes:g} minutes at {stop}: the same line goes on from here")
+    return 0
+
+
+class TimeUp(Exception):
+    """The time given is over; a checkpoint lies there."""
+
+
+def _phases(arguments: argparse.Namespace, overrides: Sequence[str], deadline: float | None) -> None:
+    if not arguments.pretrain and not arguments.finetune:
+        raise UserError("nothing to do: give --pretrain FILE, --finetune FILE or both")
+    autoencoder = arguments.output / "pretrain"
+    if arguments.pretrain:
+        first = _load(PretrainConfig, arguments.pretrain, "pretrain", overrides)
+        run(pretraining(first), autoencoder, [_Lines("pretrain", deadline)])
+    if arguments.finetune:
+        second = _load(FinetuneConfig, arguments.finetune, "finetune", overrides)
+        if second.init is None and arguments.pretrain:
+            second = dataclasses.replace(second, init=str(autoencoder / "model"))
+        run(purification(second), arguments.output / "finetune", [_Lines("finetune", deadline)])
+
+
+def _load(cls: type[T], path: Path, phase: str, overrides: Sequence[str]) -> T:
+    values: dict[str, Any] = config.read_yaml(path)
+    values.pop("tracking", None)
+    mine = config.apply_overrides({}, overrides).get(phase, {})
+    return dataclasses.replace(config.build(cls, _merge(values, mine)), workers=WorkersConfig())
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        inner = merged.get(key)
+        merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
+class _Lines:
+    """Says in plain lines how a phase goes on, and stops it when its time is over."""
+
+    def __init__(self, phase: str, deadline: float | None) -> None:
+        self.phase, self.deadline = phase, deadline
+
+    def on_step(self, progress: Progress) -> None:
+        """One line."""
+        values = "  ".join(f"{name} {value:.4g}" for name, value in progress.metrics.items())
+        print(
+            f"{self.phase} {progress.samples_seen:,}/{progress.samples:,}  {values}  ETA {progress.eta_s:.0f} s",
+            flush=True,
+        )
+
+    def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
+        """A checkpoint is a place to stop at."""
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise TimeUp(f"{samples_seen:,} images")
+
+    def on_end(self, result: Artifact) -> None:
+        """Names the result."""
+        print(f"{self.phase}: {result.folder} (sha256 {result.sha256[:12]})", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
