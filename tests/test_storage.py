@@ -106,6 +106,8 @@ def test_an_unwritable_folder(locked_folder: Path) -> None:
     with pytest.raises(UserError, match=r"cannot write .*choose a folder that can be written"):
         storage.write_bytes(locked_folder / "x", b"x")
     assert everything_below(locked_folder) == []
+    with pytest.raises(OSError, match="cannot write"):  # for callers who carry on without
+        storage.write_bytes(locked_folder / "x", b"x")
 
 
 def test_list_and_copy(tmp_path: Path) -> None:

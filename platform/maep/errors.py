@@ -26,6 +26,10 @@ class UnavailableError(UserError):
     """A service that was named does not answer (MLflow, Ray, S3), or a port that is taken."""
 
 
+class WriteError(UserError, OSError):
+    """A file or folder that cannot be written: a full disk, no permission, something in the way."""
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """The tail of an error line: the closest of `options` to `name`, else all of them."""
     names = sorted(options)

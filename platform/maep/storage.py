@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from maep.errors import UnavailableError, UserError
+from maep.errors import UnavailableError, UserError, WriteError
 
 _S3 = "s3://"
 
@@ -45,7 +45,7 @@ def sha256_file(path: str | Path) -> str:
 
 
 def write_bytes(uri: str | Path, data: bytes) -> None:
-    """Writes a whole file, or nothing: no reader ever sees a part of it. Raises UserError where it cannot."""
+    """Writes a whole file, or nothing: no reader ever sees a part of it. Raises WriteError where it cannot."""
     if is_remote(uri):
         bucket, key = _split(str(uri))
         _call("write", uri, lambda: _s3().put_object(Bucket=bucket, Key=key, Body=data))
@@ -76,7 +76,7 @@ def _whole(target: Path) -> Iterator[BinaryIO]:
         cure = (
             "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose a folder that can be written"
         )
-        raise UserError(f"cannot write {target}: {error.strerror or error}: {cure}") from None
+        raise WriteError(f"cannot write {target}: {error.strerror or error}: {cure}") from None
 
 
 def read_bytes(uri: str | Path) -> bytes:
