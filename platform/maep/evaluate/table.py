@@ -1,0 +1,139 @@
+"""Tables of an evaluation, for the terminal and for Markdown. Threat models never share a column."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from maep.evaluate.config import eps_label
+from maep.evaluate.results import THREATS, WORST, Figure, Result
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+MARK = " (unreliable)"
+_STANDING = {
+    "oblivious": "a lower bar: the attacker knows the classifier, not the purifier",
+    "bpda": "the attacker knows both; the defence has no gradient, the identity stands for it",
+    "adaptive": "the attacker differentiates through purifier and classifier",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, column heads and rows of finished text."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def detailed(result: Result) -> list[Table]:
+    """One table for each classifier and threat model, single attacks beside the worst case."""
+    tables = []
+    for classifier in result.values["classifiers"]:
+        figures = [figure for figure in result.figures if figure.classifier == classifier]
+        clean = {figure.purifier: figure for figure in figures if figure.threat == "clean"}
+        for threat in THREATS[1:]:
+            under = [figure for figure in figures if figure.threat == threat]
+            if under:
+                tables.append(_of_threat(result, classifier, threat, under, clean))
+    return tables
+
+
+def headline(result: Result) -> list[Table]:
+    """One table for each classifier with the clean accuracy and the worst case of each threat model and budget."""
+    tables = []
+    for classifier in result.values["classifiers"]:
+        figures = [f for f in result.figures if f.classifier == classifier and f.attack in (WORST, "clean")]
+        columns = sorted({(f.threat, f.eps) for f in figures}, key=lambda c: (THREATS.index(c[0]), c[1]))
+        found = {(f.purifier, f.threat, f.eps): f for f in figures}
+        rows = tuple(
+            (name + _mark(result, name), *(_cell(found.get((name, *column))) for column in columns))
+            for name in result.values["purifiers"]
+        )
+        heads = tuple("clean" if threat == "clean" else f"{threat} {eps_label(eps)}" for threat, eps in columns)
+        tables.append(Table(f"{classifier}, {_images(result)}", ("purifier", *heads), rows))
+    return tables
+
+
+def notes(result: Result) -> list[str]:
+    """What must be read with the figures, one line each: the intervals, the attacks, the reasons of `unreliable`."""
+    attacks: dict[str, list[str]] = {}
+    for figure in result.figures:
+        if figure.threat != "clean" and figure.attack not in (WORST, *attacks.get(figure.threat, [])):
+            attacks.setdefault(figure.threat, []).append(figure.attack)
+    lines = ["Accuracy in % [95 % interval, Wilson]; worst case: right after every attack of the threat model; Linf."]
+    lines += [f"{t}: {', '.join(attacks[t])}; {_STANDING[t]}." for t in THREATS if t in attacks]
+    for name, reasons in result.unreliable.items():
+        lines += [f"{name} is unreliable: {reason}" for reason in reasons]
+    return lines
+
+
+def markdown(tables: Sequence[Table], lines: Sequence[str] = ()) -> str:
+    """Tables and notes as GitHub Markdown."""
+    parts = []
+    for table in tables:
+        body = [table.header, ("---", *["---:"] * (len(table.header) - 1)), *table.rows]
+        parts.append(f"**{table.title}**\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in body))
+    if lines:
+        parts.append("\n".join(f"- {line}" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def terminal(result: Result) -> Group:
+    """Everything a terminal shows of a result: print it with rich."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown: list[RichTable | Text] = []
+    for table in detailed(result):
+        rich = RichTable(title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+        for place, head in enumerate(table.header):
+            rich.add_column(Text(head), justify="right" if place else "left", no_wrap=True)
+        for row in table.rows:
+            style = "bold" if row[0].removesuffix(MARK) not in result.values["baselines"] else ""
+            rich.add_row(*map(Text, row), style=style)
+        shown.append(rich)
+    shown += [Text(line, style="red" if "unreliable" in line else "dim") for line in notes(result)]
+    return Group(*shown)
+
+
+def _of_threat(
+    result: Result, classifier: str, threat: str, figures: Sequence[Figure], clean: dict[str, Figure]
+) -> Table:
+    """Single attacks stand beside the worst case where they are measured alone, which in a cascade they are not."""
+    shown = figures if threat == "oblivious" else [figure for figure in figures if figure.attack == WORST]
+    columns = list(dict.fromkeys((figure.eps, figure.attack) for figure in shown))
+    found = {(figure.purifier, figure.eps, figure.attack): figure for figure in shown}
+    names = [name for name in result.values["purifiers"] if any(figure.purifier == name for figure in shown)]
+    several = len({eps for eps, _ in columns}) > 1
+    heads = [f"{attack} at {eps_label(eps)}" if several else attack for eps, attack in columns]
+    body = []
+    for name in names:
+        cells = [_cell(found.get((name, *column)), interval=column[1] == WORST) for column in columns]
+        body.append((name + _mark(result, name), _cell(clean.get(name)), *cells))
+    budget = "" if several else f" at {eps_label(columns[0][0])}"
+    count = shown[0].num_images
+    only = "" if count == result.values["num_images"] else f", the first {count}"
+    bar = " (lower bar)" if threat == "oblivious" else ""
+    title = f"{classifier}, {threat}{bar}{budget}: {_images(result)}{only}"
+    return Table(title, ("purifier", "clean", *heads), tuple(body))
+
+
+def _cell(figure: Figure | None, interval: bool = True) -> str:
+    if figure is None:
+        return "–"
+    text = f"{100 * figure.accuracy:.1f}"
+    return f"{text} [{100 * figure.low:.1f}, {100 * figure.high:.1f}]" if interval else text
+
+
+def _images(result: Result) -> str:
+    return f"{result.values['num_images']} images of {result.values['image_list']}"
+
+
+def _mark(result: Result, name: str) -> str:
+    return MARK if name in result.unreliable else ""
