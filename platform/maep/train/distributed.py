@@ -14,16 +14,19 @@ from typing import Any
 from maep import artifact, cluster, config
 from maep.artifact import Artifact
 from maep.errors import UnavailableError, UserError
+from maep.train.classifier import ClassifierConfig, classification
 from maep.train.config import FinetuneConfig, PretrainConfig
-from maep.train.loop import Callback, World, run
+from maep.train.loop import Callback, Task, World, run
 from maep.train.phases import pretraining, purification
+
+Settings = PretrainConfig | FinetuneConfig | ClassifierConfig
 
 MakeCallbacks = Callable[[], Sequence[Callback]]
 """Makes the callbacks in the process where they run: connections do not travel."""
 
 
 def train(
-    settings: PretrainConfig | FinetuneConfig,
+    settings: Settings,
     output: Path,
     make_callbacks: MakeCallbacks,
     address: str | None = None,
@@ -34,8 +37,7 @@ def train(
     Raises UnavailableError where the cluster cannot place the workers, and what the loop raises.
     """
     if settings.workers.num_workers == 0:
-        task = pretraining(settings) if isinstance(settings, PretrainConfig) else purification(settings)
-        return run(task, output, make_callbacks(), World(), resume)
+        return run(_task(settings), output, make_callbacks(), World(), resume)
     workers = settings.workers
     with cluster.session(address, workers.num_workers * workers.cpus_per_worker):
         _check_room(settings)
@@ -43,7 +45,17 @@ def train(
     return artifact.read(output / "model")
 
 
-def _check_room(settings: PretrainConfig | FinetuneConfig) -> None:
+def _task(settings: Settings) -> Task:
+    match settings:
+        case PretrainConfig():
+            return pretraining(settings)
+        case FinetuneConfig():
+            return purification(settings)
+        case ClassifierConfig():
+            return classification(settings)
+
+
+def _check_room(settings: Settings) -> None:
     """Refuses at once what this cluster can never place; Ray itself would wait for ever."""
     workers, have = settings.workers, cluster.resources()
     need = {"CPU": workers.num_workers * workers.cpus_per_worker, "GPU": workers.num_workers * int(workers.use_gpu)}
@@ -55,9 +67,7 @@ def _check_room(settings: PretrainConfig | FinetuneConfig) -> None:
             )
 
 
-def _fit(
-    settings: PretrainConfig | FinetuneConfig, output: Path, make_callbacks: MakeCallbacks, resume: Artifact | None
-) -> None:
+def _fit(settings: Settings, output: Path, make_callbacks: MakeCallbacks, resume: Artifact | None) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -93,10 +103,10 @@ def _fit(
 def _worker(values: dict[str, Any]) -> None:
     import ray.train
 
-    if values["phase"] == PretrainConfig.__name__:
-        task = pretraining(config.build(PretrainConfig, values["settings"]))
-    else:
-        task = purification(config.build(FinetuneConfig, values["settings"]))
+    kinds: dict[str, type[Settings]] = {
+        kind.__name__: kind for kind in (PretrainConfig, FinetuneConfig, ClassifierConfig)
+    }
+    task = _task(config.build(kinds[values["phase"]], values["settings"]))
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
     callbacks = values["make_callbacks"]() if world.rank == 0 else ()

@@ -1,0 +1,95 @@
+"""Training a classifier to protect, for those who have none: a CIFAR ResNet on digits or CIFAR-10."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from maep import config
+from maep.artifact import Artifact
+from maep.data.datasets import DataConfig, load
+from maep.errors import ArtifactError
+from maep.models.classifiers import CifarResNet, load_classifier
+from maep.train.config import LoopConfig, WorkersConfig
+from maep.train.loop import Task
+from maep.train.objectives import Batch, Losses
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """A CIFAR ResNet of `depth` 6n + 2, trained from scratch with cross-entropy."""
+
+    name: str = "classifier"
+    """What results and tables call it."""
+    data: DataConfig = field(default_factory=DataConfig)
+    depth: int = 20
+    width: int = 16
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+
+    def __post_init__(self) -> None:
+        """Refuses depths that a CIFAR ResNet cannot have."""
+        if self.depth < 8 or self.depth % 6 != 2:
+            raise ValueError(f"depth: {self.depth} is not 6n + 2, such as 8, 20, 56")
+        if self.width < 1:
+            raise ValueError(f"width: {self.width} must be at least 1")
+
+
+class Classification(nn.Module):
+    """Cross-entropy of a classifier on normalised images."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, batch: Batch) -> Losses:
+        """The loss of one batch, and its share of right answers."""
+        logits = self.model((batch.images - self.mean) / self.std)
+        loss = F.cross_entropy(logits, batch.labels)
+        right = (logits.argmax(dim=1) == batch.labels).float().mean()
+        return Losses(loss, {"train_accuracy": right.detach()})
+
+
+def classification(settings: ClassifierConfig) -> Task:
+    """Classifier training as a task; its artifact is of kind `classifier` and a spec for `load_classifier`."""
+    images = load(settings.data, "train")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.loop.seed)
+        shape = {"depth": settings.depth, "num_classes": len(images.classes), "width": settings.width}
+        model = CifarResNet(**shape)
+    sample = images.pixels(np.arange(min(len(images), 10_000))).reshape(-1, 3) / 255.0
+    mean, std = (tuple(round(float(v), 4) for v in values) for values in (sample.mean(axis=0), sample.std(axis=0)))
+    stored = {
+        "name": settings.name,
+        "model": shape,
+        "mean": list(mean),
+        "std": list(std),
+        "classes": list(images.classes),
+        "loop": {k: v for k, v in config.to_dict(settings.loop).items() if k not in ("device", "checkpoint_every")},
+        "data": {"name": images.name, "fingerprint": images.fingerprint},
+    }
+    card = f"# {settings.name}\n\nA CIFAR ResNet-{settings.depth}, trained by maep on {images.name}.\n"
+    return Task("classifier", Classification(model, mean, std), images, settings.loop, stored, card)
+
+
+def dev_accuracy(trained: Artifact, data: DataConfig) -> float:
+    """Share of `dev` images that the trained classifier gets right. Raises ArtifactError for another kind."""
+    if trained.kind != "classifier":
+        raise ArtifactError(f"{trained.folder} holds a {trained.kind}, not a classifier")
+    images = load(data, "dev")
+    classifier = load_classifier(str(trained.folder))
+    right = 0
+    for start in range(0, len(images), 250):
+        pixels, labels = images.batch(range(start, min(start + 250, len(images))))
+        with torch.no_grad():
+            right += int((classifier(pixels).argmax(dim=1) == labels).sum())
+    return right / len(images)
