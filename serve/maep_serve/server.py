@@ -226,7 +226,12 @@ def _stop(owns_ray: bool) -> None:
     try:
         from ray import serve
 
-        serve.shutdown()
+        from maep_serve.app import APP_NAME
+
+        if ray.is_initialized() and _serve_is_running():
+            serve.delete(APP_NAME)  # drains: requests that were taken are answered
+            if not owns_ray:
+                serve.shutdown()
     finally:
         if owns_ray:
             ray.shutdown()

@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -17,9 +18,11 @@ from maep.artifact import Artifact
 from maep.config import to_dict
 from maep.models.build import build_model
 from maep.models.classifiers import CifarResNet
+from maep_serve import images
 from maep_serve.api import create_api
 from maep_serve.config import ServeConfig
 from maep_serve.loading import Models, build_models
+from maep_serve.problems import CODES, CONTENT_TYPE
 from maep_serve.service import Service
 
 MAE = {"image_size": [16, 16], "patch_size": 4, "width": 16, "depth": 1, "num_heads": 2}
@@ -94,3 +97,35 @@ def png(picture: Callable[..., np.ndarray]) -> Callable[..., bytes]:
         return buffer.getvalue()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def pixels_of() -> Callable[[bytes], torch.Tensor]:
+    """`pixels_of(data)`: uint8 [1, 3, H, W] of PNG or JPEG bytes."""
+    return lambda data: images.decode(data, 10**6)
+
+
+@pytest.fixture(scope="session")
+def offline() -> Callable[[Models, bytes], torch.Tensor]:
+    """`offline(models, data)`: the purifier called as any notebook would, rounded to 8 bits."""
+
+    def purify(models: Models, data: bytes) -> torch.Tensor:
+        with torch.inference_mode():
+            return images.to_uint8(models.purifier(images.to_float(images.decode(data, 10**6))))
+
+    return purify
+
+
+@pytest.fixture(scope="session")
+def is_problem() -> Callable[[httpx.Response, str], bool]:
+    """`is_problem(response, code)`: whether the answer is a well-formed problem document with that code."""
+
+    def check(response: httpx.Response, code: str) -> bool:
+        body = response.json()
+        assert response.headers["content-type"] == CONTENT_TYPE
+        assert set(body) == {"type", "title", "status", "detail", "code"}
+        assert response.status_code == body["status"] == CODES[body["code"]][0]
+        assert "\n" not in body["detail"]
+        return bool(body["code"] == code)
+
+    return check

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +17,7 @@ import ray
 import torch
 
 from maep import artifact
+from maep.config import to_yaml
 from maep.errors import ArtifactError, ConfigError, UnavailableError, UserError
 from maep_serve import images
 from maep_serve.client import Client, ProblemError
@@ -131,3 +136,52 @@ class TestRefusedBeforeAnythingStarts:
     def test_a_classifier_is_no_purifier(self, config: ServeConfig, classifier_folder: Path):
         swapped = dataclasses.replace(config, model=str(classifier_folder), port=free_port())
         self.refused(swapped, ArtifactError, "not a purifier")
+
+
+SCRIPT = """
+import sys
+from maep.config import load
+from maep_serve.config import ServeConfig
+from maep_serve.server import start
+server = start(load(ServeConfig, sys.argv[1]))
+print("ready", server.url, flush=True)
+server.wait()
+print("stopped", flush=True)
+"""
+
+
+def descendants(pid: int) -> set[int]:
+    """Process ids of `pid`'s children and theirs."""
+    found: set[int] = set()
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, path.read_text().split()):
+            found |= {child} | descendants(child)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_and_nothing_is_left(config: ServeConfig, tmp_path: Path, number: signal.Signals):
+    file = tmp_path / "serve.yaml"
+    file.write_text(to_yaml(dataclasses.replace(config, port=free_port(), num_threads=1)))
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(file)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout:
+        try:
+            word, url = process.stdout.readline().split()
+            assert word == "ready"
+            assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
+            children = descendants(process.pid)
+            assert len(children) >= 3
+            process.send_signal(number)
+            assert process.stdout.readline().strip() == "stopped"
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            process.wait(60)
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/healthz", trust_env=False)
