@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def s3(running_s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
 
 
 def test_a_server_that_dies_mid_run_and_comes_back_has_every_metric(
-    server: MlflowServer, make_artifact: Make, tmp_path: Path
+    server: MlflowServer, make_artifact: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracking = TrackingConfig(uri=server.uri)
     picture = tmp_path / "strip.png"
@@ -60,6 +61,9 @@ def test_a_server_that_dies_mid_run_and_comes_back_has_every_metric(
         server.start()
         for step in range(4000, 5000):
             run.log_metrics({"loss": float(step), "lr": 0.1}, step)
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    away = f"MLflow at {server.uri} is away, metrics are kept until it answers: Connection refused"
+    assert [line for line in told if "Connection refused" in line and "checkpoint" not in line] == [away]
     client = mlflow_client.connect(tracking)
     for key in ("loss", "lr"):
         assert [point.step for point in client.get_metric_history(run.run_id, key)] == list(range(5000))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -138,6 +139,16 @@ def translated(uri: str) -> Iterator[None]:
         raise UnavailableError(_complaint(uri, error)) from None
 
 
+def reason(error: BaseException) -> str:
+    """Why `error` happened, short and without secrets: what the operating system said, else its own words."""
+    cause: BaseException | None = error
+    said = None
+    while cause is not None:
+        said = (isinstance(cause, OSError) and cause.strerror) or said
+        cause = cause.__cause__ or cause.__context__
+    return hide_secrets(said or " ".join(str(error).split())[:300])
+
+
 def hide_secrets(text: str) -> str:
     """`text` with the `user:password@` of every URI in it taken out, and the value of a `password=` or `token=`."""
     without = re.sub(r"(?<=://)[^/\s]+@", "", text)
@@ -168,7 +179,12 @@ def _client(uri: str) -> Any:
     prepare_environment()
     from mlflow import MlflowClient
 
+    logging.getLogger("urllib3.connectionpool").addFilter(_not_a_retry)  # the outbox tells of an outage, once
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _not_a_retry(record: logging.LogRecord) -> bool:
+    return not (record.msg.startswith("Retrying") and "/mlflow" in record.getMessage())
 
 
 def _exceptions() -> tuple[type[Exception], ...]:
@@ -181,13 +197,13 @@ def _exceptions() -> tuple[type[Exception], ...]:
 
 
 def _complaint(uri: str, error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = reason(error)
     cure = "start it, or --tracking.enabled false"
     if "schema" in text and uri.startswith(_SQLITE):
         cure = f"run `mlflow db upgrade {hide_secrets(uri)}`"
     elif getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"):
         cure = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-    return hide_secrets(f"MLflow at {uri} failed: {text[:300]}: {cure}")
+    return hide_secrets(f"MLflow at {uri} failed: {text}: {cure}")
 
 
 def _probe(uri: str) -> None:
@@ -228,8 +244,6 @@ def _create_experiment(client: Any, name: str, location: str | None) -> Any:
 
 def _migrate(uri: str) -> None:
     """Builds MLflow's tables in a new SQLite file, quietly."""
-    import logging
-
     prepare_environment()
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 

@@ -111,8 +111,8 @@ class MlflowRun:
             self._client.log_batch(self._run_id, metrics=metrics)
         except MlflowException as error:
             if error.error_code == "INVALID_PARAMETER_VALUE":
-                raise Refused(hide_secrets(str(error))) from None
-            raise UnavailableError(hide_secrets(" ".join(str(error).split())[:300])) from None
+                raise Refused(mlflow_client.reason(error)) from None
+            raise UnavailableError(mlflow_client.reason(error)) from None
 
     def _upload(self, path: Path, name: str) -> None:
         assert path.is_file(), path
