@@ -1,0 +1,81 @@
+"""The arguments that verbs share: a configuration by name or file, overrides, output, --dry-run, --json."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from maep import config
+from maep.errors import ConfigError, nearest
+from maep.tracking.client import TrackingConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Job(Generic[T]):
+    """What a verb was asked to do: its own `settings`, where to track, and the parsed `options`."""
+
+    settings: T
+    tracking: TrackingConfig
+    options: argparse.Namespace
+
+
+def parser(verb: str, description: str, examples: str, output: bool = True) -> argparse.ArgumentParser:
+    """A parser with the shared options; `examples` are shown below the help."""
+    made = argparse.ArgumentParser(
+        prog=f"maep {verb}",
+        description=description,
+        epilog=f"Any configuration key: --section.key VALUE\n\nexamples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.add_argument("--config", metavar="NAME|FILE", help="a configuration that maep ships, or a YAML file")
+    if output:
+        made.add_argument("--output", type=Path, metavar="DIR", help="folder for results (default: outputs/NAME)")
+    made.add_argument(
+        "--dry-run", action="store_true", help="print the resolved configuration and the plan, do nothing"
+    )
+    made.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+    return made
+
+
+def parse(
+    made: argparse.ArgumentParser, settings_class: type[T], argv: Sequence[str], default: str | None = None
+) -> Job[T]:
+    """Parses `argv`; words that no option takes are overrides. The section `tracking` goes its own way.
+
+    Raises ConfigError for what does not fit `settings_class`.
+    """
+    options, overrides = made.parse_known_args(list(argv))
+    source = options.config or default
+    values = config.read_yaml(find(source)) if source else {}
+    values = config.apply_overrides(values, overrides)
+    tracking = config.build(TrackingConfig, values.pop("tracking", None), "tracking")
+    settings = config.build(settings_class, values)
+    if getattr(options, "output", Path()) is None:
+        options.output = Path("outputs") / (source or made.prog.split()[-1]).removesuffix(".yaml").lstrip("./")
+    return Job(settings, tracking, options)
+
+
+def find(name: str) -> Path:
+    """The file of a configuration: a path, or the name of one that ships with maep (`cifar10/pretrain`)."""
+    if Path(name).is_file():
+        return Path(name)
+    shipped = resources.files("maep_jobs").joinpath("configs")
+    inside = Path(str(shipped.joinpath(f"{name}.yaml")))
+    if inside.is_file() and ".." not in Path(name).parts:
+        return inside
+    root = Path(str(shipped))
+    names = [path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml")]
+    raise ConfigError(f"--config {name!r} is no file and not shipped with maep: {nearest(name, names)}")
+
+
+def plan_text(job: Job[Any], lines: Sequence[str]) -> str:
+    """What --dry-run prints: the resolved configuration, then the plan, as YAML with comments."""
+    tracking = config.to_yaml(job.tracking).replace("\n", "\n  ").rstrip()
+    return f"{config.to_yaml(job.settings)}tracking:\n  {tracking}\n" + "".join(f"# {line}\n" for line in lines)

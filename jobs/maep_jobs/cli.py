@@ -1,0 +1,100 @@
+"""`maep VERB ...`: finds the verb's module, runs it, and turns mistakes into one line and exit status 2."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from maep.errors import UserError, nearest
+
+VERBS = {
+    "demo": "the whole path on scikit-learn's digits in minutes, with a picture",
+    "run": "a pipeline: pretrain, finetune, evaluate, gate, promote, serve and check",
+    "pretrain": "train a masked autoencoder",
+    "finetune": "make it a purifier, on images attacked on the fly",
+    "evaluate": "measure purifiers under each threat model",
+    "promote": "send a purifier through the gate to the alias champion",
+    "serve": "start the endpoint",
+    "submit": "run a verb on a Ray cluster",
+    "data": "fetch and inspect data sets",
+    "classifier": "train a classifier to protect",
+    "gpu": "pack code and data for a machine that has only PyTorch",
+}
+
+_HELP = """maep trains, searches, evaluates and serves masked-autoencoder purifiers.
+
+usage: maep VERB [--config NAME|FILE] [--output DIR] [--dry-run] [--json] [--section.key VALUE ...]
+
+{verbs}
+
+maep VERB --help tells more, with examples. Exit status: 0 done, 1 failed, 2 a mistake in what was given.
+  maep demo
+  maep run cifar10/pipeline --output outputs/cifar10
+  maep serve --model bundled:cifar10 --classifier cifar10_resnet20
+"""
+
+# What the machine refuses and its user can mend: no room, no right, no such place.
+_MENDABLE = {
+    errno.ENOSPC: "free some space or choose another --output",
+    errno.EDQUOT: "free some space or choose another --output",
+    errno.EACCES: "choose a place you may write to",
+    errno.EPERM: "choose a place you may write to",
+    errno.EROFS: "choose a place that can be written to",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path",
+    errno.EISDIR: "check the path",
+    errno.EEXIST: "check the path",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_HELP.format(verbs="\n".join(f"  {verb:<11} {text}" for verb, text in VERBS.items())))
+        return 0
+    verb, *rest = words
+    if verb == "--version":
+        from maep import __version__
+
+        print(f"maep {__version__}")
+        return 0
+    if verb not in VERBS:
+        print(f"maep: unknown verb {verb!r}: {nearest(verb, VERBS)}", file=sys.stderr)
+        return 2
+    _quiet_environment()
+    try:
+        status: int = importlib.import_module(f"maep_jobs.{verb}").main(rest)
+    except UserError as error:
+        print(f"maep {verb}: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"maep {verb}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in _MENDABLE:
+            raise
+        print(f"maep {verb}: {error.filename or ''}: {error.strerror}: {_MENDABLE[error.errno]}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"maep {verb}: stopped; the same line goes on from the newest checkpoint", file=sys.stderr)
+        return 130
+    return status
+
+
+def _quiet_environment() -> None:
+    """No telemetry, and threads that wait without burning the cores that other workers need."""
+    for name, value in {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""From an artifact to the registry and, if the gate lets it, to the alias `champion`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from maep.artifact import Artifact
+from maep.errors import ArtifactError
+from maep.evaluate.config import EvaluateConfig
+from maep.evaluate.gate import Decision, GateConfig, decide, evaluation
+from maep.tracking.client import TrackingConfig
+from maep.tracking.registry import by_alias, register, set_alias
+from maep.tracking.resolve import resolve
+from maep_jobs.evaluate import run_evaluation
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a candidate: its version, whether it is champion now, and why."""
+
+    version: int
+    champion: bool
+    reasons: list[str]
+
+
+def send_through_gate(
+    candidate: Artifact,
+    base: EvaluateConfig,
+    gate: GateConfig,
+    tracking: TrackingConfig,
+    output: Path,
+    force: bool = False,
+) -> Verdict:
+    """Registers `candidate`, evaluates it on `dev`, and moves the aliases.
+
+    It becomes `candidate` at once, and `champion` if the gate passes it, or (recorded on the version) by `force`.
+    """
+    if candidate.kind != "purifier":
+        raise ArtifactError(f"{candidate.folder} holds a {candidate.kind}: only a purifier can be promoted")
+    version = register(tracking, candidate)
+    set_alias(tracking, "candidate", version)
+    champion = by_alias(tracking, "champion")
+    if champion is not None and champion.sha256 == candidate.sha256:
+        return Verdict(version, True, [f"version {version} is the champion already"])
+    decision = _decide(candidate, base, gate, tracking, output)
+    promoted = decision.passed or force
+    record = {"passed": decision.passed, "forced": force and not decision.passed, **decision.figures}
+    register(tracking, candidate, evaluation={"gate": record})
+    if promoted:
+        set_alias(tracking, "champion", version)
+    forced = ["promoted by --force, which is recorded on the version"] if record["forced"] else []
+    return Verdict(version, promoted, decision.reasons + forced)
+
+
+def _decide(
+    candidate: Artifact, base: EvaluateConfig, gate: GateConfig, tracking: TrackingConfig, output: Path
+) -> Decision:
+    settings = evaluation(gate, base)
+    result = run_evaluation(settings, {"purifier": candidate}, output / f"candidate-{candidate.sha256[:8]}")
+    champion = by_alias(tracking, "champion")
+    if champion is None:
+        return decide(result, None, gate)
+    holder = resolve("models:/purifier@champion", tracking)
+    before = run_evaluation(settings, {"purifier": holder}, output / f"champion-{holder.sha256[:8]}")
+    return decide(result, before, gate)

@@ -1,0 +1,56 @@
+"""Pictures of what a model in training does: image, what it was given, what it made of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+
+from maep import seeding
+from maep.artifact import Artifact
+from maep.data.datasets import DataConfig, load
+from maep.data.image_set import to_uint8
+from maep.models.build import build_model, load_weights
+from maep.models.mae import MaskedAutoencoder, fold
+
+_IMAGES, _SIDE = 8, 64
+
+
+def reconstruction_strip(saved: Artifact, data: DataConfig) -> Image.Image | None:
+    """Rows of eight `dev` images: as they are, given to the model, and its output; None for other models.
+
+    An autoencoder is given the visible patches (mask ratio as trained), a purifier the image with noise of
+    standard deviation 8/255.
+    """
+    values = saved.config.get("model", {})
+    if values.get("name") not in ("mae", "purifier", "conv"):
+        return None
+    model = load_weights(build_model(values), saved).eval()
+    images, _ = load(data, "dev").batch(range(_IMAGES))
+    keys = torch.arange(_IMAGES)
+    with torch.no_grad():
+        if isinstance(model, MaskedAutoencoder):
+            noise = seeding.uniform(keys, model.positions.shape[1])
+            output = model(images, saved.config["train"]["mask_ratio"], noise)
+            size, grid = model.config.patch_size, model.config.grid
+            hidden = fold(output.mask[..., None].repeat(1, 1, size**2), grid, size)
+            painted = model.unpatchify(output.patches, grid)
+            rows = [
+                images,
+                torch.lerp(images, torch.full_like(images, 0.5), hidden),
+                torch.lerp(images, painted, hidden),
+            ]
+        else:
+            noise = seeding.normal(keys, images[0].numel()).view_as(images)
+            given = (images + noise * 8 / 255).clamp(0, 1)
+            rows = [images, given, model(given)]
+    return _grid([to_uint8(row.clamp(0, 1)).numpy() for row in rows])
+
+
+def _grid(rows: list[np.ndarray]) -> Image.Image:
+    canvas = Image.new("RGB", (_IMAGES * _SIDE, len(rows) * _SIDE))
+    for y, row in enumerate(rows):
+        for x, pixels in enumerate(row):
+            panel = Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
+            canvas.paste(panel, (x * _SIDE, y * _SIDE))
+    return canvas

@@ -1,0 +1,106 @@
+"""What `pretrain`, `finetune` and `classifier train` share: one training run, tracked, resumable, on Ray or not."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from maep import config, storage
+from maep.artifact import Artifact
+from maep.tracking.client import TrackingConfig, absolute
+from maep.tracking.resolve import resolve
+from maep.tracking.runs import open_run, ui_command
+from maep.train.distributed import Settings, train
+from maep.train.loop import Callback, Progress
+from maep_jobs.arguments import Job, plan_text
+from maep_jobs.progress import Bar
+
+
+def run_training(job: Job[Settings], phase: str) -> Artifact | None:
+    """Runs the job to its artifact and prints it; None after --dry-run."""
+    settings, options = job.settings, job.options
+    output: Path = options.output
+    if options.dry_run:
+        print(plan_text(job, plan(settings, output)), end="")
+        return None
+    output.mkdir(parents=True, exist_ok=True)
+    storage.write_bytes(output / "config.yaml", config.to_yaml(settings).encode())
+    resume = resolve(options.resume, job.tracking) if getattr(options, "resume", None) else None
+    make = functools.partial(make_callbacks, phase, settings, absolute(job.tracking), output.absolute())
+    result = train(settings, output, make, getattr(options, "address", None), resume)
+    if options.json:
+        print(json.dumps({"model": str(result.folder), "kind": result.kind, "sha256": result.sha256}))
+    else:
+        print(f"{phase}: {result.folder}  sha256 {result.sha256[:12]}")
+        if job.tracking.enabled:
+            print(f"runs: {ui_command(job.tracking)}")
+    return result
+
+
+def plan(settings: Settings, output: Path) -> list[str]:
+    """What would be done, a line each."""
+    loop, workers = settings.loop, settings.workers
+    where = f"{workers.num_workers} Ray Train workers" if workers.num_workers else "this process"
+    return [
+        f"trains on {settings.data.name}: {loop.num_steps:,} steps of {loop.batch_size} images in {where}",
+        f"checkpoint every {loop.checkpoint_every:,} images, the last {loop.keep_checkpoints} kept",
+        f"result: {output / 'model'}",
+    ]
+
+
+def make_callbacks(phase: str, settings: Settings, tracking: TrackingConfig, output: Path) -> Sequence[Callback]:
+    """The callbacks of a run, made in the process where they run."""
+    return [_Shown(phase), _Tracked(phase, settings, tracking, output)]
+
+
+class _Shown:
+    """Shows progress to a person."""
+
+    def __init__(self, phase: str) -> None:
+        self._bar = Bar(phase)
+
+    def on_step(self, progress: Progress) -> None:
+        self._bar.show(progress.samples_seen, progress.samples, progress.eta_s, progress.metrics)
+
+    def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
+        pass
+
+    def on_end(self, result: Artifact) -> None:
+        self._bar.close()
+
+
+class _Tracked:
+    """Writes a run to MLflow: parameters, metrics by samples seen, every kept checkpoint, pictures."""
+
+    def __init__(self, phase: str, settings: Settings, tracking: TrackingConfig, output: Path) -> None:
+        self._settings = settings
+        key = hashlib.sha256(f"{phase} {output}".encode()).hexdigest()[:16]
+        name = f"{phase} {output.name}"
+        self._run = open_run(tracking, name, key, config.to_dict(settings), {"maep.phase": phase})
+
+    def on_step(self, progress: Progress) -> None:
+        self._run.log_metrics(progress.metrics, progress.samples_seen)
+
+    def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
+        self._keep(saved, samples_seen)
+
+    def on_end(self, result: Artifact) -> None:
+        self._keep(result, self._settings.loop.num_steps * self._settings.loop.batch_size)
+        self._run.finish()
+
+    def _keep(self, saved: Artifact, samples_seen: int) -> None:
+        if self._run.run_id is None:
+            return
+        self._run.log_checkpoint(saved, samples_seen)
+        from maep_jobs.strips import reconstruction_strip
+
+        picture = reconstruction_strip(saved, self._settings.data)
+        if picture is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "strip.png"
+                picture.save(path)
+                self._run.log_picture(path, f"reconstruction-{samples_seen:012d}")
