@@ -157,18 +157,38 @@ def check(bench: Bench) -> None:
     for spec in bench.config.classifiers:
         _check_classifier(bench, spec, images)
     for name in bench.setup.names:
-        purified = bench.defence(name).module(images)
-        if purified.shape != images.shape:
-            raise ConfigError(
-                f"purifier {name!r} turns {list(images.shape)} into {list(purified.shape)}: shapes must not change"
-            )
-        if not torch.isfinite(purified).all() or purified.min() < 0 or purified.max() > 1:
-            raise ConfigError(f"purifier {name!r} gives values outside [0, 1]: its last step must be clamp(0, 1)")
+        _check_defence(bench, name, images)
+
+
+def _check_defence(bench: Bench, name: str, images: Tensor) -> None:
+    defence = bench.defence(name)
+    try:
+        purified = defence.module(images)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"purifier {name!r} does not take images of shape {list(images.shape)}: {reason}") from None
+    if purified.shape != images.shape:
+        shapes = f"{list(images.shape)} into {list(purified.shape)}"
+        raise ConfigError(f"purifier {name!r} turns {shapes}: it must keep the shape")
+    try:
+        check_images(purified)
+    except DataError as error:
+        raise ConfigError(f"purifier {name!r}: {error}: its last step must be clamp(0, 1)") from None
+
+
+def check_images(images: Tensor) -> None:
+    """Raises DataError unless `images` is a float tensor [B, 3, H, W] with every value in [0, 1]."""
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise DataError(f"images are {images.dtype} {list(images.shape)}: float [B, 3, H, W] in [0, 1] is needed")
+    if len(images) and not (images.min() >= 0 and images.max() <= 1):  # NaN fails both
+        seen = f"{float(images.min()):.4g} to {float(images.max()):.4g}"
+        raise DataError(f"images have values of {seen}: all must be in [0, 1]")
 
 
 def _check_classifier(bench: Bench, spec: str, images: Tensor) -> None:
+    classifier = bench.classifier(spec)
     try:
-        logits = bench.classifier(spec)(images)
+        logits = classifier(images)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"classifier {spec!r} does not take images of shape {list(images.shape)}: {reason}") from None

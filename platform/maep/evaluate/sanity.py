@@ -17,11 +17,12 @@ from maep import seeding
 from maep.attacks.config import AttackConfig
 from maep.attacks.gradient import attack
 from maep.data import adversarial
-from maep.evaluate.bench import Expectation, looks_like_probabilities
+from maep.evaluate.bench import Expectation, check_images, looks_like_probabilities
 from maep.evaluate.config import Threat, eps_label
 
-LARGE = AttackConfig("pgd", 64 / 255, 50)
-"""A budget at which pictures are no longer what they were, so that no honest defence stands."""
+LARGE = AttackConfig("pgd", 0.5, 50, random_start=False)
+"""Half the range: uniform grey is within reach of every image, so no defence can stand. No random start, for noise of
+that size would break what the gradient cannot."""
 LEFT_AT_LARGE = 0.05
 DEAD_GRADIENTS = 0.05
 TOLERANCE = 0.01
@@ -57,8 +58,9 @@ def battery(
 
     `indices` are the images' official indices (int64 [B]), `eps` the budget of the figures it stands beside,
     `passes` over how many passes a randomised model's gradient is averaged. `threat` is `adaptive`, whose checks of
-    the gradient are added, or `bpda`.
+    the gradient are added, or `bpda`. Raises DataError for images that are not float in [0, 1].
     """
+    check_images(images)
     target = Expectation(model, passes) if passes > 1 else model
     small = AttackConfig("pgd", eps, 20)
     checks = [_eval_mode(model), _logits(model, images), _eps_zero(model, target, images, labels, indices, seed)]
