@@ -94,10 +94,6 @@ def image_data(config: ServeConfig, image_size: tuple[int, int]) -> DataConfig |
 def class_names(own: tuple[str, ...], data_name: str, num_classes: int) -> tuple[str, ...]:
     """Names by index: the classifier's `own`, else the data set's where the counts agree, else the numbers."""
     known: dict[str, tuple[str, ...]] = {"digits": digits.CLASSES, "cifar10": cifar10.CLASSES}
-    if data_name == "imagenet" and num_classes == 1000:
-        from torchvision.models import SqueezeNet1_0_Weights
-
-        known["imagenet"] = tuple(SqueezeNet1_0_Weights.IMAGENET1K_V1.meta["categories"])
     for names in (tuple(own), known.get(data_name, ())):
         if len(names) == num_classes:
             return names

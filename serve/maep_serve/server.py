@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -142,6 +143,8 @@ def _start_ray(config: ServeConfig) -> None:
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # On a busy machine a proxy needs longer than the 5 s after which Serve would kill it and start another
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, config.num_replicas + 1),
@@ -162,6 +165,7 @@ def _serve_is_running() -> bool:
 
 
 def _deploy(config: ServeConfig, token: str | None) -> None:
+    import ray
     from ray import serve
 
     from maep_serve.app import APP_NAME, build_app
@@ -169,11 +173,13 @@ def _deploy(config: ServeConfig, token: str | None) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     backstop_s = config.request_timeout_s + 30  # the service's own limits answer first, with a problem document
-    serve.start(
-        proxy_location="HeadOnly",
-        http_options={"host": config.host, "port": config.port, "request_timeout_s": backstop_s},
-        logging_config=quiet,
-    )
+    # If the first proxy comes too late, Serve starts another; what counts is whether /readyz answers in time
+    with contextlib.suppress(ray.exceptions.RayActorError, TimeoutError):
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": config.host, "port": config.port, "request_timeout_s": backstop_s},
+            logging_config=quiet,
+        )
     app = build_app(config, None if token is None else hashlib.sha256(token.encode()).hexdigest())
     target = serve.RunTarget(app, name=APP_NAME, route_prefix="/", logging_config=quiet)
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
@@ -239,4 +245,4 @@ def _stop(owns_ray: bool) -> None:
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "see the replica's log under /tmp/ray/session_latest/logs/serve"
+    return lines[-1][:300] if lines else "see the replica's log in the Ray session's folder, logs/serve"

@@ -1,14 +1,18 @@
-"""The endpoint's configuration."""
+"""The endpoint's configuration, and what it is filled with where it is silent."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 
 import pytest
 
 from maep import config
+from maep.data.datasets import DataConfig
 from maep.errors import ConfigError
 from maep_serve.config import ServeConfig, is_loopback
+from maep_serve.loading import class_names
+from maep_serve.samples import load_samples
 
 
 def test_the_local_configuration_loads_and_round_trips(tmp_path):
@@ -45,3 +49,30 @@ def test_values_out_of_range_are_named(key, value):
 )
 def test_loopback(host, expected):
     assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("own", "data", "count", "expected"),
+    [
+        (("no", "yes"), "digits", 2, ("no", "yes")),
+        ((), "digits", 10, tuple("0123456789")),
+        ((), "cifar10", 3, ("0", "1", "2")),
+        (("one",), "imagenet", 2, ("0", "1")),
+    ],
+)
+def test_class_names_are_the_classifiers_else_the_data_sets_else_numbers(own, data, count, expected):
+    assert class_names(own, data, count) == expected
+
+
+@pytest.mark.parametrize(("size", "data"), [((24, 40), None), ((32, 32), DataConfig(name="cifar10"))])
+def test_samples_are_drawn_where_there_is_no_data(tmp_path, size, data):
+    samples = load_samples(data and dataclasses.replace(data, root=str(tmp_path)), size)
+    assert len(samples) == 8
+    assert {tuple(sample.pixels.shape) for sample in samples} == {(1, 3, *size)}
+    assert len({sample.pixels.numpy().tobytes() for sample in samples}) == 8
+
+
+@pytest.mark.shared_data
+def test_samples_of_cifar10_are_named_by_their_class(shared_data):
+    samples = load_samples(DataConfig(name="cifar10", root=str(shared_data)), (32, 32))
+    assert [sample.name for sample in samples][:4] == ["airplane", "automobile", "bird", "cat"]

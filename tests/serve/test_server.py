@@ -35,7 +35,7 @@ def free_port() -> int:
 def server(config: ServeConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        running = start(dataclasses.replace(config, port=free_port(), num_threads=1), wait_ready_s=120)
+        running = start(dataclasses.replace(config, port=free_port(), num_threads=1), wait_ready_s=200)
         try:
             yield running
         finally:
