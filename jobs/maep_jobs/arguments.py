@@ -13,7 +13,7 @@ from maep import config
 from maep.errors import ConfigError, nearest
 from maep.tracking.client import TrackingConfig
 
-T = TypeVar("T")
+T = TypeVar("T", covariant=True)
 
 
 @dataclass(frozen=True)

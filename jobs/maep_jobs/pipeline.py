@@ -1,0 +1,233 @@
+"""The stages of `maep run`. Each lies in a folder named by a digest of all that decides its result.
+
+So a finished stage is found by its folder, a changed one gets another, and nothing is ever overwritten. Training
+stages are the command lines a user would type, run as processes of their own, as many at once as `parallel` says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from maep import artifact, config, storage
+from maep.errors import ConfigError
+from maep.evaluate.config import EvaluateConfig
+from maep.evaluate.gate import GateConfig
+from maep.evaluate.results import RESULT, Result
+from maep.evaluate.table import headline, markdown, notes, terminal
+from maep.tracking.client import TrackingConfig, absolute
+from maep.tracking.runs import ui_command
+from maep.train.classifier import ClassifierConfig
+from maep.train.config import FinetuneConfig, PretrainConfig
+from maep_jobs.endpoint import check_endpoint
+from maep_jobs.evaluate import run_evaluation
+from maep_jobs.gate import send_through_gate
+from maep_jobs.pictures import write_strip
+from maep_serve.config import ServeConfig
+
+CHAMPION = "models:/purifier@champion"
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """The whole chain. Classifiers that it trains itself are named by their `name` in the sections below."""
+
+    classifiers: tuple[ClassifierConfig, ...] = ()
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(classifiers=("cifar10_resnet20",)))
+    conv: FinetuneConfig | None = None
+    """The rival of the same minutes; null: none."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    gate_classifiers: tuple[str, ...] = ()
+    """Classifiers that the gate decides on; empty: those of `evaluate`."""
+    serve: ServeConfig = field(default_factory=lambda: ServeConfig(model=CHAMPION))
+    parallel: int = 2
+    """Training stages that run at once, each with its share of the cores."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training run: `verb` with `settings`, into `folder`, once those named in `after` are done."""
+
+    name: str
+    verb: tuple[str, ...]
+    settings: ClassifierConfig | PretrainConfig | FinetuneConfig
+    folder: Path
+    after: tuple[str, ...] = ()
+
+    def is_done(self) -> bool:
+        """Whether its artifact lies there, complete."""
+        return artifact.is_valid(self.folder / "model")
+
+
+def stages(settings: PipelineConfig, output: Path) -> list[Stage]:
+    """The training stages, in an order that respects what each needs."""
+    trained: dict[str, Stage] = {}
+    for each in settings.classifiers:
+        verb = ("classifier", "train", each.data.name)
+        trained[each.name] = _stage(f"classifier-{each.name}", verb, each, output)
+    pretrain = _stage("pretrain", ("pretrain",), settings.pretrain, output)
+    made = [*trained.values(), pretrain]
+    for name, phase, start in (("finetune", settings.finetune, pretrain), ("conv", settings.conv, None)):
+        if phase is None:
+            continue
+        placed = dataclasses.replace(
+            phase,
+            init=str(start.folder / "model") if start else phase.init,
+            classifiers=tuple(_located(trained, spec) for spec in phase.classifiers),
+        )
+        after = tuple(stage.name for stage in (*trained.values(), *([start] if start else [])))
+        made.append(_stage(name, ("finetune",), placed, output, after))
+    return made
+
+
+def run_pipeline(
+    settings: PipelineConfig, tracking: TrackingConfig, output: Path, keep: bool = False, force: bool = False
+) -> dict[str, Any]:
+    """Runs what is not done yet and returns what came of it: figures, version, reasons, endpoint.
+
+    Raises what the stages raise; RuntimeError, naming the log, where a training process failed.
+    """
+    began = time.monotonic()
+    say = Console(stderr=True).print
+    output.mkdir(parents=True, exist_ok=True)
+    tracking = absolute(tracking)
+    training = stages(settings, output.absolute())
+    _train(training, tracking, settings.parallel)
+    folders = {stage.name: stage.folder / "model" for stage in training}
+    located = {each.name: folders[f"classifier-{each.name}"] for each in settings.classifiers}
+    purifier = artifact.read(folders["finetune"])
+    compared = {"maep": purifier, **({"conv": artifact.read(folders["conv"])} if settings.conv else {})}
+
+    base = _evaluate_on(settings.evaluate, settings.evaluate.classifiers, located)
+    folder = output / f"evaluate-{_digest(config.to_dict(base), [each.sha256 for each in compared.values()])}"
+    say("evaluate: done before" if (folder / RESULT).exists() else "evaluate: the reported figures")
+    result = run_evaluation(base, compared, folder)
+    report(result, output)
+    picture = write_strip(base, purifier, output / "purified.png")
+
+    say("gate: figures on dev images")
+    on_dev = _evaluate_on(settings.evaluate, settings.gate_classifiers or settings.evaluate.classifiers, located)
+    verdict = send_through_gate(purifier, on_dev, settings.gate, tracking, output / "gate", force)
+    serve = dataclasses.replace(settings.serve, classifier=_protected(settings.serve.classifier, located))
+    say("serve: start, one golden request, stop")
+    endpoint = check_endpoint(serve, tracking, base, keep)
+    Console().print(terminal(result))
+    for line in [
+        f"pictures: {picture}",
+        f"purifier version {verdict.version}: {'champion' if verdict.champion else 'not champion'}",
+        f"endpoint answered as the champion does offline: {endpoint['identical']} (sha256 {endpoint['sha256'][:12]})",
+        f"runs: {ui_command(tracking)}",
+        f"all stages: {(time.monotonic() - began) / 60:.1f} minutes",
+    ]:
+        say(line, highlight=False, soft_wrap=True)
+    return {
+        "version": verdict.version,
+        "champion": verdict.champion,
+        "reasons": verdict.reasons,
+        "result": str(result.folder),
+        "endpoint": endpoint,
+        "picture": str(picture),
+    }
+
+
+def report(result: Result, output: Path) -> None:
+    """Writes the table as Markdown."""
+    storage.write_bytes(output / "table.md", markdown(headline(result), notes(result)).encode())
+
+
+def _train(training: Sequence[Stage], tracking: TrackingConfig, parallel: int) -> None:
+    """Runs the stages that are not done, each as soon as what it needs is done and a place is free."""
+    done = {stage.name for stage in training if stage.is_done()}
+    for name in sorted(done):
+        print(f"{name}: done before", file=sys.stderr)
+    waiting = [stage for stage in training if stage.name not in done]
+    with contextlib.ExitStack() as stack:
+        running: dict[str, subprocess.Popen[bytes]] = {}
+        while waiting or running:
+            for stage in [stage for stage in waiting if done.issuperset(stage.after)][: parallel - len(running)]:
+                waiting.remove(stage)
+                running[stage.name] = stack.enter_context(_started(stage, tracking, parallel))
+            for name, process in list(running.items()):
+                status = process.poll()
+                if status == 2:
+                    raise ConfigError(f"stage {name} stopped at a mistake: see the line above")
+                if status:
+                    raise RuntimeError(f"stage {name} failed with exit status {status}: see the lines above")
+                if status == 0:
+                    del running[name]
+                    done.add(name)
+            time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def _started(stage: Stage, tracking: TrackingConfig, parallel: int) -> Any:
+    """The stage's process, with its share of the cores; ended with the pipeline if that ends first."""
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    file = stage.folder / "stage.yaml"
+    storage.write_bytes(file, (config.to_yaml(stage.settings) + _tracking_yaml(tracking)).encode())
+    line = [*stage.verb, "--config", str(file), "--output", str(stage.folder)]
+    print(f"{stage.name}: maep {shlex.join(line)}", file=sys.stderr, flush=True)
+    threads = str(max(1, (os.cpu_count() or 1) // parallel))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "maep_jobs.cli", *line],
+        env={**os.environ, "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(timeout=30)
+
+
+def _tracking_yaml(tracking: TrackingConfig) -> str:
+    return "tracking:\n  " + config.to_yaml(tracking).replace("\n", "\n  ").rstrip() + "\n"
+
+
+def _stage(
+    name: str,
+    verb: tuple[str, ...],
+    settings: ClassifierConfig | PretrainConfig | FinetuneConfig,
+    output: Path,
+    after: tuple[str, ...] = (),
+) -> Stage:
+    values = config.to_dict(settings)
+    for key in ("device", "checkpoint_every", "keep_checkpoints"):  # where and how often, not what
+        values["loop"].pop(key)
+    values.pop("workers")
+    values["data"].pop("root")
+    digest = _digest(values, [])
+    return Stage(name, verb, settings, output / f"{name}-{digest}", after)
+
+
+def _digest(values: dict[str, Any], more: list[str]) -> str:
+    text = json.dumps([values, more], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _located(trained: dict[str, Stage], spec: str) -> str:
+    return str(trained[spec].folder / "model") if spec in trained else spec
+
+
+def _evaluate_on(base: EvaluateConfig, classifiers: Sequence[str], located: dict[str, Path]) -> EvaluateConfig:
+    return dataclasses.replace(base, classifiers=tuple(str(located.get(spec, spec)) for spec in classifiers))
+
+
+def _protected(spec: str | None, located: dict[str, Path]) -> str | None:
+    return str(located[spec]) if spec in located else spec
