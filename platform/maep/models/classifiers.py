@@ -12,6 +12,7 @@ import hashlib
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from maep import artifact
-from maep.errors import ArtifactError, ConfigError, DataError, nearest
+from maep.errors import ArtifactError, ConfigError, DataError, UnavailableError, nearest
+from maep.models.build import load_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -30,7 +32,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Classifier(nn.Module):
     """float [B, 3, H, W] in [0, 1] -> logits [B, classes].
 
-    `name` and `sha256` (over the weights) identify it in results.
+    `name` and `sha256` (over the weights) identify it in results; `classes` are its classes' names, empty where it
+    knows none.
     """
 
     mean: Tensor
@@ -42,10 +45,12 @@ class Classifier(nn.Module):
         name: str,
         mean: tuple[float, ...] = (0.0, 0.0, 0.0),
         std: tuple[float, ...] = (1.0, 1.0, 1.0),
+        classes: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.model = model
         self.name = name
+        self.classes = classes
         self.sha256 = weights_sha256(model)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
@@ -64,7 +69,8 @@ class CifarResNet(nn.Module):
 
     def __init__(self, depth: int, num_classes: int = 10, width: int = 16) -> None:
         super().__init__()
-        assert depth % 6 == 2, "depth must be 6n + 2"
+        if depth < 8 or depth % 6 != 2:
+            raise ValueError(f"depth: {depth} must be 6n + 2, such as 8, 14 or 20")
         num_blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -108,7 +114,8 @@ def weights_sha256(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)  # NumPy knows no bfloat16
+        digest.update(values.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -116,7 +123,8 @@ def load_classifier(spec: str, root: str | Path = "data") -> Classifier:
     """The classifier that `spec` names (see the module's text), in eval mode, frozen, batch norms folded.
 
     `root` is the data root, whose folder `weights` holds the named ones.
-    Raises ConfigError for an unknown name, DataError for missing weights.
+    Raises ConfigError for an unknown name, DataError for missing or foreign weights, ArtifactError for a folder that
+    does not hold a classifier, UnavailableError for weights that cannot be downloaded.
     """
     scheme, colon, rest = spec.partition(":")
     if spec in _NAMED:
@@ -160,16 +168,28 @@ def _squeezenet() -> Any:
     return model
 
 
-_NAMED: dict[str, tuple[str, Callable[[], nn.Module]]] = {
-    "cifar10_resnet20": ("cifar10_resnet20.safetensors", lambda: _cifar_resnet(20)),
-    "cifar10_resnet44": ("cifar10_resnet44.safetensors", lambda: _cifar_resnet(44)),
-    "cifar10_resnet56": ("cifar10_resnet56.safetensors", lambda: _cifar_resnet(56)),
-    "imagenet_squeezenet1_0": ("imagenet_squeezenet1_0_dc.safetensors", _squeezenet),
+def _cifar10_classes() -> tuple[str, ...]:
+    from maep.data.cifar10 import CLASSES
+
+    return CLASSES
+
+
+def _imagenet_classes() -> tuple[str, ...]:
+    from torchvision.models import SqueezeNet1_0_Weights
+
+    return tuple(SqueezeNet1_0_Weights.DEFAULT.meta["categories"])
+
+
+_NAMED: dict[str, tuple[str, Callable[[], nn.Module], Callable[[], tuple[str, ...]]]] = {
+    "cifar10_resnet20": ("cifar10_resnet20.safetensors", lambda: _cifar_resnet(20), _cifar10_classes),
+    "cifar10_resnet44": ("cifar10_resnet44.safetensors", lambda: _cifar_resnet(44), _cifar10_classes),
+    "cifar10_resnet56": ("cifar10_resnet56.safetensors", lambda: _cifar_resnet(56), _cifar10_classes),
+    "imagenet_squeezenet1_0": ("imagenet_squeezenet1_0_dc.safetensors", _squeezenet, _imagenet_classes),
 }
 
 
 def _named(name: str, root: Path) -> Classifier:
-    file, factory = _NAMED[name]
+    file, factory, classes = _NAMED[name]
     path = root / "weights" / file
     if not path.is_file():
         raise DataError(
@@ -178,54 +198,106 @@ def _named(name: str, root: Path) -> Classifier:
         )
     model = factory()
     try:
-        missing = model.load_state_dict(load_file(path), strict=False).missing_keys
+        missing, unexpected = model.load_state_dict(load_file(path), strict=False)
     except Exception as error:  # safetensors has no error class of its own that covers a truncated file
-        raise DataError(f"{path} does not hold the weights of {name}: {' '.join(str(error).split())}") from None
+        raise DataError(f"{path} does not hold the weights of {name}: {_one_line(error)}: fetch it again") from None
     lacking = [key for key in missing if not key.endswith("num_batches_tracked")]
-    if lacking:
-        raise DataError(f"{path} lacks {lacking[0]!r} of {name}: fetch it again")
-    return Classifier(model, name, IMAGENET_MEAN, IMAGENET_STD)
+    if lacking or unexpected:
+        what = f"lacks {lacking[0]!r}" if lacking else f"holds {unexpected[0]!r}, which is no part"
+        raise DataError(f"{path} {what} of {name}: it is another model's, fetch it again")
+    if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):
+        raise DataError(f"{path} holds NaN or infinity: it is damaged, fetch it again")
+    return Classifier(model, name, IMAGENET_MEAN, IMAGENET_STD, classes())
 
 
 def _timm(name: str) -> Classifier:
     import timm
 
-    if name not in timm.list_models():
+    if not timm.is_model(name):  # a tag after a dot names one of several sets of weights
         raise ConfigError(f"classifier 'timm:{name}' is not known: {nearest(name, timm.list_models())}")
-    model = timm.create_model(name, pretrained=True)
+    if "." in name and name not in (tagged := timm.list_pretrained(f"{name.partition('.')[0]}.*")):
+        raise ConfigError(f"classifier 'timm:{name}' has no such weights: {nearest(name, tagged)}")
+    if not timm.is_model_pretrained(name):
+        raise ConfigError(f"classifier 'timm:{name}' has no trained weights: choose one of timm.list_pretrained()")
+    model = _downloaded(f"timm:{name}", lambda: timm.create_model(name, pretrained=True))
     settings = timm.data.resolve_model_data_config(model)
     return Classifier(model, f"timm:{name}", settings["mean"], settings["std"])
 
 
 def _torchvision(name: str) -> Classifier:
-    import torchvision
+    from torchvision import models
 
-    if name not in torchvision.models.list_models():
-        options = torchvision.models.list_models()
+    options = models.list_models(module=models)  # no detectors, segmenters or video models
+    if name not in options:
         raise ConfigError(f"classifier 'torchvision:{name}' is not known: {nearest(name, options)}")
-    model = torchvision.models.get_model(name, weights="DEFAULT")
-    return Classifier(model, f"torchvision:{name}", IMAGENET_MEAN, IMAGENET_STD)
+    weights = models.get_model_weights(name).DEFAULT
+    model = _downloaded(f"torchvision:{name}", lambda: models.get_model(name, weights=weights))
+    settings = weights.transforms()
+    categories = tuple(weights.meta["categories"])
+    return Classifier(model, f"torchvision:{name}", tuple(settings.mean), tuple(settings.std), categories)
+
+
+def _downloaded(name: str, create: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return create()
+    except OSError as error:  # what urllib's, requests' and huggingface_hub's errors have in common
+        raise UnavailableError(
+            f"classifier {name!r}: its weights cannot be downloaded ({_one_line(error)}): connect to the network once,"
+            " copy its cache from a machine that is connected, or use import:package.module:factory with weights of"
+            " your own"
+        ) from None
 
 
 def _imported(path: str) -> Classifier:
     module, colon, factory = path.partition(":")
-    if not colon:
+    if not colon or not module or not factory:
         raise ConfigError(f"classifier 'import:{path}' is written import:package.module:factory")
+    where = f"classifier 'import:{path}'"
     try:
-        model = getattr(importlib.import_module(module), factory)()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"classifier 'import:{path}' cannot be imported: {error}") from None
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"classifier 'import:{path}' gave a {type(model).__name__}, not a torch nn.Module")
-    return Classifier(model, f"import:{path}")
+        found = importlib.import_module(module)
+    except Exception as error:  # whatever the user's code does wrong
+        reason = _one_line(error)
+        raise ConfigError(f"{where}: {module} cannot be imported ({reason}): install it or set PYTHONPATH") from None
+    if not hasattr(found, factory):
+        raise ConfigError(f"{where}: {module} has no {factory!r}: {nearest(factory, _public(found))}")
+    made = getattr(found, factory)
+    if not isinstance(made, nn.Module):
+        if not callable(made):
+            raise ConfigError(f"{where}: {factory} is a {type(made).__name__}: name a function that returns a model")
+        try:
+            made = made()
+        except Exception as error:
+            raise ConfigError(
+                f"{where}: calling {factory}() failed: {type(error).__name__}: {_one_line(error)}"
+            ) from error
+    if not isinstance(made, nn.Module):
+        raise ConfigError(f"{where}: {factory}() gave a {type(made).__name__}, not a torch nn.Module")
+    return Classifier(made, f"import:{path}")
+
+
+def _public(module: ModuleType) -> list[str]:
+    return [name for name in vars(module) if not name.startswith("_")]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 _SCHEMES: dict[str, Callable[[str], Classifier]] = {"timm": _timm, "torchvision": _torchvision, "import": _imported}
 
 
 def _from_artifact(source: artifact.Artifact) -> Classifier:
+    """What `maep classifier train` wrote: its configuration is name, model (CifarResNet's), mean, std and classes."""
     if source.kind != "classifier":
         raise ArtifactError(f"{source.folder} holds a {source.kind}, not a classifier")
-    model = CifarResNet(**source.config["model"])
-    model.load_state_dict(source.weights())
-    return Classifier(model, source.config["name"], tuple(source.config["mean"]), tuple(source.config["std"]))
+    values = source.config
+    try:
+        model = CifarResNet(**values["model"])
+        name, mean, std = str(values["name"]), tuple(values["mean"]), tuple(values["std"])
+        classes = tuple(values.get("classes", ()))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{source.folder}: config.json does not describe a classifier: {_one_line(error)}"
+        ) from None
+    load_weights(model, source)
+    return Classifier(model, name, mean, std, classes)
