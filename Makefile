@@ -4,8 +4,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 MAEP := $(BIN)/maep
 PYTEST := $(BIN)/python -m pytest
-# Every core helps as long as each test keeps to one thread (tests/conftest.py).
-TEST_WORKERS ?= 2
 
 export PYTHON
 export RAY_USAGE_STATS_ENABLED := 0

@@ -24,13 +24,14 @@ MAY_IMPORT = {
     "seeding": {"errors"},
     "config": {"errors"},
     "storage": {"errors"},
+    "cluster": {"errors"},
     "artifact": {"errors", "storage"},
     "data": GROUND | {"models", "attacks"},  # adversarial.py attacks a classifier; the rest is held to GROUND below
     "models": GROUND | {"data"},
     "attacks": GROUND | {"data", "models"},
     "evaluate": GROUND | {"data", "models", "attacks"},
-    "train": GROUND | {"data", "models", "attacks", "evaluate"},
-    "tune": GROUND | {"data", "models", "attacks", "evaluate", "train"},
+    "train": GROUND | {"data", "models", "attacks", "evaluate", "cluster"},
+    "tune": GROUND | {"data", "models", "attacks", "evaluate", "train", "cluster"},
     "tracking": GROUND,
 }
 LAZILY = {"tracking": {"models"}}  # load_purifier builds the model it has resolved
