@@ -16,7 +16,7 @@ from maep.errors import ArtifactError
 from maep.models.classifiers import CifarResNet, load_classifier
 from maep.train.config import LoopConfig, WorkersConfig
 from maep.train.loop import Task
-from maep.train.objectives import Batch, Losses
+from maep.train.objectives import Batch, Losses, Objective
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ClassifierConfig:
             raise ValueError(f"width: {self.width} must be at least 1")
 
 
-class Classification(nn.Module):
+class Classification(Objective):
     """Cross-entropy of a classifier on normalised images."""
 
     mean: torch.Tensor

@@ -18,6 +18,9 @@ class LoopConfig:
     samples: int = 100_000
     batch_size: int = 128
     """Images of one step, over all workers together."""
+    replays: int = 1
+    """Updates on each batch. What is made of a batch at some cost, its attacked images, is made once for all of them
+    (minibatch replay, Shafahi et al. 2019, arXiv 1904.12843)."""
     lr: float = 1e-3
     """Peak learning rate, as it is (no rule by batch size)."""
     warmup: float = 0.05
@@ -38,8 +41,8 @@ class LoopConfig:
             raise ValueError(f"samples: {self.samples} must be at least one batch of {self.batch_size}")
         if self.lr <= 0 or not 0 <= self.warmup < 1:
             raise ValueError("lr must be above 0 and warmup in [0, 1)")
-        if self.checkpoint_every < 1 or self.keep_checkpoints < 1:
-            raise ValueError("checkpoint_every and keep_checkpoints must be at least 1")
+        if self.checkpoint_every < 1 or self.keep_checkpoints < 1 or self.replays < 1:
+            raise ValueError("checkpoint_every, keep_checkpoints and replays must be at least 1")
 
     @property
     def num_steps(self) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +26,7 @@ from maep.data.image_set import ImageSet, to_float
 from maep.errors import ArtifactError, ConfigError
 from maep.train.checkpoints import Checkpoints
 from maep.train.config import LoopConfig
-from maep.train.objectives import Batch, Losses
+from maep.train.objectives import Batch, Losses, Objective
 
 _STEP, _IMAGE = 101, 102
 _LOG_POINTS = 200
@@ -69,7 +69,7 @@ class Task:
     """What a phase hands to the loop: `objective.model` is trained on `images` and becomes an artifact of `kind`."""
 
     kind: str
-    objective: nn.Module
+    objective: Objective
     images: ImageSet
     loop: LoopConfig
     config: dict[str, Any]
@@ -116,7 +116,7 @@ class _Run:
         self.task, self.checkpoints, self.callbacks, self.world = task, checkpoints, callbacks, world
         self.device = pick_device(loop.device)
         self.objective = task.objective.to(self.device).to(memory_format=torch.channels_last).train()  # 2x on CPUs
-        self.model: nn.Module = task.objective.get_submodule("model")
+        self.model = task.objective.model
         self.optimizer = _optimizer(self.model, loop, self.device)
         self.step = 0
         self.source = _Source(task.images, loop, world, self.device)
@@ -148,7 +148,13 @@ class _Run:
         loop = self.task.loop
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step / loop.num_steps, loop)
-        batch = self.source.batch(self.step)
+        batch = self.task.objective.craft(self.source.batch(self.step))
+        for replay in range(loop.replays):
+            losses = self._update(step_of, replace(batch, replay=replay))
+        return losses
+
+    def _update(self, step_of: nn.Module, batch: Batch) -> Losses:
+        loop = self.task.loop
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
             losses: Losses = step_of(batch)
         if not torch.isfinite(losses.loss):

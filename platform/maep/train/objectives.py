@@ -6,7 +6,7 @@ All random draws follow from the batch's keys, so a step is a pure function of w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -40,6 +40,12 @@ class Batch:
     """A number for the whole step, the same on every worker."""
     progress: float
     """Share of the run that is done, in [0, 1]."""
+    replay: int = 0
+    """Which of the updates on this batch this is."""
+    attacked: Tensor | None = None
+    """float [B, 3, H, W] in [0, 1]: what `craft` made of the images."""
+    wanted: tuple[Tensor, Tensor] | None = None
+    """The teaching classifier's logits and features of the clean images."""
 
 
 class Losses(NamedTuple):
@@ -49,8 +55,20 @@ class Losses(NamedTuple):
     parts: dict[str, Tensor]
 
 
-class Pretraining(nn.Module):
+class Objective(nn.Module):
+    """What the loop trains: `model` is the part whose weights change and are kept."""
+
+    model: nn.Module
+
+    def craft(self, batch: Batch) -> Batch:
+        """What is made once for all updates on a batch."""
+        return batch
+
+
+class Pretraining(Objective):
     """Mean squared error on the hidden patches (He et al. 2022, section 3), on plain pixels."""
+
+    model: MaskedAutoencoder
 
     def __init__(self, model: MaskedAutoencoder, mask_ratio: float) -> None:
         super().__init__()
@@ -63,8 +81,10 @@ class Pretraining(nn.Module):
         return Losses(output.loss, {"masked": output.loss.detach()})
 
 
-class Purification(nn.Module):
+class Purification(Objective):
     """Attacked image in, clean image out; the terms and weights of LossConfig."""
+
+    model: Purifier | ConvPurifier
 
     def __init__(self, model: Purifier | ConvPurifier, classifiers: list[nn.Module], config: FinetuneConfig) -> None:
         super().__init__()
@@ -79,9 +99,18 @@ class Purification(nn.Module):
         self.model.train(mode)
         return self
 
+    def craft(self, batch: Batch) -> Batch:
+        """Attacks the images, and asks the teacher about the clean ones."""
+        wanted = None
+        if self._teacher_weight(batch):
+            with torch.no_grad():
+                wanted = logits_and_features(self.classifiers[0], batch.images)
+        return replace(batch, attacked=self._attacked(batch), wanted=wanted)
+
     def forward(self, batch: Batch) -> Losses:
-        """The loss of one batch, attacks included."""
-        attacked = self._noisy(self._attacked(batch), batch)
+        """The loss of one crafted batch."""
+        assert batch.attacked is not None
+        attacked = self._noisy(batch.attacked, batch)
         purified: Tensor = self.model.unclamped(attacked)
         loss, terms = self.config.loss, {}
         if loss.pixel.weight:
@@ -91,17 +120,17 @@ class Purification(nn.Module):
             assert isinstance(self.model, Purifier)
             noise = _mask_noise(self.model.mae, batch)
             terms["masked"] = self.model.mae(attacked, loss.masked_ratio, noise, target=batch.images).loss
-        if loss.feature.weight or loss.kl.weight:
-            terms |= self._teacher_terms(batch.images, purified.clamp(0, 1))
+        if batch.wanted is not None:
+            terms |= self._teacher_terms(*batch.wanted, purified.clamp(0, 1))
         weights = {name: getattr(loss, name).at(batch.progress) for name in terms}
         total = sum((weights[name] * term for name, term in terms.items()), torch.zeros((), device=purified.device))
         return Losses(total, {name: term.detach() for name, term in terms.items()})
 
-    def _teacher_terms(self, clean: Tensor, purified: Tensor) -> dict[str, Tensor]:
-        teacher = self.classifiers[0]
-        with torch.no_grad():
-            wanted, wanted_features = logits_and_features(teacher, clean)
-        logits, features = logits_and_features(teacher, purified)
+    def _teacher_weight(self, batch: Batch) -> float:
+        return self.config.loss.feature.at(batch.progress) + self.config.loss.kl.at(batch.progress)
+
+    def _teacher_terms(self, wanted: Tensor, wanted_features: Tensor, purified: Tensor) -> dict[str, Tensor]:
+        logits, features = logits_and_features(self.classifiers[0], purified)
         terms = {}
         if self.config.loss.kl.weight:
             terms["kl"] = F.kl_div(logits.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True)
@@ -141,9 +170,9 @@ class Purification(nn.Module):
         """`images` with Gaussian noise of a size of its own on each of a share of them."""
         if not self.config.noise:
             return images
-        draws = seeding.uniform(seeding.mix(batch.keys, _NOISE_SIZE), 2)
+        draws = seeding.uniform(seeding.mix(batch.keys, _NOISE_SIZE, batch.replay), 2)
         sizes = self.config.noise * draws[:, 0] * (draws[:, 1] < self.config.noise_share)
-        noise = seeding.normal(seeding.mix(batch.keys, _NOISE), images[0].numel()).view_as(images)
+        noise = seeding.normal(seeding.mix(batch.keys, _NOISE, batch.replay), images[0].numel()).view_as(images)
         return (images + sizes.view(-1, 1, 1, 1) * noise).clamp(0, 1)
 
 
@@ -165,7 +194,7 @@ def check_classifier(classifier: nn.Module, images: Tensor, labels: Tensor, name
 def _mask_noise(mae: MaskedAutoencoder, batch: Batch) -> Tensor:
     height, width = batch.images.shape[2:]
     num_patches = (height // mae.config.patch_size) * (width // mae.config.patch_size)
-    return seeding.uniform(seeding.mix(batch.keys, _MASK), num_patches)
+    return seeding.uniform(seeding.mix(batch.keys, _MASK, batch.replay), num_patches)
 
 
 def _draw(batch: Batch, purpose: int) -> float:
