@@ -26,8 +26,8 @@ def session(address: str | None = None, num_cpus: float = 0) -> Iterator[None]:
     A local one offers at least `num_cpus` logical CPUs, however few cores there are. Where Ray is up in this process
     already, it is used and left alone. Raises UnavailableError where nothing answers at `address`.
     """
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    prepare_environment()
+    address = address or os.environ.get("RAY_ADDRESS")  # set inside a submitted job
     import ray
 
     if ray.is_initialized():
@@ -48,6 +48,18 @@ def session(address: str | None = None, num_cpus: float = 0) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def prepare_environment() -> None:
+    """Sets what Ray reads when it is imported, where the user has not."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+def is_here(address: str) -> bool:
+    """Whether `address` is of this machine's loopback."""
+    host = address.split("://", 1)[-1].split("/", 1)[0].rpartition(":")[0]
+    return host in ("127.0.0.1", "localhost", "[::1]")
 
 
 def check_address(address: str, default_port: int = 6379) -> None:

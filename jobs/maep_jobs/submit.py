@@ -1,0 +1,103 @@
+"""`maep submit VERB ...`: run a verb on a Ray cluster, by Ray's Jobs API; the same code as here."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from maep import config, storage
+from maep.cluster import check_address, is_here, prepare_environment
+from maep.errors import ConfigError, UnavailableError, nearest
+from maep_jobs.arguments import find
+
+_VERBS = ("run", "pretrain", "finetune", "evaluate", "classifier", "promote", "demo")
+_EXAMPLES = """examples:
+  maep submit pretrain --config cifar10/pretrain --address http://127.0.0.1:8265 --follow
+  maep submit finetune --config my.yaml --output s3://bucket/run --address http://head:8265
+  RAY_AUTH_MODE=token RAY_AUTH_TOKEN=... maep submit evaluate --address http://head:8265 --json
+
+Every other word is the verb's own. The configuration file travels with the job; data and outputs do not: name
+folders that the cluster sees, or s3://."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the verb: 0 submitted (with --follow: succeeded), 1 the job failed, 2 a mistake."""
+    made = argparse.ArgumentParser(
+        prog="maep submit",
+        description="Run a verb as a job of a Ray cluster where maep is installed.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.add_argument("verb", metavar="VERB", help=", ".join(_VERBS))
+    made.add_argument("--address", default="http://127.0.0.1:8265", help="the cluster's dashboard, http://HOST:8265")
+    made.add_argument("--follow", action="store_true", help="print the job's lines until it ends")
+    made.add_argument("--config", metavar="NAME|FILE")
+    made.add_argument("--output", metavar="DIR")
+    made.add_argument("--dry-run", action="store_true", help="print the job, submit nothing")
+    made.add_argument("--json", action="store_true")
+    options, words = made.parse_known_args(list(argv))
+    if options.verb not in _VERBS:
+        raise ConfigError(f"verb {options.verb!r} cannot be submitted: {nearest(options.verb, _VERBS)}")
+    with tempfile.TemporaryDirectory() as folder:
+        job = _job(options, words, Path(folder))
+        if options.dry_run:
+            print(yaml.safe_dump(job, sort_keys=False), end="")
+            return 0
+        return _submit(job, options)
+
+
+def _job(options: argparse.Namespace, words: list[str], folder: Path) -> dict[str, Any]:
+    """The job as Ray takes it; its working folder holds the configuration."""
+    line = [sys.executable if is_here(options.address) else "python", "-m", "maep_jobs.cli", options.verb, *words]
+    if options.config:
+        values = config.read_yaml(find(options.config))
+        storage.write_bytes(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False).encode())
+        line += ["--config", "config.yaml"]
+    output = options.output or f"outputs/{options.config or options.verb}"
+    line += ["--output", output if storage.is_remote(output) else str(Path(output).absolute())]
+    carried = ("MAEP_DATA", "AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL")  # places, never keys
+    variables = {name: os.environ[name] for name in carried if name in os.environ}
+    return {
+        "entrypoint": shlex.join(line),
+        "runtime_env": {"working_dir": str(folder), "env_vars": variables},
+        "metadata": {"maep_verb": options.verb},
+    }
+
+
+def _submit(job: dict[str, Any], options: argparse.Namespace) -> int:
+    check_address(options.address, default_port=8265)
+    prepare_environment()
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        client = JobSubmissionClient(options.address)
+        job_id = client.submit_job(**job)
+    except (ConnectionError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UnavailableError(f"the Ray cluster at {options.address} did not take the job: {reason}") from None
+    if options.follow:
+        asyncio.run(_follow(client, job_id))
+    status = str(client.get_job_status(job_id))
+    if options.json:
+        print(json.dumps({"job": job_id, "status": status, "address": options.address}))
+    else:
+        print(f"job {job_id}: {status}")
+        if not options.follow:
+            print(f"its lines: ray job logs --follow --address {options.address} {job_id}")
+    return 1 if options.follow and status != "SUCCEEDED" else 0
+
+
+async def _follow(client: Any, job_id: str) -> None:
+    async for lines in client.tail_job_logs(job_id):
+        print(lines, end="", file=sys.stderr, flush=True)
