@@ -145,14 +145,20 @@ def _start_ray(config: ServeConfig) -> None:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     # On a busy machine a proxy needs longer than the 5 s after which Serve would kill it and start another
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, config.num_replicas + 1),
-        include_dashboard=config.dashboard,
-        dashboard_host="127.0.0.1",
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, config.num_replicas + 1),
+            include_dashboard=config.dashboard,
+            dashboard_host="127.0.0.1",
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    except Exception as error:  # Ray raises plain ones; its processes end with this one
+        reason = " ".join(str(error).split())
+        raise UnavailableError(
+            f"Ray did not start on this machine: {reason[:200]}: try again when it is idle"
+        ) from error
     token_file = Path.home() / ".ray" / "auth_token"
     if token_file.is_file():
         token_file.chmod(0o600)
