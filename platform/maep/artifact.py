@@ -12,7 +12,8 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -85,17 +86,10 @@ def write(
         contents[STATE] = _state_bytes(state)
     target = Path(folder)
     _refuse_outside(contents, target)
-    beside = target.with_name(f".{target.name}.new-{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
+    with _in_place_of(target) as beside:
         for name, data in contents.items():
             storage.write_bytes(beside / name, data)
         storage.write_bytes(beside / MANIFEST, _manifest(kind, contents))
-        read(beside)
-        storage.replace_folder(beside, target)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
     return read(target)
 
 
@@ -134,9 +128,7 @@ def upload(artifact: Artifact, uri: str) -> None:
 def download(uri: str, folder: str | Path) -> Artifact:
     """Copies the artifact at `uri` (local or s3://) into `folder` and verifies it."""
     target = Path(folder)
-    beside = target.with_name(f".{target.name}.new-{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
+    with _in_place_of(target) as beside:
         try:
             storage.copy_files(uri, beside, [MANIFEST])
         except FileNotFoundError:
@@ -145,12 +137,21 @@ def download(uri: str, folder: str | Path) -> Artifact:
             storage.copy_files(uri, beside, list(_read_manifest(beside)[0]["files"]))
         except FileNotFoundError as error:
             raise ArtifactError(f"{uri} is incomplete: a file of its {MANIFEST} is missing: {error}") from None
+    return read(target)
+
+
+@contextmanager
+def _in_place_of(target: Path) -> Iterator[Path]:
+    """A folder beside `target` to fill: verified, then put in its place; gone if anything fails."""
+    beside = target.with_name(f".{target.name}.new-{os.getpid()}")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        yield beside
         read(beside)
         storage.replace_folder(beside, target)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
-    return read(target)
 
 
 def _state_bytes(state: Mapping[str, Any]) -> bytes:
