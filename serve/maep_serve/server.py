@@ -154,7 +154,7 @@ def _start_ray(config: ServeConfig) -> None:
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
-    except Exception as error:  # Ray raises plain ones; its processes end with this one
+    except (Exception, SystemExit) as error:  # Ray raises plain ones, and exits; its processes end with this one
         reason = " ".join(str(error).split())
         raise UnavailableError(
             f"Ray did not start on this machine: {reason[:200]}: try again when it is idle"
