@@ -25,6 +25,8 @@ class AttackConfig:
             raise ValueError(f"eps: {self.eps} must be in [0, 1]; 8/255 may be written so")
         if self.steps < 1:
             raise ValueError(f"steps: {self.steps} must be at least 1")
+        if self.step_size is not None and self.step_size <= 0:
+            raise ValueError(f"step_size: {self.step_size} must be above 0, or null for 2.5 eps / steps")
 
     @property
     def label(self) -> str:

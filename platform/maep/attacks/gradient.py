@@ -55,7 +55,7 @@ class _State:
         self.model, self.loss, self.stop_when_broken = model, loss, stop_when_broken
         self.images, self.labels = images, labels
         self.best = images.clone()
-        self.best_loss = torch.full((len(images),), -torch.inf, device=images.device)
+        self.best_loss = torch.full((len(images),), -torch.inf, device=images.device, dtype=images.dtype)
         self.active = torch.arange(len(images), device=images.device)
 
     def evaluate(self, candidates: Tensor, gradient: bool = True) -> tuple[Tensor, Tensor]:
@@ -69,7 +69,7 @@ class _State:
             logits = self.model(point)
             losses = self.loss(logits, self.labels[self.active])
             slope = torch.autograd.grad(losses.sum(), point)[0] if gradient else torch.zeros_like(point)
-        candidates, losses, logits = candidates.detach(), losses.detach(), logits.detach()
+        candidates, losses, logits = candidates.detach(), losses.detach().to(candidates.dtype), logits.detach()
         if not torch.isfinite(logits).all():
             raise FloatingPointError("the attacked model's logits are NaN or infinite")
         broken = logits.argmax(dim=1) != self.labels[self.active]
@@ -97,7 +97,7 @@ class _State:
         if not config.random_start:
             return self.images.clone()
         draws = seeding.uniform(keys.to(self.images.device), self.images[0].numel()).view_as(self.images)
-        return self.project(self.images + (2 * draws - 1) * config.eps, config.eps)
+        return self.project(self.images + (2 * draws.to(self.images.dtype) - 1) * config.eps, config.eps)
 
 
 def _fgsm(state: _State, config: AttackConfig, keys: Tensor) -> Iterator[None]:
