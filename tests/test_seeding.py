@@ -52,6 +52,19 @@ def test_uniform_takes_the_highest_bits() -> None:
     assert np.array_equal(seeding.uniform(keys, 5).numpy(), wanted)
 
 
+def test_draws_are_the_outputs_of_the_generator_and_well_mixed() -> None:
+    counters = np.arange(-1000, 9000, dtype=np.int64)
+    key = seeding.mix(7)
+    with np.errstate(over="ignore"):
+        wanted = splitmix64(unsigned(key[None]) + counters.view(np.uint64) * np.uint64(GAMMA))
+    found = seeding.draws(key, torch.from_numpy(counters))
+    assert np.array_equal(unsigned(found), wanted)
+    assert np.array_equal(seeding.bits(found, 17, 24).numpy(), (wanted >> np.uint64(17)) % np.uint64(2**24))
+    assert seeding.draws(key, torch.tensor(5)) == found[1005]
+    ones = torch.stack([seeding.bits(found, k, 1) for k in range(64)]).double().mean(dim=1)
+    assert (ones - 0.5).abs().max() < 0.03
+
+
 def test_order_matters_and_parts_broadcast() -> None:
     assert seeding.mix(1, 2) != seeding.mix(2, 1)
     assert seeding.mix(1) != seeding.mix(1, 0)

@@ -1,8 +1,9 @@
 """Random numbers as a pure function of their place: (seed, epoch, image, ...) in, the same number out.
 
 So what is drawn for an image depends neither on the batch it stands in nor on the number of workers, and
-nothing has to be saved to resume. The mixing function is splitmix64's finaliser (Steele, Lea and Flood 2014),
-on int64 tensors of any device, whose arithmetic wraps around as uint64's does.
+nothing has to be saved to resume. The mixing function is splitmix64's finaliser (Steele, Lea and Flood, Fast
+Splittable Pseudorandom Number Generators, 2014, with Stafford's variant 13 of the constants), on int64 tensors of
+any device, whose arithmetic wraps around as uint64's does.
 """
 
 from __future__ import annotations
@@ -26,19 +27,31 @@ def mix(*parts: int | Tensor) -> Tensor:
     return state
 
 
+def draws(keys: Tensor, counters: Tensor) -> Tensor:
+    """int64, 64 random bits each: output number `counters` of the generator that starts at `keys`; they broadcast.
+
+    For NumPy, `.numpy().view(numpy.uint64)` reads them without sign.
+    """
+    return _finalise(keys + counters * _GOLDEN)
+
+
+def bits(words: Tensor, start: int, count: int) -> Tensor:
+    """`count` (< 64) bits of int64 `words` from bit `start` up, as numbers in 0..2**count - 1."""
+    return (words >> start) & ((1 << count) - 1)
+
+
 def uniform(keys: Tensor, count: int) -> Tensor:
     """float32 [B, count] in [0, 1): `count` draws for each of the int64 `keys` [B]."""
-    counters = torch.arange(1, count + 1, device=keys.device, dtype=torch.int64)
-    bits = _finalise(keys[:, None] + counters * _GOLDEN)
-    return _shift_right(bits, 40).to(torch.float32) * 2.0**-24  # the 24 highest bits fill a float32's mantissa
+    words = draws(keys[:, None], torch.arange(1, count + 1, device=keys.device))
+    return bits(words, 40, 24).to(torch.float32) * 2.0**-24  # the 24 highest bits fill a float32's mantissa
 
 
 def normal(keys: Tensor, count: int) -> Tensor:
     """float32 [B, count], standard normal, by Box and Muller (1958)."""
     half = -(-count // 2)
-    draws = uniform(keys, 2 * half)
-    radius = (-2 * torch.log1p(-draws[:, :half])).sqrt()
-    angle = 2 * math.pi * draws[:, half:]
+    places = uniform(keys, 2 * half)
+    radius = (-2 * torch.log1p(-places[:, :half])).sqrt()
+    angle = 2 * math.pi * places[:, half:]
     return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
 
 
@@ -48,6 +61,6 @@ def _finalise(state: Tensor) -> Tensor:
     return state ^ _shift_right(state, 31)
 
 
-def _shift_right(state: Tensor, bits: int) -> Tensor:
+def _shift_right(state: Tensor, count: int) -> Tensor:
     """A logical shift: int64's own would carry the sign down."""
-    return (state >> bits) & ((1 << (64 - bits)) - 1)
+    return bits(state, count, 64 - count)

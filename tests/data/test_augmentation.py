@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from maep.data.augmentation import crop_and_flip, epoch_order
-from maep.data.hashing import bits, mix, mix_tensor
 
 
 def pictures(num: int, height: int = 12, width: int = 10) -> torch.Tensor:
@@ -78,15 +77,6 @@ def test_the_order_of_an_epoch_is_a_fixed_permutation() -> None:
         1,
         2,
     ]  # for ever: a resumed run relies on it
-
-
-def test_the_hash_is_the_same_in_numpy_and_torch_and_well_mixed() -> None:
-    values = np.arange(-1000, 9000, dtype=np.int64)
-    numbers = mix(values, 7)
-    hashed = mix_tensor(torch.from_numpy(values), 7)
-    assert (numbers.view(np.int64) == hashed.numpy()).all()
-    ones = torch.stack([bits(hashed, k, 1) for k in range(64)]).double().mean(dim=1)
-    assert (ones - 0.5).abs().max() < 0.03
 
 
 @pytest.mark.gpu

@@ -1,7 +1,7 @@
 """Random crops and flips, and the order of an epoch, as pure functions of (seed, epoch, image).
 
 Nothing depends on which images share a batch or which worker makes it: one worker or eight, resumed or not, an image is
-augmented alike. So no generator is kept; the draws are hashes (hashing.py).
+augmented alike. So no generator is kept; the draws are hashes (maep.seeding).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maep.data.hashing import bits, mix, mix_int, mix_tensor
+from maep import seeding
 
 CROP, ORDER = 1, 2  # keep the draws for one purpose apart from those for another
 
@@ -35,10 +35,10 @@ def crop_and_flip(
     """
     num, height, width = images.shape[:3]
     assert 0 <= pad < min(height, width), f"pad {pad} must be smaller than the images, {height}x{width}"
-    draws = mix_tensor(indices, mix_int(seed, epoch, CROP))
-    down, right = (bits(draws, start, 24) % (2 * pad + 1) - pad for start in (0, 24))
+    draws = _draws(indices, seed, epoch, CROP)
+    down, right = (seeding.bits(draws, start, 24) % (2 * pad + 1) - pad for start in (0, 24))
     columns = torch.arange(width, device=images.device)
-    columns = torch.where(bits(draws, 48, 1).bool()[:, None], columns.flip(0), columns) + right[:, None]
+    columns = torch.where(seeding.bits(draws, 48, 1).bool()[:, None], columns.flip(0), columns) + right[:, None]
     rows = torch.arange(height, device=images.device) + down[:, None]
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
     place = _reflect(rows, height)[:, :, None] * width + _reflect(columns, width)[:, None, :]
@@ -49,8 +49,14 @@ def crop_and_flip(
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """int64 [num_images]: a random permutation of the positions, for one epoch."""
-    draws = mix(np.arange(num_images, dtype=np.int64), mix_int(seed, epoch, ORDER))
-    return np.argsort(draws, kind="stable").astype(np.int64)
+    draws = _draws(torch.arange(num_images), seed, epoch, ORDER)
+    return np.argsort(draws.numpy().view(np.uint64), kind="stable").astype(np.int64)
+
+
+def _draws(places: torch.Tensor, seed: int, epoch: int, purpose: int) -> torch.Tensor:
+    """int64 [N], 64 random bits for each of int64 `places` [N]."""
+    key = seeding.mix(seeding.mix(seed, epoch, purpose))  # twice for ever: runs that are resumed rely on the values
+    return seeding.draws(key, places)
 
 
 def _reflect(positions: torch.Tensor, size: int) -> torch.Tensor:

@@ -17,12 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from maep import seeding
 from maep.data import parquet
 from maep.data.decoding import Undecodable
 from maep.data.encoded import EncodedImages, FileSource, Source, TableSource, verify
-from maep.data.hashing import mix
 from maep.data.image_set import ImageSet, Split, refuse_corrupt
 from maep.errors import DataError
 
@@ -77,7 +78,8 @@ def of_split(indices: NDArray[np.int64], split: Split) -> NDArray[np.bool_]:
     """Bool [N]: which indices of the split's file belong to `split`."""
     if split == "train":
         return np.ones(len(indices), dtype=np.bool_)
-    is_dev: NDArray[np.bool_] = mix(indices, SPLIT_SEED) % np.uint64(9) < 2
+    draws = seeding.draws(seeding.mix(SPLIT_SEED), torch.from_numpy(indices)).numpy().view(np.uint64)
+    is_dev: NDArray[np.bool_] = draws % np.uint64(9) < 2
     return is_dev if split == "dev" else ~is_dev
 
 
