@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from maep import config
 from maep.artifact import Artifact
-from maep.errors import UserError
+from maep.errors import ConfigError, UserError
 from maep.train.config import FinetuneConfig, PretrainConfig, WorkersConfig
 from maep.train.loop import Progress, run
 from maep.train.phases import pretraining, purification
@@ -28,8 +28,10 @@ T = TypeVar("T", PretrainConfig, FinetuneConfig)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the phases; the exit status is 0 done, 2 a mistake in what was given."""
-    parser = argparse.ArgumentParser(prog="python -m maep.train", description=__doc__.split("\n\n")[0])
+    """Runs the phases; the exit status is 0 done, 1 failed, 2 a mistake in what was given."""
+    parser = argparse.ArgumentParser(
+        prog="python -m maep.train", description=__doc__.split("\n\n")[0], allow_abbrev=False
+    )
     parser.add_argument("--pretrain", type=Path, help="configuration of the first phase (left out: none)")
     parser.add_argument("--finetune", type=Path, help="configuration of the second phase (left out: none)")
     parser.add_argument("--output", type=Path, required=True, help="folder for results and checkpoints")
@@ -41,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"maep.train: {error}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        print(f"maep.train: {error}", file=sys.stderr)
+        return 1
     except TimeUp as stop:
         print(f"stopped after {arguments.minutes:g} minutes at {stop}: the same line goes on from here")
     return 0
@@ -53,22 +58,26 @@ class TimeUp(Exception):
 def _phases(arguments: argparse.Namespace, overrides: Sequence[str], deadline: float | None) -> None:
     if not arguments.pretrain and not arguments.finetune:
         raise UserError("nothing to do: give --pretrain FILE, --finetune FILE or both")
+    phases = [phase for phase in ("pretrain", "finetune") if getattr(arguments, phase)]
+    over = config.apply_overrides({}, overrides)
+    for key in over:
+        if key not in phases:
+            raise ConfigError(f"unknown key {key!r}: overrides are written --{phases[0]}.section.key VALUE")
     autoencoder = arguments.output / "pretrain"
-    if arguments.pretrain:
-        first = _load(PretrainConfig, arguments.pretrain, "pretrain", overrides)
+    first = _load(PretrainConfig, arguments.pretrain, over.get("pretrain", {})) if arguments.pretrain else None
+    second = _load(FinetuneConfig, arguments.finetune, over.get("finetune", {})) if arguments.finetune else None
+    if first is not None:
         run(pretraining(first), autoencoder, [_Lines("pretrain", deadline)])
-    if arguments.finetune:
-        second = _load(FinetuneConfig, arguments.finetune, "finetune", overrides)
-        if second.init is None and arguments.pretrain:
+    if second is not None:
+        if second.init is None and first is not None:
             second = dataclasses.replace(second, init=str(autoencoder / "model"))
         run(purification(second), arguments.output / "finetune", [_Lines("finetune", deadline)])
 
 
-def _load(cls: type[T], path: Path, phase: str, overrides: Sequence[str]) -> T:
+def _load(cls: type[T], path: Path, over: dict[str, Any]) -> T:
     values: dict[str, Any] = config.read_yaml(path)
     values.pop("tracking", None)
-    mine = config.apply_overrides({}, overrides).get(phase, {})
-    return dataclasses.replace(config.build(cls, _merge(values, mine)), workers=WorkersConfig())
+    return dataclasses.replace(config.build(cls, _merge(values, over)), workers=WorkersConfig())
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

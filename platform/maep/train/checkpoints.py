@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,12 @@ class Checkpoints:
         return saved
 
     def newest(self) -> Artifact | None:
-        """The newest checkpoint that verifies: a damaged one is passed over for the one before it."""
+        """The newest checkpoint that verifies: a damaged one is passed over, with a warning, for the one before it."""
         for name in reversed(self._names()):
             try:
                 return artifact.read(self.folder / name)
-            except ArtifactError:
-                continue
+            except ArtifactError as error:
+                warnings.warn(f"{error}; it is passed over for the checkpoint before it", stacklevel=2)
         return None
 
     def remove(self) -> None:
@@ -51,8 +52,32 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _names(self) -> list[str]:
+        path = self.folder / _INDEX
         try:
-            names: list[str] = json.loads((self.folder / _INDEX).read_text(encoding="utf-8"))
+            names: list[str] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return []
+        except ValueError:
+            raise ArtifactError(f"{path} is damaged: remove {self.folder} to start anew") from None
         return names
+
+
+def check_same(saved: Artifact, config: Mapping[str, Any]) -> None:
+    """Refuses what was trained under another configuration, naming the first key that differs."""
+    mine, theirs = _flat(config), _flat(saved.config)
+    for key in sorted(mine.keys() | theirs.keys()):
+        if mine.get(key) != theirs.get(key):
+            raise ArtifactError(
+                f"{saved.folder} was trained with {key}={theirs.get(key)!r}, now it is {mine.get(key)!r}:"
+                " choose another --output, or the same configuration"
+            )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from maep import artifact, cluster, config
 from maep.artifact import Artifact
-from maep.errors import UnavailableError, UserError
+from maep.data.datasets import data_root
+from maep.errors import ConfigError, UnavailableError, UserError
 from maep.train.classifier import ClassifierConfig, classification
 from maep.train.config import FinetuneConfig, PretrainConfig
-from maep.train.loop import Callback, Task, World, run
+from maep.train.loop import Callback, Task, World, run, starting_point
 from maep.train.phases import pretraining, purification
 
 Settings = PretrainConfig | FinetuneConfig | ClassifierConfig
@@ -39,9 +43,13 @@ def train(
     if settings.workers.num_workers == 0:
         return run(_task(settings), output, make_callbacks(), World(), resume)
     workers = settings.workers
+    if settings.loop.batch_size % workers.num_workers:
+        raise ConfigError(
+            f"loop.batch_size: {settings.loop.batch_size} does not divide among {workers.num_workers} workers"
+        )
     with cluster.session(address, workers.num_workers * workers.cpus_per_worker):
         _check_room(settings)
-        _fit(settings, output.absolute(), make_callbacks, resume)
+        _fit(_rooted(settings), output.absolute(), make_callbacks, resume)
     return artifact.read(output / "model")
 
 
@@ -53,6 +61,21 @@ def _task(settings: Settings) -> Task:
             return purification(settings)
         case ClassifierConfig():
             return classification(settings)
+
+
+def _rooted(settings: Settings) -> Settings:
+    """`settings` with what lies below the working directory named from the root: Ray gives workers another one."""
+    root = data_root(settings.data)
+    if not root.is_absolute() and root.is_dir():
+        settings = replace(settings, data=replace(settings.data, root=str(root.absolute())))
+    if isinstance(settings, FinetuneConfig):
+        init = str(Path(settings.init).absolute()) if settings.init is not None else None
+        classifiers = tuple(
+            str(Path(spec).absolute()) if (Path(spec) / artifact.MANIFEST).is_file() else spec
+            for spec in settings.classifiers
+        )
+        settings = replace(settings, init=init, classifiers=classifiers)
+    return settings
 
 
 def _check_room(settings: Settings) -> None:
@@ -73,7 +96,8 @@ def _fit(settings: Settings, output: Path, make_callbacks: MakeCallbacks, resume
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     workers = settings.workers
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(workers.start_timeout_s)
+    patience = workers.start_timeout_s / (workers.max_failures + 1)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(patience)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
@@ -81,7 +105,7 @@ def _fit(settings: Settings, output: Path, make_callbacks: MakeCallbacks, resume
             "settings": config.to_dict(settings),
             "output": str(output),
             "make_callbacks": make_callbacks,
-            "resume": str(resume.folder) if resume else None,
+            "resume": str(resume.folder.absolute()) if resume else None,
         },
         scaling_config=ScalingConfig(
             num_workers=workers.num_workers,
@@ -89,26 +113,67 @@ def _fit(settings: Settings, output: Path, make_callbacks: MakeCallbacks, resume
             resources_per_worker={"CPU": workers.cpus_per_worker, "GPU": int(workers.use_gpu)},
         ),
         run_config=RunConfig(
-            name="ray", storage_path=str(output), failure_config=FailureConfig(max_failures=workers.max_failures)
+            name="ray",
+            storage_path=str(output),
+            failure_config=FailureConfig(
+                max_failures=workers.max_failures, controller_failure_limit=workers.max_failures
+            ),
         ),
     )
     try:
-        trainer.fit()
+        mistake = trainer.fit().return_value
     except TrainingFailedError as error:
-        causes = list(getattr(error, "worker_failures", {}).values())
-        mistakes = [cause for cause in causes if isinstance(cause, UserError)]
-        raise mistakes[0] if mistakes else error from None
+        raise _cause(error, workers.start_timeout_s) from None
+    if mistake is not None:
+        raise mistake
 
 
-def _worker(values: dict[str, Any]) -> None:
+def _cause(error: Exception, patience: float) -> Exception:
+    """What a person has to know of Ray's `error`: the worker's own where it is ours, else Ray's."""
+    for cause in getattr(error, "worker_failures", {}).values():
+        if isinstance(cause, UserError | FloatingPointError):
+            return cause
+    if type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError":
+        return UnavailableError(
+            f"the cluster did not place the workers within {patience:g} s: wait until it is free,"
+            " raise workers.start_timeout_s, or lower workers.num_workers"
+        )
+    return error
+
+
+def _worker(values: dict[str, Any]) -> UserError | FloatingPointError | None:
+    """One worker's run. A mistake that a restart would repeat is returned, because Ray retries what is raised."""
     import ray.train
 
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size())
     kinds: dict[str, type[Settings]] = {
         kind.__name__: kind for kind in (PretrainConfig, FinetuneConfig, ClassifierConfig)
     }
-    task = _task(config.build(kinds[values["phase"]], values["settings"]))
-    context = ray.train.get_context()
-    world = World(context.get_world_rank(), context.get_world_size())
-    callbacks = values["make_callbacks"]() if world.rank == 0 else ()
-    resume = artifact.read(values["resume"]) if values["resume"] else None
-    run(task, Path(values["output"]), callbacks, world, resume)
+    output, mistake = Path(values["output"]), None
+    resume = None
+    try:
+        task = _task(config.build(kinds[values["phase"]], values["settings"]))
+        resume = artifact.read(values["resume"]) if values["resume"] else None
+        starting_point(task, output, resume)
+    except UserError as error:
+        mistake = error
+    mistake = _anyones(mistake, world)
+    if mistake is not None:
+        return mistake
+    try:
+        run(task, output, values["make_callbacks"]() if world.rank == 0 else (), world, resume)
+    except (UserError, FloatingPointError) as error:
+        if world.size > 1:
+            raise  # the others wait for this worker, and only Ray can end them
+        return error
+    return None
+
+
+def _anyones(mistake: UserError | None, world: World) -> UserError | None:
+    """The first worker's mistake, if any made one: then all stop, and none waits for another."""
+    if world.size == 1:
+        return mistake
+    mistakes: list[UserError | None] = [None] * world.size
+    torch.distributed.all_gather_object(mistakes, mistake)
+    return next((each for each in mistakes if each is not None), None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,8 +23,8 @@ from maep import artifact, seeding
 from maep.artifact import Artifact
 from maep.data.augmentation import crop_and_flip, epoch_order
 from maep.data.image_set import ImageSet, to_float
-from maep.errors import ArtifactError, ConfigError
-from maep.train.checkpoints import Checkpoints
+from maep.errors import ConfigError
+from maep.train.checkpoints import Checkpoints, check_same
 from maep.train.config import LoopConfig
 from maep.train.objectives import Batch, Losses, Objective
 
@@ -91,15 +91,33 @@ def run(
     naming the step, where the loss is no longer finite.
     """
     world = world or World()
-    if (output / "model" / artifact.MANIFEST).exists():
-        finished = artifact.read(output / "model")
-        _check_same(finished, task.config)
+    start = starting_point(task, output, resume)
+    checkpoints = _checkpoints(task, output)
+    if start is not None and start.folder == output / "model":
         for callback in callbacks:
-            callback.on_end(finished)
-        return finished
-    checkpoints = Checkpoints(output / "checkpoints", task.loop.keep_checkpoints)
-    newest = checkpoints.newest() or resume
-    return _Run(task, checkpoints, callbacks if world.rank == 0 else (), world).to_end(newest, output)
+            callback.on_end(start)
+        if world.rank == 0:
+            checkpoints.remove()  # where a kill fell between the result and this
+        return start
+    return _Run(task, checkpoints, callbacks if world.rank == 0 else (), world).to_end(start, output)
+
+
+def starting_point(task: Task, output: Path, resume: Artifact | None = None) -> Artifact | None:
+    """What `run` goes on from: the finished result, else the newest sound checkpoint, else `resume`; None: nothing.
+
+    Raises ArtifactError where that is of another configuration, or the result is damaged.
+    """
+    if (output / "model" / artifact.MANIFEST).exists():
+        start: Artifact | None = artifact.read(output / "model")
+    else:
+        start = _checkpoints(task, output).newest() or resume
+    if start is not None:
+        check_same(start, task.config)
+    return start
+
+
+def _checkpoints(task: Task, output: Path) -> Checkpoints:
+    return Checkpoints(output / "checkpoints", task.loop.keep_checkpoints)
 
 
 class _Run:
@@ -148,9 +166,13 @@ class _Run:
         loop = self.task.loop
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step / loop.num_steps, loop)
-        batch = self.task.objective.craft(self.source.batch(self.step))
-        for replay in range(loop.replays):
-            losses = self._update(step_of, replace(batch, replay=replay))
+        try:
+            batch = self.task.objective.craft(self.source.batch(self.step))
+            for replay in range(loop.replays):
+                losses = self._update(step_of, replace(batch, replay=replay))
+        except FloatingPointError as error:
+            first = self.source.indices(self.step)[:5].tolist()
+            raise FloatingPointError(f"{error} at step {self.step}, first images {first}") from None
         return losses
 
     def _update(self, step_of: nn.Module, batch: Batch) -> Losses:
@@ -158,8 +180,7 @@ class _Run:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
             losses: Losses = step_of(batch)
         if not torch.isfinite(losses.loss):
-            where = self.source.indices(self.step)[:5].tolist()
-            raise FloatingPointError(f"the loss is {losses.loss.item()} at step {self.step}, first images {where}")
+            raise FloatingPointError(f"the loss is {losses.loss.item()}")
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(losses.loss)
         if loop.clip is not None:
@@ -177,7 +198,6 @@ class _Run:
             callback.on_checkpoint(saved, seen)
 
     def _restore(self, saved: Artifact) -> None:
-        _check_same(saved, self.task.config)
         state = saved.state()
         self.model.load_state_dict(saved.weights())
         self.optimizer.load_state_dict(state["optimizer"])
@@ -273,7 +293,7 @@ class _Meter:
 def learning_rate(progress: float, loop: LoopConfig) -> float:
     """Linear rise over `warmup`, then half a cosine to zero (Loshchilov and Hutter 2017), by share of the run."""
     if progress < loop.warmup:
-        return loop.lr * (progress + 1 / loop.num_steps) / loop.warmup
+        return loop.lr * min(1.0, (progress + 1 / loop.num_steps) / loop.warmup)
     return loop.lr * 0.5 * (1 + math.cos(math.pi * (progress - loop.warmup) / (1 - loop.warmup)))
 
 
@@ -294,24 +314,3 @@ def _optimizer(model: nn.Module, loop: LoopConfig, device: torch.device) -> torc
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=loop.lr, betas=loop.betas, fused=device.type == "cuda")
-
-
-def _check_same(saved: Artifact, config: Mapping[str, Any]) -> None:
-    """Refuses what was trained under another configuration, naming the first key that differs."""
-    mine, theirs = _flat(config), _flat(saved.config)
-    for key in sorted(mine.keys() | theirs.keys()):
-        if mine.get(key) != theirs.get(key):
-            raise ArtifactError(
-                f"{saved.folder} was trained with {key}={theirs.get(key)!r}, now it is {mine.get(key)!r}:"
-                " choose another --output, or the same configuration"
-            )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat
