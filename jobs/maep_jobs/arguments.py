@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from maep import config
 from maep.errors import ConfigError, nearest
@@ -25,15 +26,26 @@ class Job(Generic[T]):
     options: argparse.Namespace
 
 
-def parser(verb: str, description: str, examples: str, output: bool = True) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Shows examples below the help, and says what is wrong in one line, as every other mistake is said."""
+
+    def __init__(self, verb: str, description: str, epilog: str) -> None:
+        super().__init__(
+            prog=f"maep {verb}",
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ConfigError."""
+        raise ConfigError(f"{message} ({self.prog} --help shows examples)")
+
+
+def parser(verb: str, description: str, examples: str, output: bool = True) -> Parser:
     """A parser with the shared options; `examples` are shown below the help."""
-    made = argparse.ArgumentParser(
-        prog=f"maep {verb}",
-        description=description,
-        epilog=f"Any configuration key: --section.key VALUE\n\nexamples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    made = Parser(verb, description, f"Any configuration key: --section.key VALUE\n\nexamples:\n{examples}")
     made.add_argument("--config", metavar="NAME|FILE", help="a configuration that maep ships, or a YAML file")
     if output:
         made.add_argument("--output", type=Path, metavar="DIR", help="folder for results (default: outputs/NAME)")
@@ -44,9 +56,7 @@ def parser(verb: str, description: str, examples: str, output: bool = True) -> a
     return made
 
 
-def parse(
-    made: argparse.ArgumentParser, settings_class: type[T], argv: Sequence[str], default: str | None = None
-) -> Job[T]:
+def parse(made: Parser, settings_class: type[T], argv: Sequence[str], default: str | None = None) -> Job[T]:
     """Parses `argv`; words that no option takes are overrides. The section `tracking` goes its own way.
 
     Raises ConfigError for what does not fit `settings_class`.
@@ -54,12 +64,29 @@ def parse(
     options, overrides = made.parse_known_args(list(argv))
     source = options.config or default
     values = config.read_yaml(find(source)) if source else {}
+    _check_options(made, settings_class, overrides)
     values = config.apply_overrides(values, overrides)
     tracking = config.build(TrackingConfig, values.pop("tracking", None), "tracking")
     settings = config.build(settings_class, values)
     if getattr(options, "output", Path()) is None:
-        options.output = Path("outputs") / (source or made.prog.split()[-1]).removesuffix(".yaml").lstrip("./")
+        options.output = default_output(source or made.prog.split()[-1])
     return Job(settings, tracking, options)
+
+
+def default_output(name: str) -> Path:
+    """Where results go that nobody gave a place: `outputs/` and the name of the configuration."""
+    return Path("outputs") / name.removesuffix(".yaml").lstrip("./")
+
+
+def _check_options(made: Parser, settings_class: type, overrides: Sequence[str]) -> None:
+    """Refuses a first key that is neither an option nor a section, with the nearest of both."""
+    assert dataclasses.is_dataclass(settings_class)
+    sections = {field.name for field in dataclasses.fields(settings_class)} | {"tracking"}
+    options = {name.removeprefix("--") for name in made._option_string_actions if name.startswith("--")}
+    for word in overrides:
+        key = word.removeprefix("--").partition("=")[0].partition(".")[0]
+        if word.startswith("--") and len(word) > 2 and key not in sections:
+            raise ConfigError(f"unknown option --{key}: {nearest(key, sections | options)}")
 
 
 def find(name: str) -> Path:

@@ -11,9 +11,9 @@ from maep_jobs.arguments import parse, parser
 from maep_jobs.training import run_training
 
 _DATA = ("digits", "cifar10")
-_EXAMPLES = """  maep classifier train digits --output outputs/digits-classifier
+_EXAMPLES = """  maep classifier train digits --output outputs/digits/classifier
   maep classifier train cifar10 --depth 20 --loop.samples 1500000
-  maep evaluate --config cifar10/evaluate --classifiers outputs/cifar10-classifier/model"""
+  maep evaluate --config cifar10/evaluate --classifiers outputs/cifar10/classifier/model"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,5 +28,8 @@ def main(argv: Sequence[str]) -> int:
     job = parse(made, ClassifierConfig, argv, default=f"{options.data}/classifier")
     result = run_training(job, "classifier")
     if result is not None:
-        print(f"accuracy on dev: {dev_accuracy(result, job.settings.data):.2%}", file=sys.stderr)
+        print(
+            f"classifier {job.settings.name}: accuracy on dev {dev_accuracy(result, job.settings.data):.2%}",
+            file=sys.stderr,
+        )
     return 0

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from maep.errors import UserError, nearest
+from maep_jobs.failure import JobFailed
 
 VERBS = {
     "demo": "the whole path on scikit-learn's digits in minutes, with a picture",
@@ -66,23 +69,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"maep: unknown verb {verb!r}: {nearest(verb, VERBS)}", file=sys.stderr)
         return 2
     _quiet_environment()
+    if argv is None:
+        signal.signal(signal.SIGTERM, _end)
     try:
         status: int = importlib.import_module(f"maep_jobs.{verb}").main(rest)
     except UserError as error:
         print(f"maep {verb}: {error}", file=sys.stderr)
         return 2
-    except FloatingPointError as error:
+    except (JobFailed, FloatingPointError) as error:
         print(f"maep {verb}: {error}", file=sys.stderr)
         return 1
     except OSError as error:
         if error.errno not in _MENDABLE:
             raise
-        print(f"maep {verb}: {error.filename or ''}: {error.strerror}: {_MENDABLE[error.errno]}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"maep {verb}: {where}{error.strerror}: {_MENDABLE[error.errno]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"maep {verb}: stopped; the same line goes on from the newest checkpoint", file=sys.stderr)
+        print(f"maep {verb}: stopped; what is finished is kept, and the same line goes on from there", file=sys.stderr)
         return 130
     return status
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """SIGTERM unwinds as Ctrl-C does, so that child processes and endpoints end with this one."""
+    del frame
+    raise SystemExit(128 + number)
 
 
 def _quiet_environment() -> None:

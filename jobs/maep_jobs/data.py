@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from maep.data.datasets import DataConfig, data_root, load
 from maep.data.get import get
 from maep.data.image_set import Split
 from maep.errors import DataError, UserError, nearest
+from maep_jobs.arguments import Parser
 
 _NAMES = ("digits", "cifar10", "imagenet")
 _SPLITS: tuple[Split, ...] = ("train", "dev", "test")
@@ -23,12 +23,7 @@ _EXAMPLES = """examples:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb."""
-    made = argparse.ArgumentParser(
-        prog="maep data",
-        description="Fetch a data set (get), or count what lies there by split (show).",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser("data", "Fetch a data set (get), or count what lies there by split (show).", _EXAMPLES)
     made.add_argument("action", choices=["get", "show"])
     made.add_argument("name", metavar="digits|cifar10|imagenet")
     made.add_argument("--root", help="data root (default: $MAEP_DATA, else ./data)")

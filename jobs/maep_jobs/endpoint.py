@@ -19,6 +19,7 @@ from maep.evaluate.config import EvaluateConfig
 from maep.models.build import load_purifier_artifact
 from maep.tracking.client import TrackingConfig
 from maep.tracking.resolve import resolve
+from maep_jobs.failure import JobFailed
 from maep_serve.client import Client
 from maep_serve.config import ServeConfig
 
@@ -28,7 +29,7 @@ def check_endpoint(
 ) -> dict[str, Any]:
     """Starts the endpoint, compares one answer with the offline output byte for byte, and stops it (or keeps it).
 
-    Raises RuntimeError where they differ: what was evaluated would not be what is served.
+    Raises JobFailed where they differ: what was evaluated would not be what is served.
     """
     from maep_serve.server import start
 
@@ -39,7 +40,7 @@ def check_endpoint(
             answer = np.asarray(Image.open(io.BytesIO(client.purify(_png(pixels)))).convert("RGB"))
         identical = bool((answer == offline(champion, pixels)).all()) and server.purifier_sha256 == champion.sha256
         if not identical:
-            raise RuntimeError("the endpoint's answer differs from the champion's offline output")
+            raise JobFailed("the endpoint's answer differs from the champion's offline output")
         if keep:
             print(f"the endpoint stays up at {server.url}/ (Ctrl-C stops it)", file=sys.stderr, flush=True)
             server.wait()

@@ -20,7 +20,7 @@ from maep_jobs.progress import Bar
 
 _EXAMPLES = """  maep evaluate --config cifar10/evaluate --purifier maep=bundled:cifar10
   maep evaluate --purifier mine=outputs/purifier/model --purifier conv=outputs/conv/model --num_images 256
-  maep evaluate --purifier champion=models:/purifier@champion --classifiers [cifar10_resnet56]"""
+  maep evaluate --purifier champion=models:/purifier@champion --classifiers cifar10_resnet56"""
 
 
 def main(argv: Sequence[str]) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from maep import config
 from maep.artifact import Artifact
 from maep.errors import ArtifactError
 from maep.evaluate.config import EvaluateConfig
@@ -57,10 +59,16 @@ def _decide(
     candidate: Artifact, base: EvaluateConfig, gate: GateConfig, tracking: TrackingConfig, output: Path
 ) -> Decision:
     settings = evaluation(gate, base)
-    result = run_evaluation(settings, {"purifier": candidate}, output / f"candidate-{candidate.sha256[:8]}")
+    result = run_evaluation(settings, {"purifier": candidate}, _folder(output, "candidate", candidate, settings))
     champion = by_alias(tracking, "champion")
     if champion is None:
         return decide(result, None, gate)
     holder = resolve("models:/purifier@champion", tracking)
-    before = run_evaluation(settings, {"purifier": holder}, output / f"champion-{holder.sha256[:8]}")
+    before = run_evaluation(settings, {"purifier": holder}, _folder(output, "champion", holder, settings))
     return decide(result, before, gate)
+
+
+def _folder(output: Path, role: str, purifier: Artifact, settings: EvaluateConfig) -> Path:
+    """The evaluation of one purifier under one configuration: a changed gate measures anew, into another folder."""
+    digest = hashlib.sha256(config.to_yaml(settings).encode()).hexdigest()
+    return output / f"{role}-{purifier.sha256[:8]}-{digest[:8]}"

@@ -10,7 +10,7 @@ from pathlib import Path
 import maep
 from maep.data.datasets import DataConfig, data_root
 from maep.errors import DataError
-from maep_jobs.arguments import find
+from maep_jobs.arguments import Parser, find
 
 _ROOM = 60 * 2**20
 _EXAMPLES = """examples:
@@ -26,11 +26,8 @@ the second line again goes on from what it left; out/finetune/model is the purif
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb."""
-    made = argparse.ArgumentParser(
-        prog="maep gpu",
-        description="Pack code, configuration and CIFAR-10 into parts under 60 MiB, and print what to run there.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    made = Parser(
+        "gpu", "Pack code, configuration and CIFAR-10 into parts under 60 MiB, and print what to run there.", _EXAMPLES
     )
     made.add_argument("--pretrain", default="cifar10/pretrain", metavar="NAME|FILE")
     made.add_argument("--finetune", default="cifar10/finetune", metavar="NAME|FILE")

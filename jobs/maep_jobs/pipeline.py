@@ -23,20 +23,23 @@ from typing import Any
 from rich.console import Console
 
 from maep import artifact, config, storage
-from maep.errors import ConfigError
+from maep.errors import ConfigError, UnavailableError
 from maep.evaluate.config import EvaluateConfig
 from maep.evaluate.gate import GateConfig
 from maep.evaluate.results import RESULT, Result
 from maep.evaluate.table import headline, markdown, notes, terminal
-from maep.tracking.client import TrackingConfig, absolute
+from maep.tracking.client import TrackingConfig, absolute, connect
+from maep.tracking.registry import by_alias
 from maep.tracking.runs import ui_command
 from maep.train.classifier import ClassifierConfig
 from maep.train.config import FinetuneConfig, PretrainConfig
 from maep_jobs.endpoint import check_endpoint
 from maep_jobs.evaluate import run_evaluation
+from maep_jobs.failure import JobFailed
 from maep_jobs.gate import send_through_gate
 from maep_jobs.pictures import write_strip
 from maep_serve.config import ServeConfig
+from maep_serve.server import check_port
 
 CHAMPION = "models:/purifier@champion"
 
@@ -96,16 +99,23 @@ def stages(settings: PipelineConfig, output: Path) -> list[Stage]:
 
 
 def run_pipeline(
-    settings: PipelineConfig, tracking: TrackingConfig, output: Path, keep: bool = False, force: bool = False
+    settings: PipelineConfig,
+    tracking: TrackingConfig,
+    output: Path,
+    keep: bool = False,
+    force: bool = False,
+    table: Console | None = None,
 ) -> dict[str, Any]:
-    """Runs what is not done yet and returns what came of it: figures, version, reasons, endpoint.
+    """Runs what is not done yet and returns what came of it: version, reasons, result, endpoint, picture.
 
-    Raises what the stages raise; RuntimeError, naming the log, where a training process failed.
+    The table goes to `table` (standard output by default), everything else that is said to standard error. What
+    would stop the last stages, a taken port or a tracking store that does not answer, stops it before the first.
+    Raises what the stages raise; JobFailed, naming the stage, where a training process failed.
     """
     began = time.monotonic()
-    say = Console(stderr=True).print
     output.mkdir(parents=True, exist_ok=True)
     tracking = absolute(tracking)
+    _check_ends(settings.serve, tracking)
     training = stages(settings, output.absolute())
     _train(training, tracking, settings.parallel)
     folders = {stage.name: stage.folder / "model" for stage in training}
@@ -115,26 +125,26 @@ def run_pipeline(
 
     base = _evaluate_on(settings.evaluate, settings.evaluate.classifiers, located)
     folder = output / f"evaluate-{_digest(config.to_dict(base), [each.sha256 for each in compared.values()])}"
-    say("evaluate: done before" if (folder / RESULT).exists() else "evaluate: the reported figures")
+    _say("evaluate: done before" if (folder / RESULT).exists() else "evaluate: the reported figures, on test images")
     result = run_evaluation(base, compared, folder)
     report(result, output)
+    (table or Console()).print(terminal(result))
     picture = write_strip(base, purifier, output / "purified.png")
+    _say(f"pictures: {picture}")
 
-    say("gate: figures on dev images")
+    _say("gate: may it become champion? decided on dev images")
     on_dev = _evaluate_on(settings.evaluate, settings.gate_classifiers or settings.evaluate.classifiers, located)
     verdict = send_through_gate(purifier, on_dev, settings.gate, tracking, output / "gate", force)
-    serve = dataclasses.replace(settings.serve, classifier=_protected(settings.serve.classifier, located))
-    say("serve: start, one golden request, stop")
-    endpoint = check_endpoint(serve, tracking, base, keep)
-    Console().print(terminal(result))
-    for line in [
-        f"pictures: {picture}",
-        f"purifier version {verdict.version}: {'champion' if verdict.champion else 'not champion'}",
-        f"endpoint answered as the champion does offline: {endpoint['identical']} (sha256 {endpoint['sha256'][:12]})",
-        f"runs: {ui_command(tracking)}",
-        f"all stages: {(time.monotonic() - began) / 60:.1f} minutes",
-    ]:
-        say(line, highlight=False, soft_wrap=True)
+    for line in [f"version {verdict.version} is {'' if verdict.champion else 'not '}champion", *verdict.reasons]:
+        _say(f"gate: {line}")
+    endpoint = None
+    if verdict.champion or by_alias(tracking, "champion"):
+        _say("serve: start the endpoint, one golden request, stop")
+        serve = dataclasses.replace(settings.serve, classifier=_protected(settings.serve.classifier, located))
+        endpoint = check_endpoint(serve, tracking, base, keep)
+        _say(f"serve: the answer is byte for byte the champion's offline output (sha256 {endpoint['sha256'][:12]})")
+    _say(f"runs: {ui_command(tracking)}")
+    _say(f"all stages: {(time.monotonic() - began) / 60:.1f} minutes")
     return {
         "version": verdict.version,
         "champion": verdict.champion,
@@ -150,11 +160,24 @@ def report(result: Result, output: Path) -> None:
     storage.write_bytes(output / "table.md", markdown(headline(result), notes(result)).encode())
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _check_ends(serve: ServeConfig, tracking: TrackingConfig) -> None:
+    """Refuses at once what only the last stages would notice, hours later; makes the default tracking store."""
+    try:
+        check_port(serve)
+    except UnavailableError:
+        raise UnavailableError(f"port {serve.port} on {serve.host} is in use: choose another, --serve.port N") from None
+    connect(tracking)
+
+
 def _train(training: Sequence[Stage], tracking: TrackingConfig, parallel: int) -> None:
     """Runs the stages that are not done, each as soon as what it needs is done and a place is free."""
     done = {stage.name for stage in training if stage.is_done()}
     for name in sorted(done):
-        print(f"{name}: done before", file=sys.stderr)
+        _say(f"{name}: done before")
     waiting = [stage for stage in training if stage.name not in done]
     with contextlib.ExitStack() as stack:
         running: dict[str, subprocess.Popen[bytes]] = {}
@@ -167,7 +190,7 @@ def _train(training: Sequence[Stage], tracking: TrackingConfig, parallel: int) -
                 if status == 2:
                     raise ConfigError(f"stage {name} stopped at a mistake: see the line above")
                 if status:
-                    raise RuntimeError(f"stage {name} failed with exit status {status}: see the lines above")
+                    raise JobFailed(f"stage {name} failed with exit status {status}: see the lines above")
                 if status == 0:
                     del running[name]
                     done.add(name)
@@ -181,11 +204,16 @@ def _started(stage: Stage, tracking: TrackingConfig, parallel: int) -> Any:
     file = stage.folder / "stage.yaml"
     storage.write_bytes(file, (config.to_yaml(stage.settings) + _tracking_yaml(tracking)).encode())
     line = [*stage.verb, "--config", str(file), "--output", str(stage.folder)]
-    print(f"{stage.name}: maep {shlex.join(line)}", file=sys.stderr, flush=True)
+    _say(f"{stage.name}: maep {shlex.join(line)}")
     threads = str(max(1, (os.cpu_count() or 1) // parallel))
     process = subprocess.Popen(
         [sys.executable, "-m", "maep_jobs.cli", *line],
-        env={**os.environ, "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": threads,
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "TERM": "dumb",  # plain lines: two bars on one terminal would overwrite each other
+        },
         stdout=subprocess.DEVNULL,
     )
     try:
@@ -193,7 +221,11 @@ def _started(stage: Stage, tracking: TrackingConfig, parallel: int) -> Any:
     finally:
         if process.poll() is None:
             process.terminate()
-            process.wait(timeout=30)
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def _tracking_yaml(tracking: TrackingConfig) -> str:

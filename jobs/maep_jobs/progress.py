@@ -26,7 +26,7 @@ class Bar:
         """Says where the work stands: at most every ten seconds where lines are printed."""
         text = "  ".join(f"{name} {value:.4g}" for name, value in (values or {}).items())
         eta = f"ETA {_duration(eta_s)}" if eta_s is not None else ""
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._draw(done, total, f"{text}  {eta}")
         elif done >= total or time.monotonic() - self._last >= _EVERY_S:
             self._last = time.monotonic()

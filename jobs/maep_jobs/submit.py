@@ -18,7 +18,9 @@ import yaml
 from maep import config, storage
 from maep.cluster import check_address, is_here, prepare_environment
 from maep.errors import ConfigError, UnavailableError, nearest
-from maep_jobs.arguments import find
+from maep.tracking.client import TrackingConfig, absolute
+from maep_jobs.arguments import Parser, default_output, find
+from maep_jobs.shell import program
 
 _VERBS = ("run", "pretrain", "finetune", "evaluate", "classifier", "promote", "demo")
 _EXAMPLES = """examples:
@@ -31,14 +33,8 @@ folders that the cluster sees, or s3://."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the verb: 0 submitted (with --follow: succeeded), 1 the job failed, 2 a mistake."""
-    made = argparse.ArgumentParser(
-        prog="maep submit",
-        description="Run a verb as a job of a Ray cluster where maep is installed.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """Runs the verb: 0 submitted (with --follow: succeeded), 1 the job failed, 2 a mistake, its own or the job's."""
+    made = Parser("submit", "Run a verb as a job of a Ray cluster where maep is installed.", _EXAMPLES)
     made.add_argument("verb", metavar="VERB", help=", ".join(_VERBS))
     made.add_argument("--address", default="http://127.0.0.1:8265", help="the cluster's dashboard, http://HOST:8265")
     made.add_argument("--follow", action="store_true", help="print the job's lines until it ends")
@@ -59,13 +55,20 @@ def main(argv: Sequence[str]) -> int:
 
 def _job(options: argparse.Namespace, words: list[str], folder: Path) -> dict[str, Any]:
     """The job as Ray takes it; its working folder holds the configuration."""
-    line = [sys.executable if is_here(options.address) else "python", "-m", "maep_jobs.cli", options.verb, *words]
-    if options.config:
-        values = config.read_yaml(find(options.config))
+    here = is_here(options.address)
+    line = [sys.executable if here else "python", "-m", "maep_jobs.cli", options.verb]
+    source, values = options.config, {}
+    if options.verb == "run" and source is None and words and not words[0].startswith("--"):
+        source, *words = words  # a pipeline is the verb's first word
+    if source:
+        values = config.read_yaml(find(source))
         storage.write_bytes(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False).encode())
-        line += ["--config", "config.yaml"]
-    output = options.output or f"outputs/{options.config or options.verb}"
+        line += ["config.yaml"] if options.verb == "run" else ["--config", "config.yaml"]
+    line += words
+    output = options.output or str(default_output(source or options.verb))
     line += ["--output", output if storage.is_remote(output) else str(Path(output).absolute())]
+    if here and "tracking" not in values and not any(word.startswith("--tracking.") for word in words):
+        line += ["--tracking.uri", str(absolute(TrackingConfig()).uri)]  # a job's working folder does not outlive it
     carried = ("MAEP_DATA", "AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL")  # places, never keys
     variables = {name: os.environ[name] for name in carried if name in os.environ}
     return {
@@ -87,15 +90,22 @@ def _submit(job: dict[str, Any], options: argparse.Namespace) -> int:
         reason = str(error).strip().splitlines()[0]
         raise UnavailableError(f"the Ray cluster at {options.address} did not take the job: {reason}") from None
     if options.follow:
-        asyncio.run(_follow(client, job_id))
+        try:
+            asyncio.run(_follow(client, job_id))
+        except KeyboardInterrupt:
+            stop = f"{program('ray')} job stop --address {options.address} {job_id}"
+            print(f"job {job_id} goes on; to stop it: {stop}", file=sys.stderr)
+            return 130
     status = str(client.get_job_status(job_id))
     if options.json:
         print(json.dumps({"job": job_id, "status": status, "address": options.address}))
     else:
         print(f"job {job_id}: {status}")
         if not options.follow:
-            print(f"its lines: ray job logs --follow --address {options.address} {job_id}")
-    return 1 if options.follow and status != "SUCCEEDED" else 0
+            print(f"its lines: {program('ray')} job logs --follow --address {options.address} {job_id}")
+    if not options.follow or status == "SUCCEEDED":
+        return 0
+    return 2 if client.get_job_info(job_id).driver_exit_code == 2 else 1
 
 
 async def _follow(client: Any, job_id: str) -> None:

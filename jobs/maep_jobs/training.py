@@ -54,14 +54,14 @@ def plan(settings: Settings, output: Path) -> list[str]:
 
 def make_callbacks(phase: str, settings: Settings, tracking: TrackingConfig, output: Path) -> Sequence[Callback]:
     """The callbacks of a run, made in the process where they run."""
-    return [_Shown(phase), _Tracked(phase, settings, tracking, output)]
+    return [_Shown(f"{phase} {output.name}"), _Tracked(phase, settings, tracking, output)]
 
 
 class _Shown:
     """Shows progress to a person."""
 
-    def __init__(self, phase: str) -> None:
-        self._bar = Bar(phase)
+    def __init__(self, name: str) -> None:
+        self._bar = Bar(name)
 
     def on_step(self, progress: Progress) -> None:
         self._bar.show(progress.samples_seen, progress.samples, progress.eta_s, progress.metrics)

@@ -74,7 +74,7 @@ def start(config: ServeConfig, wait_ready_s: float = 180.0) -> Server:
     not ready after `wait_ready_s`, and what `maep.tracking.resolve` raises for the model.
     """
     token = _token(config)
-    _check_port(config)
+    check_port(config)
     pinned, sha256 = _pin(config)
 
     import ray
@@ -105,8 +105,8 @@ def _token(config: ServeConfig) -> str | None:
     return token or None
 
 
-def _check_port(config: ServeConfig) -> None:
-    """Binds the address once, as the endpoint will."""
+def check_port(config: ServeConfig) -> None:
+    """Binds the address once, as the endpoint will. Raises UnavailableError where it is taken."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
