@@ -28,6 +28,8 @@ def session(address: str | None = None, num_cpus: float = 0) -> Iterator[None]:
     """
     prepare_environment()
     address = address or os.environ.get("RAY_ADDRESS")  # set inside a submitted job
+    if address is not None:
+        check_address(address)  # before Ray is imported, which takes seconds
     import ray
 
     if ray.is_initialized():
@@ -38,7 +40,6 @@ def session(address: str | None = None, num_cpus: float = 0) -> Iterator[None]:
         ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=True, logging_level="warning")
         close_token_file()
     else:
-        check_address(address)
         try:
             ray.init(address=address, log_to_driver=True, logging_level="warning")
         except (ConnectionError, RuntimeError) as error:

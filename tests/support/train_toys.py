@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from maep.artifact import Artifact
+from maep.errors import ConfigError
 from maep.train.loop import Progress
 
 MAE = {
@@ -47,3 +53,38 @@ class Heard:
 
     def on_end(self, result: Artifact) -> None:
         self.ends.append(result)
+
+
+class Written:
+    """A callback for other processes: a line of JSON for each report, with the process's id."""
+
+    def __init__(self, path: Path, kill_at: int | None = None, fail_at: int | None = None) -> None:
+        self.path, self.kill_at, self.fail_at = path, kill_at, fail_at
+
+    def on_step(self, progress: Progress) -> None:
+        times = {"wall": time.perf_counter(), "cpu": time.process_time(), "thread": time.thread_time()}
+        line = {"seen": progress.samples_seen, "pid": os.getpid(), **times, **progress.metrics}
+        with open(self.path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self.fail_at == progress.samples_seen:
+            raise ConfigError(f"what was given is wrong at {progress.samples_seen}")
+
+    def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
+        """Dies as by the kernel's out-of-memory killer, the first time it comes by `kill_at`."""
+        died = self.path.with_suffix(".died")
+        if samples_seen == self.kill_at and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_end(self, result: Artifact) -> None:
+        pass
+
+
+def written(path: Path, kill_at: int | None = None, fail_at: int | None = None) -> list[Written]:
+    """What makes the callbacks, in the process where they run."""
+    return [Written(path, kill_at, fail_at)]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """What `Written` wrote."""
+    return [json.loads(line) for line in path.read_text().splitlines()]

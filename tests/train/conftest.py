@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from train_toys import LOOP, MAE, Heard, Make
 
 from maep import config
 from maep.artifact import Artifact
@@ -14,7 +15,7 @@ from maep.train.classifier import ClassifierConfig, classification, dev_accuracy
 from maep.train.config import FinetuneConfig, PretrainConfig
 from maep.train.loop import run
 from maep.train.phases import pretraining
-from train_toys import LOOP, MAE, Heard, Make
+
 
 @pytest.fixture(scope="session")
 def pretrain() -> Make:

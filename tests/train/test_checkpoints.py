@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from train_toys import Heard, Make, weights
 
 from maep import artifact, storage
 from maep.artifact import Artifact
@@ -14,7 +15,6 @@ from maep.errors import ArtifactError
 from maep.train.checkpoints import Checkpoints
 from maep.train.loop import run
 from maep.train.phases import pretraining
-from train_toys import Heard, Make, weights
 
 
 def save(checkpoints: Checkpoints, samples_seen: int) -> Artifact:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from train_toys import LOOP, Heard, weights
 
 from maep import config
 from maep.artifact import Artifact
@@ -13,7 +14,6 @@ from maep.errors import ArtifactError, ConfigError
 from maep.models.classifiers import load_classifier
 from maep.train.classifier import ClassifierConfig, classification, dev_accuracy
 from maep.train.loop import run
-from train_toys import LOOP, Heard, weights
 
 
 def test_it_learns_the_digits(trained_accuracy: float) -> None:

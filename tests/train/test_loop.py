@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from train_toys import Heard, Make, weights
 
 from maep import artifact, config
 from maep.data.datasets import DataConfig, load
@@ -17,7 +18,6 @@ from maep.train.config import FinetuneConfig, LoopConfig, PretrainConfig
 from maep.train.loop import Task, World, _Source, learning_rate, run
 from maep.train.objectives import Batch, Losses, Pretraining
 from maep.train.phases import pretraining, purification
-from train_toys import Heard, Make, weights
 
 
 def test_pretraining_learns(pretrain: Make, tmp_path: Path) -> None:
@@ -77,9 +77,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     assert result.sha256 == whole.sha256
 
 
-def test_more_often_saved_or_elsewhere_is_the_same_run(
-    pretrain: Make, unkilled_pretrain: Any, tmp_path: Path
-) -> None:
+def test_more_often_saved_or_elsewhere_is_the_same_run(pretrain: Make, unkilled_pretrain: Any, tmp_path: Path) -> None:
     """Settings of where and how often change no weight: a stopped run goes on under others."""
     with pytest.raises(KeyboardInterrupt):
         run(pretraining(pretrain(checkpoint_every=32)), tmp_path, [Heard(stop_after_checkpoints=3)])

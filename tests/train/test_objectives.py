@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from train_toys import Heard, Make, weights
 
 from maep import config
 from maep.data.datasets import DataConfig
@@ -16,7 +17,6 @@ from maep.train.config import LossConfig, MixtureConfig, TermConfig
 from maep.train.loop import Task, World, _Source, run
 from maep.train.objectives import Batch, Purification, _sizes, check_classifier
 from maep.train.phases import pretraining, purification
-from train_toys import Heard, Make, weights
 
 EPS = 32 / 255
 
@@ -254,7 +254,7 @@ def test_finetuning_starts_from_the_autoencoder(
     assert all(torch.equal(theirs[name], mine[name]) for name in theirs)
     assert task.config["train"]["init_sha256"] == start.sha256
     assert "init" not in task.config["train"]
-    with pytest.raises(ConfigError, match="init: only model.name purifier starts from an autoencoder"):
+    with pytest.raises(ConfigError, match=r"init: only model\.name purifier starts from an autoencoder"):
         purification(finetune({"init": str(start.folder), "model": conv_model}))
     wider = {"name": "purifier", "mae": start.config["model"] | {"width": 32}, "stem_channels": [4]}
     with pytest.raises(ConfigError, match=r"model\.mae\.width: 32, but the autoencoder at .* has 16"):

@@ -8,7 +8,6 @@ the CPU ends with the same bits.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,10 @@ from maep.data.image_set import ImageSet, to_float
 from maep.errors import ConfigError
 from maep.train.checkpoints import Checkpoints, check_same
 from maep.train.config import LoopConfig
+from maep.train.meter import Meter, Progress
 from maep.train.objectives import Batch, Losses, Objective
+
+__all__ = ["Callback", "Progress", "Task", "World", "learning_rate", "pick_device", "run", "starting_point"]
 
 _STEP, _IMAGE = 101, 102
 _LOG_POINTS = 200
@@ -38,17 +40,6 @@ class World:
 
     rank: int = 0
     size: int = 1
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands."""
-
-    samples_seen: int
-    samples: int
-    metrics: dict[str, float]
-    """Means since the last report: loss and its parts, lr, images_per_s."""
-    eta_s: float
 
 
 class Callback(Protocol):
@@ -147,7 +138,7 @@ class _Run:
         step_of: nn.Module = self.objective
         if self.world.size > 1:
             step_of = DistributedDataParallel(self.objective, find_unused_parameters=True, broadcast_buffers=False)
-        meter = _Meter(self.step, loop)
+        meter = Meter(self.step, loop, self.world.size)
         log_every = max(1, loop.num_steps // _LOG_POINTS)
         while self.step < loop.num_steps:
             losses = self._take_step(step_of)
@@ -261,33 +252,6 @@ class _Source:
             step_key=int(seeding.mix(self.loop.seed, _STEP, step)),
             progress=step / self.loop.num_steps,
         )
-
-
-class _Meter:
-    """Means of what the steps report, speed and time to go."""
-
-    def __init__(self, step: int, loop: LoopConfig) -> None:
-        self.loop = loop
-        self.first_step, self.began = step, time.perf_counter()
-        self.last_step, self.last = step, self.began
-        self.sums: dict[str, Tensor] = {}
-
-    def add(self, losses: Losses) -> None:
-        """Counts one step in."""
-        for name, value in {"loss": losses.loss.detach(), **losses.parts}.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-
-    def report(self, step: int, lr: float) -> Progress:
-        """The means since the last report."""
-        now = time.perf_counter()
-        steps = step - self.last_step
-        metrics = {name: float(total) / steps for name, total in self.sums.items()}
-        metrics |= {"lr": lr, "images_per_s": steps * self.loop.batch_size / (now - self.last)}
-        pace = (now - self.began) / (step - self.first_step)
-        self.last_step, self.last, self.sums = step, now, {}
-        size = self.loop.batch_size
-        left = self.loop.num_steps - step
-        return Progress(step * size, self.loop.num_steps * size, metrics, left * pace)
 
 
 def learning_rate(progress: float, loop: LoopConfig) -> float:

@@ -1,0 +1,181 @@
+"""The loop on Ray Train: the same weights, workers that die, and mistakes that come back as one line."""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from train_toys import LOOP, Heard, Make, lines, weights, written
+
+from maep import artifact, cluster
+from maep.artifact import Artifact
+from maep.errors import ArtifactError, ConfigError, UnavailableError
+from maep.train.config import WorkersConfig
+from maep.train.distributed import _rooted, train
+from maep_jobs import cli
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """A local cluster of two logical CPUs for all tests here."""
+    with cluster.session(None, 2):
+        yield
+
+
+def on_ray(settings: Any, num_workers: int, **changes: Any) -> Any:
+    return replace(settings, workers=WorkersConfig(num_workers=num_workers, **changes))
+
+
+@pytest.fixture(scope="module")
+def whole(pretrain: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, list[dict[str, Any]]]:
+    """The run that the workers repeat, in this process: its result and what it reported."""
+    folder = tmp_path_factory.mktemp("whole")
+    result = train(pretrain(samples=640), folder / "out", functools.partial(written, folder / "log"))
+    return result, lines(folder / "log")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_one_worker_gives_the_same_bits(pretrain: Make, whole: Any, tmp_path: Path) -> None:
+    settings = on_ray(pretrain(samples=640), 1)
+    result = train(settings, tmp_path / "out", functools.partial(written, tmp_path / "log"))
+    assert weights(result) == weights(whole[0])
+    assert result.sha256 == whole[0].sha256
+    reported = lines(tmp_path / "log")
+    assert [line["loss"] for line in reported] == [line["loss"] for line in whole[1]]
+    assert {line["pid"] for line in reported} != {os.getpid()}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_two_workers_take_the_same_steps(pretrain: Make, whole: Any, tmp_path: Path) -> None:
+    settings = on_ray(pretrain(samples=640), 2)
+    result = train(settings, tmp_path / "out", functools.partial(written, tmp_path / "log"))
+    assert artifact.is_valid(result.folder)
+    assert result.config == whole[0].config
+    ours, theirs = lines(tmp_path / "log"), whole[1]
+    assert [line["seen"] for line in ours] == [line["seen"] for line in theirs]
+    for mine, other in zip(ours[:3], theirs[:3], strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-3)
+    assert train(settings, tmp_path / "out", list).sha256 == result.sha256  # finished: returned as it is
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_a_killed_worker_is_replaced_and_the_bits_are_the_same(pretrain: Make, whole: Any, tmp_path: Path) -> None:
+    settings = on_ray(pretrain(samples=640, checkpoint_every=96), 1)
+    result = train(settings, tmp_path / "out", functools.partial(written, tmp_path / "log", kill_at=288))
+    assert (tmp_path / "log.died").exists()
+    assert weights(result) == weights(whole[0])
+    reported = lines(tmp_path / "log")
+    first, second = dict.fromkeys(line["pid"] for line in reported)
+    assert [line["seen"] for line in reported if line["pid"] == first][-1] == 288
+    assert next(line["seen"] for line in reported if line["pid"] == second) == 320  # no step was done twice
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_a_mistake_in_a_worker_comes_back_as_it_is_without_retries(
+    pretrain: Make, finetune: Make, tmp_path: Path
+) -> None:
+    missing = on_ray(finetune({"init": str(tmp_path / "nowhere")}), 2)
+    began = time.monotonic()
+    with pytest.raises(ArtifactError, match=r"nowhere holds no MANIFEST\.json"):
+        train(missing, tmp_path / "a", list)
+    assert time.monotonic() - began < 200
+    with pytest.raises(ConfigError, match="what was given is wrong at 64"):
+        train(on_ray(pretrain(), 1), tmp_path / "b", functools.partial(written, tmp_path / "log", fail_at=64))
+    assert len(lines(tmp_path / "log")) == 2  # two steps, and no second attempt
+    assert not (tmp_path / "b" / "model").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_a_mistake_of_one_of_two_workers_comes_back_too(pretrain: Make, tmp_path: Path) -> None:
+    settings = on_ray(pretrain(), 2, max_failures=0)
+    with pytest.raises(ConfigError, match="what was given is wrong at 64"):
+        train(settings, tmp_path / "out", functools.partial(written, tmp_path / "log", fail_at=64))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_paths_below_the_working_directory_reach_the_workers(
+    finetune: Make, trained_classifier: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained_classifier.folder.parent)
+    settings = finetune({"classifiers": [trained_classifier.folder.name]}, samples=64)
+    here = train(settings, tmp_path / "here", list)
+    there = train(on_ray(settings, 1), Path(os.path.relpath(tmp_path / "there")), list)
+    assert there.sha256 == here.sha256
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_more_workers_than_the_cluster_has_is_one_line_at_once(pretrain: Make, tmp_path: Path) -> None:
+    import ray
+
+    have = int(ray.cluster_resources()["CPU"])
+    began = time.monotonic()
+    with pytest.raises(UnavailableError, match=rf"num_workers: 16 need 16 CPUs, the cluster has {have}: lower it"):
+        train(on_ray(pretrain(), 16), tmp_path, list)
+    with pytest.raises(UnavailableError, match="need 1 GPUs, the cluster has 0"):
+        train(on_ray(pretrain(), 1, use_gpu=True), tmp_path, list)
+    assert time.monotonic() - began < 10
+
+
+def dead_address() -> str:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{bound.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("address", ["dead", "127.0.0.1:notaport", "ray://127.0.0.1:1", "nosuchhost.invalid:6379"])
+def test_a_dead_address_is_one_line_within_seconds(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = dead_address() if address == "dead" else address
+    line = ["pretrain", "--config", "digits/pretrain", "--output", str(tmp_path), "--tracking.enabled", "false"]
+    began = time.monotonic()
+    assert cli.main([*line, "--workers.num_workers", "1", "--address", address]) == 2
+    assert time.monotonic() - began < 10
+    err = capsys.readouterr().err
+    assert err.startswith(f"maep pretrain: no Ray cluster answers at {address} (")
+    assert err.endswith("start one (ray start --head), or leave out --address\n")
+    assert err.count("\n") == 1
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_ray_starts(pretrain: Make, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="batch_size: 32 does not divide among 5 workers"):
+        train(on_ray(pretrain(), 5), tmp_path, list)
+
+
+def test_what_is_no_path_stays_as_it_is(
+    finetune: Make, trained_classifier: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MAEP_DATA", "here")
+    (tmp_path / "here").mkdir()
+    specs = ["cifar10_resnet20", "import:a.b:c", "timm:resnet18"]
+    rooted = _rooted(finetune({"classifiers": specs, "init": "outputs/mae/model"}))
+    assert list(rooted.classifiers) == specs  # type: ignore[union-attr]
+    assert rooted.init == str(tmp_path / "outputs/mae/model")  # type: ignore[union-attr]
+    assert rooted.data.root == str(tmp_path / "here")
+    assert _rooted(finetune()) != rooted
+    assert LOOP["device"] == "cpu"
+
+
+def test_in_this_process_callbacks_are_made_here(pretrain: Make, whole: Any, tmp_path: Path) -> None:
+    heard = Heard()
+    result = train(pretrain(samples=640), tmp_path, lambda: [heard])
+    assert result.sha256 == whole[0].sha256
+    assert len(heard.steps) == 20
