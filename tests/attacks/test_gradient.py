@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from maep import config, seeding
 from maep.attacks.config import AttackConfig
-from maep.attacks.gradient import attack, cross_entropy
+from maep.attacks.gradient import _apgd_checkpoints, attack, cross_entropy
 from maep.errors import ConfigError
 from maep.models.classifiers import CifarResNet, Classifier, fold_batch_norm
 
@@ -188,6 +188,11 @@ def test_an_image_is_attacked_alike_in_any_batch(model: nn.Module, recipe: Attac
     for part in (slice(0, 1), slice(2, 5), slice(5, 6)):
         alone = attack(exact, images[part], labels[part], recipe, place[part], stop)
         assert ((alone - together[part]).abs() < 1e-6).float().mean() > 0.999
+
+
+def test_apgd_looks_at_its_progress_when_the_authors_do() -> None:
+    assert sorted(step for step in _apgd_checkpoints(100) if step <= 100) == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert 1 in _apgd_checkpoints(1)
 
 
 def test_keys_decide_the_start(model: nn.Module) -> None:

@@ -126,7 +126,8 @@ def _pgd(state: _State, config: AttackConfig, keys: Tensor) -> Iterator[None]:
 def _apgd(state: _State, config: AttackConfig, keys: Tensor) -> Iterator[None]:
     """Auto-PGD, Croce and Hein 2020 (arXiv 2003.01690), algorithm 1: momentum, and steps that halve when stuck.
 
-    Starts from the image of the ball's surface in a random direction, as the authors' code does.
+    Follows the authors' code where it differs from the paper: it starts on the ball's surface, in a random direction,
+    and counts the checkpoints in whole iterations.
     """
     checkpoints = _apgd_checkpoints(config.steps)
     current = state.start(config, keys)
@@ -140,7 +141,7 @@ def _apgd(state: _State, config: AttackConfig, keys: Tensor) -> Iterator[None]:
     previous, best, best_slope, best_loss = current.clone(), current.clone(), slope.clone(), losses.clone()
     step = torch.full_like(losses, 2 * config.eps)
     risen = torch.zeros_like(losses)
-    step_then, best_then = step.clone(), best_loss.clone()
+    halved, best_then = torch.ones_like(losses, dtype=torch.bool), best_loss.clone()
     yield
     last_checkpoint = 0
     for iteration in range(1, config.steps + 1):
@@ -156,30 +157,31 @@ def _apgd(state: _State, config: AttackConfig, keys: Tensor) -> Iterator[None]:
         better = losses > best_loss
         best[better], best_slope[better], best_loss[better] = current[better], slope[better], losses[better]
         if iteration in checkpoints:
-            few = risen < 0.75 * (iteration - last_checkpoint)
-            stuck = (step == step_then) & (best_loss == best_then)
-            halve = few | stuck
-            step_then, best_then = step.clone(), best_loss.clone()
-            step = torch.where(halve, step / 2, step)
-            current[halve], slope[halve] = best[halve], best_slope[halve]
+            few = risen <= 0.75 * (iteration - last_checkpoint)
+            stuck = ~halved & (best_loss <= best_then)
+            halved, best_then = few | stuck, best_loss.clone()
+            step = torch.where(halved, step / 2, step)
+            current[halved], slope[halved] = best[halved], best_slope[halved]
             risen, last_checkpoint = torch.zeros_like(risen), iteration
         stay = state.drop_broken()
         if not stay.all():
             current, previous, best, slope, best_slope = (
                 images[stay] for images in (current, previous, best, slope, best_slope)
             )
-            losses, best_loss, best_then, step, step_then, risen = (
-                values[stay] for values in (losses, best_loss, best_then, step, step_then, risen)
+            losses, best_loss, best_then, step, halved, risen = (
+                values[stay] for values in (losses, best_loss, best_then, step, halved, risen)
             )
         yield
 
 
 def _apgd_checkpoints(steps: int) -> set[int]:
-    """Iterations at which APGD looks at its progress: the authors' p_j of equation 2, times `steps`."""
-    shares = [0.0, 0.22]
-    while shares[-1] < 1:
-        shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
-    return {int(-(-share * steps // 1)) for share in shares[1:] if share <= 1}
+    """Iterations at which APGD looks at its progress: 22 % of `steps` on, then each time 3 % less, at least 6 %."""
+    period, shrink, shortest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
+    checkpoints = [period]
+    while checkpoints[-1] < steps:
+        period = max(period - shrink, shortest)
+        checkpoints.append(checkpoints[-1] + period)
+    return set(checkpoints)
 
 
 _STEPS: dict[str, Callable[[_State, AttackConfig, Tensor], Iterator[None]]] = {
