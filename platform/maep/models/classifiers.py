@@ -136,7 +136,7 @@ def load_classifier(spec: str, root: str | Path = "data") -> Classifier:
     else:
         known = [*_NAMED, "timm:NAME", "torchvision:NAME", "import:package.module:factory"]
         raise ConfigError(f"classifier {spec!r} is not known and no folder: {nearest(spec, known)}")
-    return fold_batch_norm(classifier.eval()).requires_grad_(False)
+    return fold_batch_norm(classifier.eval()).eval().requires_grad_(False)  # what folding puts in is new
 
 
 def fold_batch_norm(classifier: Classifier) -> Classifier:
