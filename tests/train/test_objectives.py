@@ -167,7 +167,7 @@ def test_training_moves_the_purifier_and_nothing_else(
     assert set(heard.steps[0].metrics) == {"loss", "pixel", "kl", "feature", "lr", "images_per_s"}
     after = task.objective.classifiers.state_dict()
     assert all(torch.equal(after[name], value) for name, value in frozen.items())
-    assert not any(module.training for module in task.objective.classifiers.modules() if module is not None)
+    assert not any(module.training for each in task.objective.classifiers for module in each.modules())
     assert not any(p.requires_grad for p in task.objective.classifiers.parameters())
     assert any(not torch.equal(value, trained[name]) for name, value in task.objective.model.state_dict().items())
 

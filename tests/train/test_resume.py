@@ -53,14 +53,16 @@ def kill_and_go_on(line: list[str], output: Path, samples: int, seed: int) -> Ar
     at = random.Random(seed).randrange(1, samples // 2)
     print(f"seed {seed}: kill -9 at the first checkpoint after {at} of {samples} images")
     command = [sys.executable, "-m", "maep_jobs.cli", *line, "--output", str(output), "--tracking.enabled", "false"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     deadline = time.monotonic() + DEADLINE_S
-    while newest(output) < at:
-        assert process.poll() is None, process.communicate()[1].decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)  # between two looks at the index
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(timeout=60) == -signal.SIGKILL
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        try:
+            while newest(output) < at:
+                assert process.poll() is None, process.communicate()[1].decode()
+                assert time.monotonic() < deadline
+                time.sleep(0.002)  # between two looks at the index
+        finally:
+            process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
     assert not artifact.is_valid(output / "model")
     assert at <= newest(output) < samples
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=DEADLINE_S)

@@ -208,6 +208,6 @@ def _pick(thresholds: list[float], place: float) -> int:
 
 def _sizes(mixture: tuple[MixtureConfig, ...], count: int) -> list[tuple[MixtureConfig, int]]:
     """How many of `count` images each kind gets; the last one takes what rounding leaves."""
-    sizes = [int(kind.share * count) for kind in mixture]
+    sizes = [int(kind.share * count + 1e-9) for kind in mixture]  # 0.29 x 100 is a little under 29
     sizes[-1] += count - sum(sizes)
     return list(zip(mixture, sizes, strict=True))
