@@ -24,7 +24,8 @@ def session(address: str | None = None, num_cpus: float = 0) -> Iterator[None]:
     """A connection to the cluster at `address`, or (None) a local one of this process alone, ended afterwards.
 
     A local one offers at least `num_cpus` logical CPUs, however few cores there are. Where Ray is up in this process
-    already, it is used and left alone. Raises UnavailableError where nothing answers at `address`.
+    already, it is used and left alone. Raises UnavailableError where nothing answers at `address`, or a local one
+    does not come up.
     """
     prepare_environment()
     address = address or os.environ.get("RAY_ADDRESS")  # set inside a submitted job
@@ -37,7 +38,7 @@ def session(address: str | None = None, num_cpus: float = 0) -> Iterator[None]:
         return
     if address is None:
         cores = max(os.cpu_count() or 1, -(-int(num_cpus * 100) // 100))
-        ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=True, logging_level="warning")
+        _start(cores)
         close_token_file()
     else:
         try:
@@ -49,6 +50,23 @@ def session(address: str | None = None, num_cpus: float = 0) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(num_cpus: int) -> None:
+    import ray
+
+    try:
+        ray.init(
+            address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=True, logging_level="warning"
+        )
+    except Exception as error:
+        if type(error) is not Exception:  # so Ray says that its processes were not up after half a minute
+            raise
+        reason = str(error).splitlines()[0]
+        raise UnavailableError(
+            f"Ray did not start on this machine ({reason}): try again when it is less busy, or train in this process"
+            " with --workers.num_workers 0"
+        ) from None
 
 
 def prepare_environment() -> None:
