@@ -166,6 +166,8 @@ def _say(line: str) -> None:
 
 def _check_ends(serve: ServeConfig, tracking: TrackingConfig) -> None:
     """Refuses at once what only the last stages would notice, hours later; makes the default tracking store."""
+    if not tracking.enabled:
+        raise ConfigError("tracking.enabled: a pipeline ends in the registry, which needs tracking: leave it true")
     try:
         check_port(serve)
     except UnavailableError:

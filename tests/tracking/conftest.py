@@ -9,16 +9,7 @@ import torch
 from stack import MlflowServer
 
 from maep import artifact
-from maep.tracking.client import make_store
 from maep.tracking.runs import TrackingConfig
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite store with MLflow's tables and nothing in them: making one takes about ten seconds, so it is copied."""
-    database = tmp_path_factory.mktemp("store") / "mlflow.db"
-    make_store(database)
-    return database
 
 
 @pytest.fixture

@@ -1,0 +1,126 @@
+"""The command line as a whole: verbs, help, exit statuses, and what is said where something goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maep import __version__, artifact
+from maep_jobs.cli import VERBS
+
+
+def test_help_names_every_verb(maep: Any) -> None:
+    for words in ([], ["--help"], ["-h"], ["help"]):
+        ran = maep(*words)
+        assert (ran.status, ran.err) == (0, "")
+        assert all(f"  {verb} " in ran.out for verb in VERBS)
+
+
+def test_version(maep: Any) -> None:
+    assert maep("--version").out == f"maep {__version__}\n"
+
+
+def test_unknown_verb(maep: Any) -> None:
+    ran = maep("pretrian")
+    assert (ran.status, ran.out, ran.err) == (2, "", "maep: unknown verb 'pretrian': did you mean 'pretrain'?\n")
+    assert "choose one of" in maep("xyzzy").err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_has_examples(maep: Any, verb: str) -> None:
+    ran = maep(verb, "--help")
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.startswith(f"usage: maep {verb} ")
+    assert examples(ran.out)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("data", "gpu")])
+def test_examples_work_as_they_stand(maep: Any, verb: str, tmp_path: Path, everything: Callable[[], set[str]]) -> None:
+    """Up to doing it: with --dry-run each example of the help resolves, and nothing is written."""
+    (tmp_path / "my.yaml").write_text("{}")
+    for example in examples(maep(verb, "--help").out):
+        ran = maep(*example, "--dry-run")
+        assert (ran.status, ran.err) == (0, ""), (example, ran)
+        assert ran.out
+    assert everything() == {"my.yaml"}
+
+
+def examples(help_text: str) -> list[list[str]]:
+    """The words after `maep` of every example line."""
+    _, _, below = help_text.partition("examples:\n")
+    lines = [line.partition("maep ")[2] for line in below.splitlines() if "maep " in line and line.startswith("  ")]
+    return [shlex.split(line) for line in lines]
+
+
+def test_words_that_no_option_takes_are_one_line(maep: Any) -> None:
+    assert maep("data", "show").is_mistake("required", "maep data --help")
+    assert maep("data", "show", "digits", "--max-corrupt", "many").is_mistake("max-corrupt", "many")
+    assert maep("data", "show", "digit").is_mistake("did you mean 'digits'")
+    assert maep("classifier", "train", "cifar").is_mistake("did you mean 'cifar10'")
+    assert maep("classifier", "tain", "digits").is_mistake("tain")
+    assert maep("promote").is_mistake("URI")
+    assert maep("evaluate", "--purifier", "x").is_mistake("NAME=URI")
+    assert maep("submit", "serve").is_mistake("cannot be submitted")
+    assert maep("run", "digits/pipeline", "--config", "x.yaml").is_mistake("maep run x.yaml")
+
+
+def test_a_file_in_the_place_of_a_folder(maep: Any, tiny: Callable[..., list[str]], tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("something")
+    assert maep(*tiny("--output", "taken/below")).is_mistake("taken", "Not a directory|exists")
+    assert maep(*tiny("--output", "taken")).is_mistake("taken", "Not a directory|exists")
+    assert (tmp_path / "taken").read_text() == "something"
+
+
+def test_data_show_counts_in_lines_and_in_json(maep: Any) -> None:
+    ran = maep("data", "show", "digits", "--json")
+    assert [(entry["split"], entry["images"]) for entry in json.loads(ran.out)] == [
+        ("train", 1197),
+        ("dev", 300),
+        ("test", 300),
+    ]
+    assert "split dev  images 300  size 16x16" in maep("data", "show", "digits").out
+
+
+def test_stopped_by_the_user_it_says_so_and_goes_on_from_its_checkpoint(
+    maep: Any, tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Ctrl-C after the first checkpoint; the same line then ends with the weights of a run that was not stopped."""
+    line = tiny("--loop.samples", 4800, "--loop.checkpoint_every", 96)
+    checkpoints = tmp_path / "stopped" / "checkpoints"
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if any(checkpoints.glob("*/MANIFEST.json")):
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            time.sleep(0.01)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    watcher = threading.Thread(target=interrupt)
+    watcher.start()
+    ran = maep(*line, "--output", "stopped")
+    watcher.join()
+    assert ran.status == 130
+    assert ran.err.splitlines()[-1].startswith("maep pretrain: stopped; ")
+    assert not (tmp_path / "stopped" / "model").exists()
+    assert maep(*line, "--output", "stopped").status == 0
+    assert maep(*line, "--output", "whole").status == 0
+    results = [artifact.read(tmp_path / name / "model") for name in ("stopped", "whole")]
+    assert results[0].sha256 == results[1].sha256
+
+
+def test_a_loss_that_is_not_finite_fails_and_names_the_step(maep: Any, tiny: Callable[..., list[str]]) -> None:
+    ran = maep(*tiny("--loop.lr", "1e30", "--loop.clip", "null", "--output", "out"))
+    assert ran.status == 1
+    assert "maep pretrain: the loss is " in ran.err.splitlines()[-1]
+    assert "at step " in ran.err

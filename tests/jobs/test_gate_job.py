@@ -1,0 +1,93 @@
+"""From an artifact to the alias champion, through `maep promote`: real evaluations of a few digits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from maep.artifact import Artifact
+from maep.tracking.client import TrackingConfig
+from maep.tracking.registry import aliases, by_version, versions
+
+TRACKING = TrackingConfig()
+Make = Callable[[int], Artifact]
+
+
+@pytest.fixture
+def promote(maep: Any, classifier: Path, store: Path, tmp_path: Path) -> Callable[..., Any]:
+    """`maep promote ARTIFACT` on 20 dev images, with a floor that anything reaches."""
+    values = {
+        "evaluate": {
+            "data": {"name": "digits"},
+            "classifiers": [str(classifier)],
+            "baselines": ["none"],
+            "num_images": 20,
+            "num_probes": 8,
+            "cache": str(tmp_path / "cache"),
+        },
+        "gate": {
+            "images": "digits-dev",
+            "clean_floor": 0.0,
+            "oblivious_eps": "8/255",
+            "adaptive_eps": ["4/255"],
+            "over_baselines": [],
+        },
+    }
+    (tmp_path / "promote.yaml").write_text(yaml.safe_dump(values))
+    line = ("--config", "promote.yaml", "--output", "gate")
+    return lambda purifier, *more: maep("promote", purifier.folder, *line, *more)
+
+
+def test_first_comer_that_holds_the_floor_becomes_champion(promote: Callable[..., Any], make_purifier: Make) -> None:
+    first = make_purifier(0)
+    ran = promote(first, "--json")
+    assert ran.status == 0, ran.err
+    said = json.loads(ran.out)
+    assert (said["version"], said["champion"]) == (1, True)
+    assert aliases(TRACKING) == {"candidate": 1, "champion": 1}
+    version = by_version(TRACKING, 1)
+    assert version.sha256 == first.sha256
+    assert (version.tags["evaluation.gate.passed"], version.tags["evaluation.gate.forced"]) == ("True", "False")
+
+    again = promote(first)
+    assert again.status == 0
+    assert "version 1 is the champion already" in again.out
+    assert len(versions(TRACKING)) == 1
+
+
+def test_below_the_floor_it_is_registered_and_refused(promote: Callable[..., Any], make_purifier: Make) -> None:
+    ran = promote(make_purifier(0), "--gate.clean_floor", 1.0)
+    assert ran.status == 1
+    assert "purifier version 1: refused" in ran.out
+    assert "clean accuracy" in ran.out
+    assert "below the floor of 100.0%" in ran.out
+    assert aliases(TRACKING) == {"candidate": 1}
+
+    changed = promote(make_purifier(0))  # the changed gate measures anew, into a folder of its own
+    assert changed.status == 0
+    assert aliases(TRACKING) == {"candidate": 1, "champion": 1}
+
+
+def test_second_comer_must_be_above_the_champion_unless_forced(
+    promote: Callable[..., Any], make_purifier: Make
+) -> None:
+    assert promote(make_purifier(0)).status == 0
+    second = make_purifier(1)
+    ran = promote(second)
+    assert ran.status == 1
+    assert "purifier version 2: refused" in ran.out
+    assert "not above the champion's" in ran.out
+    assert aliases(TRACKING) == {"candidate": 2, "champion": 1}
+    assert by_version(TRACKING, 2).tags["evaluation.gate.passed"] == "False"
+
+    forced = promote(second, "--force")
+    assert forced.status == 0
+    assert "promoted by --force, which is recorded" in forced.out
+    assert aliases(TRACKING) == {"candidate": 2, "champion": 2}
+    tags = by_version(TRACKING, 2).tags
+    assert (tags["evaluation.gate.forced"], tags["champion.previous"]) == ("True", "1")
