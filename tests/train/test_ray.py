@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import train_toys
 from train_toys import LOOP, Heard, Make, lines, weights, written
 
 from maep import artifact, cluster
@@ -24,9 +25,11 @@ from maep_jobs import cli
 
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
-    """A local cluster of two logical CPUs for all tests here."""
-    with cluster.session(None, 2):
-        yield
+    """A local cluster of two logical CPUs for all tests here, whose workers can import what makes the callbacks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(train_toys.__file__).parent))
+        with cluster.session(None, 2):
+            yield
 
 
 def on_ray(settings: Any, num_workers: int, **changes: Any) -> Any:
