@@ -131,7 +131,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
 
 
 def test_gate_chooses_images_and_budgets() -> None:
-    chosen = gate.evaluation(GateConfig(), EvaluateConfig(baselines=(), num_adaptive=10))
+    chosen = gate.evaluation(GateConfig(), EvaluateConfig(baselines=("jpeg-q50",), num_adaptive=10))
     assert chosen.images == "cifar10-dev-500"
     assert chosen.eps == (1 / 255, 2 / 255, 4 / 255)
     assert chosen.baselines == ("none",)

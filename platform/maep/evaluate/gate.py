@@ -62,9 +62,8 @@ class Decision:
 
 
 def evaluation(gate: GateConfig, base: EvaluateConfig) -> EvaluateConfig:
-    """`base` with the images and budgets that the gate decides on."""
-    names = {*base.baselines, *gate.over_baselines}
-    kept = tuple(name for name in EvaluateConfig().baselines if name in names)
+    """`base` with the images, budgets and baselines that the gate decides on, and no others: attacks cost minutes."""
+    kept = tuple(name for name in EvaluateConfig().baselines if name in gate.over_baselines)
     return dataclasses.replace(
         base,
         images=gate.images,
