@@ -88,3 +88,42 @@ def written(path: Path, kill_at: int | None = None, fail_at: int | None = None) 
 def lines(path: Path) -> list[dict[str, Any]]:
     """What `Written` wrote."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+TURN = 10
+
+
+class TakingTurns(Written):
+    """Two processes that train alternately, `TURN` steps each: `mine` waits before its turn until `other` has had its.
+
+    `plain` goes first. How many turns each has had stands in `folder`/NAME.turns.
+    """
+
+    def __init__(self, folder: Path, mine: str, other: str) -> None:
+        super().__init__(folder / f"{mine}.log")
+        self.mine, self.other = folder / f"{mine}.turns", folder / f"{other}.turns"
+        self.ahead = 1 if mine == "ray" else 0
+        self.done = self.steps = 0
+        self.wait()
+
+    def wait(self) -> None:
+        """Until it is this process's turn; raises TimeoutError where the other stands still."""
+        deadline = time.monotonic() + 300
+        while (int(self.other.read_text() or 0) if self.other.exists() else 0) < self.done + self.ahead:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.other} stands still")
+            time.sleep(0.001)  # between two looks
+
+    def on_step(self, progress: Progress) -> None:
+        super().on_step(progress)
+        self.steps += 1
+        if self.steps % TURN == 0:
+            self.done += 1
+            self.mine.write_text(str(self.done))
+            if progress.samples_seen < progress.samples:
+                self.wait()
+
+
+def taking_turns(folder: Path, mine: str, other: str) -> list[TakingTurns]:
+    """What makes the callbacks, in the process where they run."""
+    return [TakingTurns(folder, mine, other)]
