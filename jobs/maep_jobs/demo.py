@@ -18,13 +18,17 @@ _EXAMPLES = """  maep demo
   maep demo --serve.port 8080 --keep
   maep demo --output outputs/longer --finetune.loop.samples 60000"""
 _NEXT = """
-{picture} shows digits as they are, attacked, purified, and what the purifier changed.
+{picture} shows digits as they are, attacked, purified, the attack and what is left of it.
 
 next:
-  {maep} serve --model models:/purifier@champion --classifier {classifier}   (then open http://127.0.0.1:8000/)
-  {maep} demo --output {output} --keep   (trains nothing again, leaves the endpoint up)
-  {maep} run cifar10/pipeline --dry-run   (the same on photographs)
-  {maep} serve --model bundled:cifar10   (a purifier that ships with maep)"""
+  {maep} serve --model models:/purifier@champion --classifier {classifier}
+      serves the champion, with a page to try it on http://127.0.0.1:8000/
+  {maep} demo --output {output} --keep
+      trains nothing again and leaves the endpoint up
+  {maep} run cifar10/pipeline --dry-run
+      says what the same chain would do on CIFAR-10
+  {maep} serve --model bundled:cifar10
+      serves the CIFAR-10 purifier that ships with maep"""
 
 
 def main(argv: Sequence[str]) -> int:

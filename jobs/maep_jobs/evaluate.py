@@ -16,7 +16,7 @@ from maep.evaluate.results import Result
 from maep.evaluate.table import terminal
 from maep.tracking.resolve import resolve
 from maep_jobs.arguments import parse, parser, plan_text
-from maep_jobs.progress import Bar
+from maep_jobs.progress import Bar, wide
 
 _EXAMPLES = """  maep evaluate --config cifar10/evaluate --purifier maep=bundled:cifar10
   maep evaluate --purifier mine=outputs/purifier/model --purifier conv=outputs/conv/model --num_images 256
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     if job.options.json:
         print(json.dumps(result.values))
     else:
-        Console().print(terminal(result))
+        wide(Console()).print(terminal(result))
         print(f"result: {result.folder}")
     return 0
 

@@ -38,6 +38,7 @@ from maep_jobs.evaluate import run_evaluation
 from maep_jobs.failure import JobFailed
 from maep_jobs.gate import send_through_gate
 from maep_jobs.pictures import write_strip
+from maep_jobs.progress import wide
 from maep_serve.config import ServeConfig
 from maep_serve.server import check_port
 
@@ -128,7 +129,7 @@ def run_pipeline(
     _say("evaluate: done before" if (folder / RESULT).exists() else "evaluate: the reported figures, on test images")
     result = run_evaluation(base, compared, folder)
     report(result, output)
-    (table or Console()).print(terminal(result))
+    (table or wide(Console())).print(terminal(result))
     picture = write_strip(base, purifier, output / "purified.png")
     _say(f"pictures: {picture}")
 

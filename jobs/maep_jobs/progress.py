@@ -50,6 +50,13 @@ class Bar:
             self._progress = None
 
 
+def wide(console: Console) -> Console:
+    """`console` with room for a table: in a file or a pipe, which have no width, rich would cut it at 80 columns."""
+    if not console.is_terminal:
+        console.width = max(console.width, 120)
+    return console
+
+
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

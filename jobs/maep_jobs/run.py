@@ -11,6 +11,7 @@ from rich.console import Console
 from maep.errors import ConfigError
 from maep_jobs.arguments import Job, Parser, parse, parser, plan_text
 from maep_jobs.pipeline import PipelineConfig, run_pipeline, stages
+from maep_jobs.progress import wide
 
 _SUMMARY = "Pretrain, finetune, evaluate, gate, promote, serve, check, stop. Finished stages are not run again."
 _EXAMPLES = """  maep run digits/pipeline
@@ -45,7 +46,7 @@ def execute(job: Job[PipelineConfig]) -> int:
         ]
         print(plan_text(job, [*lines, "then: evaluate, gate, promote, serve, check one golden request"]), end="")
         return 0
-    table = Console(stderr=options.json)  # standard output is the JSON's alone
+    table = wide(Console(stderr=options.json))  # standard output is the JSON's alone
     outcome = run_pipeline(job.settings, job.tracking, options.output, options.keep, options.force, table)
     if options.json:
         print(json.dumps(outcome))

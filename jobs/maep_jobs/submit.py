@@ -81,11 +81,16 @@ def _job(options: argparse.Namespace, words: list[str], folder: Path) -> dict[st
 def _submit(job: dict[str, Any], options: argparse.Namespace) -> int:
     check_address(options.address, default_port=8265)
     prepare_environment()
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     try:
         client = JobSubmissionClient(options.address)
         job_id = client.submit_job(**job)
+    except AuthenticationError:
+        raise UnavailableError(
+            f"the Ray cluster at {options.address} asks for another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        ) from None
     except (ConnectionError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UnavailableError(f"the Ray cluster at {options.address} did not take the job: {reason}") from None

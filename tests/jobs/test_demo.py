@@ -92,7 +92,7 @@ def test_the_demo_ends_well_is_short_the_second_time_and_prints_lines_that_work(
     assert not re.search(r": maep (pretrain|finetune|classifier) ", second.stderr)
 
     _, _, following = first.stdout.partition("\nnext:\n")
-    printed = [re.sub(r" {3}\(.*\)$", "", text.strip()) for text in following.splitlines() if text.strip()]
+    printed = [text.strip() for text in following.splitlines() if re.match(r" {2}\S", text)]
     assert len(printed) == 4
     for each in printed:
         if "bundled:" not in each or (unpacked / "maep" / "bundled" / "cifar10").is_dir():

@@ -91,7 +91,9 @@ def terminal(result: Result) -> Group:
 
     shown: list[RichTable | Text] = []
     for table in detailed(result):
-        rich = RichTable(title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+        rich = RichTable(
+            title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False
+        )
         for place, head in enumerate(table.header):
             rich.add_column(Text(head), justify="right" if place else "left", no_wrap=True)
         for row in table.rows:
