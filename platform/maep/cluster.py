@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +55,8 @@ def session(address: str | None = None, num_cpus: float = 0) -> Iterator[None]:
 def _start(num_cpus: int) -> None:
     import ray
 
+    token_without_home()
+
     try:
         ray.init(
             address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=True, logging_level="warning"
@@ -92,6 +95,13 @@ def check_address(address: str, default_port: int = 6379) -> None:
         raise UnavailableError(
             f"no Ray cluster answers at {address} ({error}): start one (ray start --head), or leave out --address"
         ) from None
+
+
+def token_without_home() -> None:
+    """Where the home folder cannot be written, and so Ray not leave its token there, a token of this process alone."""
+    named = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if not (named or (Path.home() / ".ray" / "auth_token").is_file() or os.access(Path.home(), os.W_OK)):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def close_token_file() -> None:

@@ -17,6 +17,7 @@ from types import FrameType
 
 import httpx
 
+from maep.cluster import token_without_home
 from maep.data.datasets import data_root
 from maep.errors import ConfigError, UnavailableError
 from maep_serve.config import ServeConfig, is_loopback
@@ -145,6 +146,7 @@ def _start_ray(config: ServeConfig) -> None:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     # On a busy machine a proxy needs longer than the 5 s after which Serve would kill it and start another
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+    token_without_home()
     try:
         ray.init(
             address="local",
