@@ -171,7 +171,7 @@ class _Run:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
             losses: Losses = step_of(batch)
         if not torch.isfinite(losses.loss):
-            raise FloatingPointError(f"the loss is {losses.loss.item()}")
+            raise FloatingPointError(f"the loss is {losses.loss.detach().item()}")
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(losses.loss)
         if loop.clip is not None:
