@@ -28,7 +28,6 @@ def run_training(job: Job[Settings], phase: str) -> Artifact | None:
         print(plan_text(job, plan(settings, output)), end="")
         return None
     output.mkdir(parents=True, exist_ok=True)
-    storage.write_bytes(output / "config.yaml", config.to_yaml(settings).encode())
     resume = resolve(options.resume, job.tracking) if getattr(options, "resume", None) else None
     make = functools.partial(make_callbacks, phase, settings, absolute(job.tracking), output.absolute())
     result = train(settings, output, make, getattr(options, "address", None), resume)
@@ -53,7 +52,8 @@ def plan(settings: Settings, output: Path) -> list[str]:
 
 
 def make_callbacks(phase: str, settings: Settings, tracking: TrackingConfig, output: Path) -> Sequence[Callback]:
-    """The callbacks of a run, made in the process where they run."""
+    """The callbacks of a run, made in the process where they run, once nothing refuses it any more."""
+    storage.write_bytes(output / "config.yaml", config.to_yaml(settings).encode())
     return [_Shown(f"{phase} {output.name}"), _Tracked(phase, settings, tracking, output)]
 
 
@@ -70,6 +70,9 @@ class _Shown:
         pass
 
     def on_end(self, result: Artifact) -> None:
+        self._bar.close()
+
+    def on_failure(self, error: BaseException) -> None:
         self._bar.close()
 
 
@@ -91,6 +94,9 @@ class _Tracked:
     def on_end(self, result: Artifact) -> None:
         self._keep(result, self._settings.loop.num_steps * self._settings.loop.batch_size)
         self._run.finish()
+
+    def on_failure(self, error: BaseException) -> None:
+        self._run.finish("FAILED" if isinstance(error, Exception) else "KILLED")
 
     def _keep(self, saved: Artifact, samples_seen: int) -> None:
         if self._run.run_id is None:

@@ -41,6 +41,7 @@ class Heard:
         self.steps: list[Progress] = []
         self.checkpoints: list[int] = []
         self.ends: list[Artifact] = []
+        self.failures: list[BaseException] = []
         self.stop_after = stop_after_checkpoints
 
     def on_step(self, progress: Progress) -> None:
@@ -53,6 +54,9 @@ class Heard:
 
     def on_end(self, result: Artifact) -> None:
         self.ends.append(result)
+
+    def on_failure(self, error: BaseException) -> None:
+        self.failures.append(error)
 
 
 class Written:
@@ -77,6 +81,9 @@ class Written:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def on_end(self, result: Artifact) -> None:
+        pass
+
+    def on_failure(self, error: BaseException) -> None:
         pass
 
 

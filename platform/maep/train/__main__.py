@@ -111,6 +111,9 @@ class _Lines:
         """Names the result."""
         print(f"{self.phase}: {result.folder} (sha256 {result.sha256[:12]})", flush=True)
 
+    def on_failure(self, error: BaseException) -> None:
+        """`main` says it."""
+
 
 if __name__ == "__main__":
     sys.exit(main())

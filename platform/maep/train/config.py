@@ -154,6 +154,8 @@ class LossConfig:
     """Mean squared distance of the classifier's last features, purified against clean."""
     kl: TermConfig = field(default_factory=lambda: TermConfig(0.5))
     """KL divergence from the classifier's answer on the clean image to its answer on the purified one."""
+    teacher: Literal["first", "attacked"] = "first"
+    """Which of the classifiers gives features and answers: always the first, or the one that the step attacks."""
 
 
 @dataclass(frozen=True)

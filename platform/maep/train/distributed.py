@@ -7,6 +7,7 @@ workers resumes from the newest as any other process would.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from maep.train.phases import pretraining, purification
 Settings = PretrainConfig | FinetuneConfig | ClassifierConfig
 
 MakeCallbacks = Callable[[], Sequence[Callback]]
-"""Makes the callbacks in the process where they run: connections do not travel."""
+"""Makes the callbacks in the process where they run (connections do not travel), once nothing refuses the run."""
 
 
 def train(
@@ -41,7 +42,9 @@ def train(
     Raises UnavailableError where the cluster cannot place the workers, and what the loop raises.
     """
     if settings.workers.num_workers == 0:
-        return run(_task(settings), output, make_callbacks(), World(), resume)
+        task = _task(settings)
+        starting_point(task, output, resume)  # refuses before the callbacks write anything
+        return run(task, output, make_callbacks(), World(), resume)
     workers = settings.workers
     if settings.loop.batch_size % workers.num_workers:
         raise ConfigError(
@@ -105,7 +108,7 @@ def _fit(settings: Settings, output: Path, make_callbacks: MakeCallbacks, resume
             "settings": config.to_dict(settings),
             "output": str(output),
             "make_callbacks": make_callbacks,
-            "resume": str(resume.folder.absolute()) if resume else None,
+            "resume": str(_shared(resume, output)) if resume else None,
         },
         scaling_config=ScalingConfig(
             num_workers=workers.num_workers,
@@ -126,6 +129,14 @@ def _fit(settings: Settings, output: Path, make_callbacks: MakeCallbacks, resume
         raise _cause(error, workers.start_timeout_s) from None
     if mistake is not None:
         raise mistake
+
+
+def _shared(resume: Artifact, output: Path) -> Path:
+    """A copy of the checkpoint beside the run's own: workers on other machines see `output`, not the driver's disk."""
+    folder = output / "resumed-from" / resume.sha256[:16]
+    if not artifact.is_valid(folder):
+        shutil.copytree(resume.folder, folder, dirs_exist_ok=True)
+    return folder
 
 
 def _cause(error: Exception, patience: float) -> Exception:

@@ -22,7 +22,7 @@ from maep import artifact, seeding
 from maep.artifact import Artifact
 from maep.data.augmentation import crop_and_flip, epoch_order
 from maep.data.image_set import ImageSet, to_float
-from maep.errors import ConfigError
+from maep.errors import ArtifactError, ConfigError
 from maep.train.checkpoints import Checkpoints, check_same
 from maep.train.config import LoopConfig
 from maep.train.meter import Meter, Progress
@@ -53,6 +53,9 @@ class Callback(Protocol):
 
     def on_end(self, result: Artifact) -> None:
         """After the result lies complete on disk; also where it lay there already."""
+
+    def on_failure(self, error: BaseException) -> None:
+        """Where the run ends without a result: a mistake, a fault, Ctrl-C. A killed process says nothing."""
 
 
 @dataclass(frozen=True)
@@ -90,18 +93,28 @@ def run(
         if world.rank == 0:
             checkpoints.remove()  # where a kill fell between the result and this
         return start
-    return _Run(task, checkpoints, callbacks if world.rank == 0 else (), world).to_end(start, output)
+    heard = callbacks if world.rank == 0 else ()
+    try:
+        return _Run(task, checkpoints, heard, world).to_end(start, output)
+    except BaseException as error:
+        for callback in heard:
+            callback.on_failure(error)
+        raise
 
 
 def starting_point(task: Task, output: Path, resume: Artifact | None = None) -> Artifact | None:
     """What `run` goes on from: the finished result, else the newest sound checkpoint, else `resume`; None: nothing.
 
-    Raises ArtifactError where that is of another configuration, or the result is damaged.
+    Raises ArtifactError where that is of another configuration or no checkpoint, or the result is damaged.
     """
     if (output / "model" / artifact.MANIFEST).exists():
         start: Artifact | None = artifact.read(output / "model")
     else:
         start = _checkpoints(task, output).newest() or resume
+        if start is not None and start.kind != "checkpoint":
+            raise ArtifactError(
+                f"{start.folder} holds a {start.kind}, no checkpoint: a finished run cannot go on; name an unfinished one"
+            )
     if start is not None:
         check_same(start, task.config)
     return start

@@ -104,7 +104,7 @@ class Purification(Objective):
         wanted = None
         if self._teacher_weight(batch):
             with torch.no_grad():
-                wanted = logits_and_features(self.classifiers[0], batch.images)
+                wanted = logits_and_features(self._teacher(batch), batch.images)
         return replace(batch, attacked=self._attacked(batch), wanted=wanted)
 
     def forward(self, batch: Batch) -> Losses:
@@ -121,7 +121,7 @@ class Purification(Objective):
             noise = _mask_noise(self.model.mae, batch)
             terms["masked"] = self.model.mae(attacked, loss.masked_ratio, noise, target=batch.images).loss
         if batch.wanted is not None:
-            terms |= self._teacher_terms(*batch.wanted, purified.clamp(0, 1))
+            terms |= self._teacher_terms(batch, purified.clamp(0, 1))
         weights = {name: getattr(loss, name).at(batch.progress) for name in terms}
         total = sum((weights[name] * term for name, term in terms.items()), torch.zeros((), device=purified.device))
         return Losses(total, {name: term.detach() for name, term in terms.items()})
@@ -129,8 +129,16 @@ class Purification(Objective):
     def _teacher_weight(self, batch: Batch) -> float:
         return self.config.loss.feature.at(batch.progress) + self.config.loss.kl.at(batch.progress)
 
-    def _teacher_terms(self, wanted: Tensor, wanted_features: Tensor, purified: Tensor) -> dict[str, Tensor]:
-        logits, features = logits_and_features(self.classifiers[0], purified)
+    def _attacked_classifier(self, batch: Batch) -> nn.Module:
+        return self.classifiers[_pick(self.thresholds, _draw(batch, _CLASSIFIER))]
+
+    def _teacher(self, batch: Batch) -> nn.Module:
+        return self._attacked_classifier(batch) if self.config.loss.teacher == "attacked" else self.classifiers[0]
+
+    def _teacher_terms(self, batch: Batch, purified: Tensor) -> dict[str, Tensor]:
+        assert batch.wanted is not None
+        wanted, wanted_features = batch.wanted
+        logits, features = logits_and_features(self._teacher(batch), purified)
         terms = {}
         if self.config.loss.kl.weight:
             terms["kl"] = F.kl_div(logits.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True)
@@ -140,7 +148,7 @@ class Purification(Objective):
 
     def _attacked(self, batch: Batch) -> Tensor:
         """The batch with each kind of the mixture on its share of the images."""
-        classifier = self.classifiers[_pick(self.thresholds, _draw(batch, _CLASSIFIER))]
+        classifier = self._attacked_classifier(batch)
         adaptive = self.config.attacks.mode == "adaptive"
         target = defend(classifier, self.model) if adaptive else classifier
         keys = seeding.mix(batch.keys, _START)

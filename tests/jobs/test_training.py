@@ -1,0 +1,83 @@
+"""What a training verb leaves behind: its run's state in MLflow, its configuration, checkpoints to go on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from train_toys import weights
+
+from maep import artifact
+from maep.artifact import Artifact
+from maep.tracking import client as mlflow_client
+from maep.tracking.client import TrackingConfig, absolute
+from maep_jobs.training import _Tracked
+
+Words = Callable[..., list[str]]
+
+
+def only_run() -> Any:
+    """The one run in the working directory's store."""
+    config = absolute(TrackingConfig())
+    client = mlflow_client.connect(config)
+    (run,) = client.search_runs([mlflow_client.experiment(client, config).experiment_id])
+    return run
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """`stop_at(160)`: Ctrl-C when the checkpoint after 160 images is recorded."""
+    recorded = _Tracked.on_checkpoint
+
+    def at(samples: int) -> None:
+        def record(tracked: _Tracked, saved: Artifact, samples_seen: int) -> None:
+            recorded(tracked, saved, samples_seen)
+            if samples_seen == samples:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(_Tracked, "on_checkpoint", record)
+
+    return at
+
+
+@pytest.mark.usefixtures("store")
+def test_a_stopped_run_goes_on_elsewhere_by_its_id(
+    maep: Any, tiny: Words, stop_at: Callable[[int], None], tmp_path: Path
+) -> None:
+    every = ["--loop.checkpoint_every", 64]
+    assert maep(*tiny("--output", "whole", *every)).status == 0
+    stop_at(192)
+    assert maep(*tiny("--output", "stopped", *every, tracked=True)).status == 130
+    run = only_run()
+    assert run.info.status == "KILLED"
+    stop_at(-1)
+    ran = maep(*tiny("--output", "elsewhere", *every, "--resume", f"runs:/{run.info.run_id}"))
+    assert ran.status == 0, ran
+    ours, whole = (artifact.read(tmp_path / name / "model") for name in ("elsewhere", "whole"))
+    assert weights(ours) == weights(whole)
+    assert not (tmp_path / "elsewhere" / "checkpoints").exists()
+
+
+@pytest.mark.usefixtures("store")
+def test_the_id_of_a_finished_run_is_no_place_to_go_on_from(maep: Any, tiny: Words) -> None:
+    assert maep(*tiny("--output", "whole", tracked=True)).status == 0
+    run = only_run()
+    assert run.info.status == "FINISHED"
+    ran = maep(*tiny("--output", "elsewhere", "--resume", f"runs:/{run.info.run_id}"))
+    assert ran.is_mistake("holds a mae, no checkpoint", "finished")
+
+
+@pytest.mark.usefixtures("store")
+def test_a_run_that_fails_is_failed_in_mlflow(maep: Any, tiny: Words) -> None:
+    assert maep(*tiny("--output", "out", "--loop.lr", "1e30", "--loop.clip", "null", tracked=True)).status == 1
+    assert only_run().info.status == "FAILED"
+
+
+def test_a_refused_run_leaves_what_lies_there_as_it_was(maep: Any, tiny: Words, tmp_path: Path) -> None:
+    assert maep(*tiny("--output", "out")).status == 0
+    before = (tmp_path / "out" / "config.yaml").read_text()
+    assert "seed: 0" in before
+    assert maep(*tiny("--output", "out", "--loop.seed", 1)).is_mistake("loop.seed=0", "choose another --output")
+    assert (tmp_path / "out" / "config.yaml").read_text() == before
