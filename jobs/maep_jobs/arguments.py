@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -63,7 +64,7 @@ def parse(made: Parser, settings_class: type[T], argv: Sequence[str], default: s
     """
     options, overrides = made.parse_known_args(list(argv))
     source = options.config or default
-    values = config.read_yaml(find(source)) if source else {}
+    values = _with_sections(config.read_yaml(find(source)), settings_class) if source else {}
     _check_options(made, settings_class, overrides)
     values = config.apply_overrides(values, overrides)
     tracking = config.build(TrackingConfig, values.pop("tracking", None), "tracking")
@@ -71,6 +72,17 @@ def parse(made: Parser, settings_class: type[T], argv: Sequence[str], default: s
     if getattr(options, "output", Path()) is None:
         options.output = default_output(source or made.prog.split()[-1])
     return Job(settings, tracking, options)
+
+
+def _with_sections(values: dict[str, Any], settings_class: type) -> dict[str, Any]:
+    """`values` with each section that is given as a name (`finetune: cifar10/finetune`) read from there."""
+    kinds = typing.get_type_hints(settings_class)
+    for key, value in values.items():
+        kind = kinds.get(key)
+        if isinstance(value, str) and any(map(dataclasses.is_dataclass, (kind, *typing.get_args(kind)))):
+            values[key] = config.read_yaml(find(value, key))
+            values[key].pop("tracking", None)
+    return values
 
 
 def default_output(name: str) -> Path:
@@ -89,8 +101,11 @@ def _check_options(made: Parser, settings_class: type, overrides: Sequence[str])
             raise ConfigError(f"unknown option --{key}: {nearest(key, sections | options)}")
 
 
-def find(name: str) -> Path:
-    """The file of a configuration: a path, or the name of one that ships with maep (`cifar10/pretrain`)."""
+def find(name: str, where: str = "--config") -> Path:
+    """The file of a configuration: a path, or the name of one that ships with maep (`cifar10/pretrain`).
+
+    Raises ConfigError, which says that it was named in `where`, for anything else.
+    """
     if Path(name).is_file():
         return Path(name)
     shipped = resources.files("maep_jobs").joinpath("configs")
@@ -99,7 +114,7 @@ def find(name: str) -> Path:
         return inside
     root = Path(str(shipped))
     names = [path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml")]
-    raise ConfigError(f"--config {name!r} is no file and not shipped with maep: {nearest(name, names)}")
+    raise ConfigError(f"{where} {name!r} is no file and not shipped with maep: {nearest(name, names)}")
 
 
 def plan_text(job: Job[Any], lines: Sequence[str]) -> str:

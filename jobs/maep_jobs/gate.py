@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from maep import config
 from maep.artifact import Artifact
 from maep.errors import ArtifactError
 from maep.evaluate.config import EvaluateConfig
@@ -14,6 +12,7 @@ from maep.evaluate.gate import Decision, GateConfig, decide, evaluation
 from maep.tracking.client import TrackingConfig
 from maep.tracking.registry import by_alias, register, set_alias
 from maep.tracking.resolve import resolve
+from maep_jobs import identity
 from maep_jobs.evaluate import run_evaluation
 
 
@@ -70,5 +69,4 @@ def _decide(
 
 def _folder(output: Path, role: str, purifier: Artifact, settings: EvaluateConfig) -> Path:
     """The evaluation of one purifier under one configuration: a changed gate measures anew, into another folder."""
-    digest = hashlib.sha256(config.to_yaml(settings).encode()).hexdigest()
-    return output / f"{role}-{purifier.sha256[:8]}-{digest[:8]}"
+    return output / f"{role}-{purifier.sha256[:8]}-{identity.of_evaluation(settings, [])}"

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import os
 import shlex
 import subprocess
@@ -23,16 +21,17 @@ from typing import Any
 from rich.console import Console
 
 from maep import artifact, config, storage
+from maep.artifact import Artifact
 from maep.errors import ConfigError, UnavailableError
 from maep.evaluate.config import EvaluateConfig
 from maep.evaluate.gate import GateConfig
 from maep.evaluate.results import RESULT, Result
 from maep.evaluate.table import headline, markdown, notes, terminal
 from maep.tracking.client import TrackingConfig, absolute, connect
-from maep.tracking.registry import by_alias
 from maep.tracking.runs import ui_command
 from maep.train.classifier import ClassifierConfig
 from maep.train.config import FinetuneConfig, PretrainConfig
+from maep_jobs import identity
 from maep_jobs.endpoint import check_endpoint
 from maep_jobs.evaluate import run_evaluation
 from maep_jobs.failure import JobFailed
@@ -42,6 +41,7 @@ from maep_jobs.progress import wide
 from maep_serve.config import ServeConfig
 from maep_serve.server import check_port
 
+PICTURE = "purified.png"
 CHAMPION = "models:/purifier@champion"
 
 
@@ -62,6 +62,11 @@ class PipelineConfig:
     parallel: int = 2
     """Training stages that run at once, each with its share of the cores."""
 
+    def __post_init__(self) -> None:
+        """Refuses to run nothing."""
+        if self.parallel < 1:
+            raise ValueError(f"parallel: {self.parallel} must be at least 1")
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -80,22 +85,26 @@ class Stage:
 
 def stages(settings: PipelineConfig, output: Path) -> list[Stage]:
     """The training stages, in an order that respects what each needs."""
-    trained: dict[str, Stage] = {}
+    made: list[Stage] = []
+    upstream: dict[str, str] = {}  # what a later stage needs: under which name, in which folder
     for each in settings.classifiers:
-        verb = ("classifier", "train", each.data.name)
-        trained[each.name] = _stage(f"classifier-{each.name}", verb, each, output)
-    pretrain = _stage("pretrain", ("pretrain",), settings.pretrain, output)
-    made = [*trained.values(), pretrain]
+        folder = output / f"classifier-{each.name}-{identity.of_training(each, {})}"
+        made.append(Stage(f"classifier-{each.name}", ("classifier", "train", each.data.name), each, folder))
+        upstream[each.name] = folder.name
+    trained = tuple(stage.name for stage in made)
+    pretrain = output / f"pretrain-{identity.of_training(settings.pretrain, {})}"
+    made.append(Stage("pretrain", ("pretrain",), settings.pretrain, pretrain))
     for name, phase, start in (("finetune", settings.finetune, pretrain), ("conv", settings.conv, None)):
         if phase is None:
             continue
+        needs = upstream | ({"init": start.name} if start else {})
         placed = dataclasses.replace(
             phase,
-            init=str(start.folder / "model") if start else phase.init,
-            classifiers=tuple(_located(trained, spec) for spec in phase.classifiers),
+            init=str(start / "model") if start else phase.init,
+            classifiers=tuple(str(output / upstream[c] / "model") if c in upstream else c for c in phase.classifiers),
         )
-        after = tuple(stage.name for stage in (*trained.values(), *([start] if start else [])))
-        made.append(_stage(name, ("finetune",), placed, output, after))
+        folder = output / f"{name}-{identity.of_training(phase, needs)}"
+        made.append(Stage(name, ("finetune",), placed, folder, (*trained, *(["pretrain"] if start else []))))
     return made
 
 
@@ -108,6 +117,9 @@ def run_pipeline(
     table: Console | None = None,
 ) -> dict[str, Any]:
     """Runs what is not done yet and returns what came of it: version, reasons, result, endpoint, picture.
+
+    The gate decides on `dev` images first. Only what it passes is measured on `test`, reported and served: a recipe
+    that is still being tried never sees them.
 
     The table goes to `table` (standard output by default), everything else that is said to standard error. What
     would stop the last stages, a taken port or a tracking store that does not answer, stops it before the first.
@@ -124,22 +136,16 @@ def run_pipeline(
     purifier = artifact.read(folders["finetune"])
     compared = {"maep": purifier, **({"conv": artifact.read(folders["conv"])} if settings.conv else {})}
 
-    base = _evaluate_on(settings.evaluate, settings.evaluate.classifiers, located)
-    folder = output / f"evaluate-{_digest(config.to_dict(base), [each.sha256 for each in compared.values()])}"
-    _say("evaluate: done before" if (folder / RESULT).exists() else "evaluate: the reported figures, on test images")
-    result = run_evaluation(base, compared, folder)
-    report(result, output)
-    (table or wide(Console())).print(terminal(result))
-    picture = write_strip(base, purifier, output / "purified.png")
-    _say(f"pictures: {picture}")
-
     _say("gate: may it become champion? decided on dev images")
     on_dev = _evaluate_on(settings.evaluate, settings.gate_classifiers or settings.evaluate.classifiers, located)
     verdict = send_through_gate(purifier, on_dev, settings.gate, tracking, output / "gate", force)
     for line in [f"version {verdict.version} is {'' if verdict.champion else 'not '}champion", *verdict.reasons]:
         _say(f"gate: {line}")
+
+    base = _evaluate_on(settings.evaluate, settings.evaluate.classifiers, located)
+    result = _report(base, compared, output, table or wide(Console())) if verdict.champion else None
     endpoint = None
-    if verdict.champion or by_alias(tracking, "champion"):
+    if verdict.champion:
         _say("serve: start the endpoint, one golden request, stop")
         serve = dataclasses.replace(settings.serve, classifier=_protected(settings.serve.classifier, located))
         endpoint = check_endpoint(serve, tracking, base, keep)
@@ -150,15 +156,22 @@ def run_pipeline(
         "version": verdict.version,
         "champion": verdict.champion,
         "reasons": verdict.reasons,
-        "result": str(result.folder),
+        "result": str(result.folder) if result else None,
         "endpoint": endpoint,
-        "picture": str(picture),
+        "picture": str(output / PICTURE) if result else None,
     }
 
 
-def report(result: Result, output: Path) -> None:
-    """Writes the table as Markdown."""
+def _report(base: EvaluateConfig, compared: dict[str, Artifact], output: Path, table: Console) -> Result:
+    """The reported figures: evaluated, printed, and kept as Markdown beside a strip of pictures."""
+    digest = identity.of_evaluation(base, [each.sha256 for each in compared.values()])
+    folder = output / f"evaluate-{digest}"
+    _say("evaluate: done before" if (folder / RESULT).exists() else "evaluate: the reported figures, on test images")
+    result = run_evaluation(base, compared, folder)
     storage.write_bytes(output / "table.md", markdown(headline(result), notes(result)).encode())
+    table.print(terminal(result))
+    _say(f"pictures: {write_strip(base, compared['maep'], output / PICTURE)}")
+    return result
 
 
 def _say(line: str) -> None:
@@ -233,31 +246,6 @@ def _started(stage: Stage, tracking: TrackingConfig, parallel: int) -> Any:
 
 def _tracking_yaml(tracking: TrackingConfig) -> str:
     return "tracking:\n  " + config.to_yaml(tracking).replace("\n", "\n  ").rstrip() + "\n"
-
-
-def _stage(
-    name: str,
-    verb: tuple[str, ...],
-    settings: ClassifierConfig | PretrainConfig | FinetuneConfig,
-    output: Path,
-    after: tuple[str, ...] = (),
-) -> Stage:
-    values = config.to_dict(settings)
-    for key in ("device", "checkpoint_every", "keep_checkpoints"):  # where and how often, not what
-        values["loop"].pop(key)
-    values.pop("workers")
-    values["data"].pop("root")
-    digest = _digest(values, [])
-    return Stage(name, verb, settings, output / f"{name}-{digest}", after)
-
-
-def _digest(values: dict[str, Any], more: list[str]) -> str:
-    text = json.dumps([values, more], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _located(trained: dict[str, Stage], spec: str) -> str:
-    return str(trained[spec].folder / "model") if spec in trained else spec
 
 
 def _evaluate_on(base: EvaluateConfig, classifiers: Sequence[str], located: dict[str, Path]) -> EvaluateConfig:

@@ -22,8 +22,9 @@ def mix(*parts: int | Tensor) -> Tensor:
     """int64 keys from integers and int64 tensors, which broadcast against each other; the order matters."""
     state = torch.zeros((), dtype=torch.int64)
     for part in parts:
-        value = part if isinstance(part, Tensor) else torch.tensor(part, dtype=torch.int64)
-        state = _finalise(state.to(value.device) + value + _GOLDEN)
+        if isinstance(part, Tensor):
+            state = state.to(part.device)  # what has met a tensor stays where that lies
+        state = _finalise(state + part + _GOLDEN)
     return state
 
 

@@ -65,6 +65,21 @@ def test_overrides_reach_their_key(maep: Any) -> None:
     assert "150 steps of 64 images" in ran.out
 
 
+def test_a_section_may_be_the_name_of_a_configuration(maep: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("loop: {samples: 640, batch_size: 32}\ntracking: {enabled: false}\n")
+    (tmp_path / "chain.yaml").write_text("pretrain: mine.yaml\nfinetune: cifar10/finetune\nconv: cifar10/conv\n")
+    ran = maep("run", "chain.yaml", "--dry-run", "--finetune.loop.samples", "9600")
+    assert ran.status == 0, ran
+    values = yaml.safe_load(ran.out)
+    alone = yaml.safe_load(maep("finetune", "--config", "cifar10/finetune", "--dry-run", "--loop.samples", "9600").out)
+    assert values["finetune"] == {key: value for key, value in alone.items() if key != "tracking"}
+    assert values["pretrain"]["loop"]["samples"] == 640
+    assert values["conv"]["model"]["name"] == "conv"
+    assert values["tracking"]["enabled"] is True
+    (tmp_path / "chain.yaml").write_text("finetune: cifar10/finetun\n")
+    assert maep("run", "chain.yaml", "--dry-run").is_mistake("finetune 'cifar10/finetun'", "cifar10/finetune")
+
+
 def test_results_go_below_outputs_unless_told(maep: Any) -> None:
     assert (
         "# result: outputs/digits/pretrain/model\n" in maep("pretrain", "--config", "digits/pretrain", "--dry-run").out

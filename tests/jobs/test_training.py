@@ -66,7 +66,7 @@ def test_the_id_of_a_finished_run_is_no_place_to_go_on_from(maep: Any, tiny: Wor
     run = only_run()
     assert run.info.status == "FINISHED"
     ran = maep(*tiny("--output", "elsewhere", "--resume", f"runs:/{run.info.run_id}"))
-    assert ran.is_mistake("holds a mae, no checkpoint", "finished")
+    assert ran.is_mistake("holds a mae, no checkpoint", "name another")
 
 
 @pytest.mark.usefixtures("store")

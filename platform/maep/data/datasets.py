@@ -10,7 +10,7 @@ from typing import Literal
 from maep.data import cifar10, digits, imagenet
 from maep.data.image_set import ImageSet, Split
 
-__all__ = ["DataConfig", "ImageSet", "Split", "data_root", "load"]
+__all__ = ["DataConfig", "ImageSet", "Split", "data_root", "inventory", "load"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,13 @@ class DataConfig:
 def data_root(config: DataConfig) -> Path:
     """The folder that data sets and classifier weights are looked for in."""
     return Path(config.root or os.environ.get("MAEP_DATA") or "data").expanduser()
+
+
+def inventory(config: DataConfig) -> list[tuple[str, int]]:
+    """Path (below the data root) and bytes of every file of the data set, sorted; empty for what scikit-learn ships."""
+    root = data_root(config)
+    files = sorted(path for path in (root / config.name).rglob("*") if path.is_file())
+    return [(path.relative_to(root).as_posix(), path.stat().st_size) for path in files]
 
 
 def load(config: DataConfig, split: Split) -> ImageSet:

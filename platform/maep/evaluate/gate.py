@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from maep.errors import ConfigError, nearest
 from maep.evaluate import results
-from maep.evaluate.config import EvaluateConfig, eps_label
+from maep.evaluate.config import Baseline, EvaluateConfig, eps_label
 from maep.evaluate.results import Figure, Result
 
 
@@ -20,24 +20,28 @@ from maep.evaluate.results import Figure, Result
 class GateConfig:
     """What a champion must hold. Accuracies, floors and margins are shares in [0, 1].
 
-    images           a named `dev` list
+    images           a named `dev` list; `num_images` cuts it to its first so many
     clean_floor      least clean accuracy
     oblivious_eps    budget of the oblivious worst case, which must be above the champion's at p < `alpha`
     adaptive_eps     budgets at which the adaptive worst case must not be worse: neither by more than
                      `adaptive_margin` nor, by however little, at p < `alpha`
-    over_baselines   baselines whose oblivious worst case a first champion must be above
+    over_baselines   baselines whose oblivious worst case a first champion must be above, at p < `alpha`
     """
 
     images: str = "cifar10-dev-500"
+    num_images: int | None = None
     clean_floor: float = 0.85
     oblivious_eps: float = 8 / 255
     adaptive_eps: tuple[float, ...] = (1 / 255, 2 / 255, 4 / 255)
     adaptive_margin: float = 0.02
     alpha: float = 0.05
-    over_baselines: tuple[str, ...] = ("none",)
+    over_baselines: tuple[Baseline, ...] = ("none", "jpeg-q50")
 
     def __post_init__(self) -> None:
-        """Refuses shares outside [0, 1]."""
+        """Refuses shares and budgets outside [0, 1]."""
+        for key, budgets in (("oblivious_eps", (self.oblivious_eps,)), ("adaptive_eps", self.adaptive_eps)):
+            if not budgets or any(not 0 < budget <= 1 for budget in budgets):
+                raise ValueError(f"{key}: budgets must be in (0, 1]; 8/255 may be written so")
         for key in ("clean_floor", "adaptive_margin", "alpha"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key}: {getattr(self, key)} must be a share in [0, 1]")
@@ -67,6 +71,7 @@ def evaluation(gate: GateConfig, base: EvaluateConfig) -> EvaluateConfig:
     return dataclasses.replace(
         base,
         images=gate.images,
+        num_images=gate.num_images,
         num_adaptive=None,
         eps=gate.adaptive_eps,
         oblivious_eps=gate.oblivious_eps,
@@ -169,14 +174,19 @@ def _over_baselines(
     result: Result, name: str, classifier: str, config: GateConfig, figures: dict[str, float]
 ) -> list[_Check]:
     checks = []
-    own = _measured(result, name, classifier, "oblivious", config.oblivious_eps)
+    eps, rows = config.oblivious_eps, result.rows()
+    own = _measured(result, name, classifier, "oblivious", eps)
     figures[f"{classifier}.oblivious_accuracy"] = own.accuracy
     for baseline in config.over_baselines:
-        other = _measured(result, baseline, classifier, "oblivious", config.oblivious_eps)
-        passed = own.num_correct > other.num_correct
+        other = _measured(result, baseline, classifier, "oblivious", eps)
+        test = paired(
+            results.outcomes(rows, name, classifier, "oblivious", eps),
+            results.outcomes(rows, baseline, classifier, "oblivious", eps),
+        )
+        passed = test.won > test.lost and test.p_value < config.alpha
         word = "above" if passed else "not above"
         line = f"{classifier}: oblivious worst case {own.accuracy:.1%} is {word} {baseline}'s {other.accuracy:.1%}"
-        checks.append((passed, line))
+        checks.append((passed, f"{line} (p = {test.p_value:.3g})"))
     return checks
 
 

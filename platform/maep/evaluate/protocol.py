@@ -101,7 +101,7 @@ def _identity(bench: Bench) -> dict[str, Any]:
     config = configuration.to_dict(bench.config)
     for key in _NO_FIGURE_DEPENDS_ON:
         del config[key]
-    del config["data"]["root"]
+    del config["data"]["root"], config["classifiers"]  # where they lie; what they are stands below
     classifiers = [bench.classifier(spec) for spec in bench.config.classifiers]
     return {
         "preset": bench.config.preset,

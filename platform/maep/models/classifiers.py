@@ -188,9 +188,15 @@ _NAMED: dict[str, tuple[str, Callable[[], nn.Module], Callable[[], tuple[str, ..
 }
 
 
+def weights_file(spec: str, root: Path) -> Path | None:
+    """Where the weights of a named classifier lie below the data root; None for any other spec."""
+    return root / "weights" / _NAMED[spec][0] if spec in _NAMED else None
+
+
 def _named(name: str, root: Path) -> Classifier:
-    file, factory, classes = _NAMED[name]
-    path = root / "weights" / file
+    _, factory, classes = _NAMED[name]
+    path = weights_file(name, root)
+    assert path is not None
     if not path.is_file():
         raise DataError(
             f"classifier {name!r} needs its weights at {path}: set $MAEP_DATA to the folder that holds weights/,"

@@ -91,6 +91,13 @@ class MixtureConfig:
     steps: tuple[int, int] = (3, 5)
     """Least and most steps; drawn anew each training step."""
 
+    def __post_init__(self) -> None:
+        """Refuses shares and steps that are none."""
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share: {self.share} must be in [0, 1]")
+        if not 1 <= self.steps[0] <= self.steps[1]:
+            raise ValueError(f"steps: {list(self.steps)} must be at least 1, the lesser first")
+
 
 @dataclass(frozen=True)
 class AttackMixConfig:
@@ -108,7 +115,10 @@ class AttackMixConfig:
     """Half of the steps draw their budget evenly from here instead of taking `eps`; null: none do."""
 
     def __post_init__(self) -> None:
-        """Refuses shares that are not a whole."""
+        """Refuses shares that are not a whole, and budgets outside [0, 1]."""
+        for key, budgets in (("eps", (self.eps,)), ("eps_range", self.eps_range or (0.0, 0.0))):
+            if not 0 <= budgets[0] <= budgets[-1] <= 1:
+                raise ValueError(f"{key}: budgets are in [0, 1], the lesser first; 8/255 may be written so")
         total = sum(kind.share for kind in self.mixture)
         if abs(total - 1) > 1e-6:
             raise ValueError(f"mixture: the shares must add up to 1, not {total:g}")
@@ -157,6 +167,13 @@ class LossConfig:
     teacher: Literal["first", "attacked"] = "first"
     """Which of the classifiers gives features and answers: always the first, or the one that the step attacks."""
 
+    def __post_init__(self) -> None:
+        """Refuses a loss without a term, and masks of nothing or everything."""
+        if not any(term.weight for term in (self.pixel, self.masked, self.feature, self.kl)):
+            raise ValueError("give at least one of pixel, masked, feature and kl a weight above 0")
+        if not 0 < self.masked_ratio < 1:
+            raise ValueError(f"masked_ratio: {self.masked_ratio} must be between 0 and 1")
+
 
 @dataclass(frozen=True)
 class FinetuneConfig:
@@ -167,7 +184,7 @@ class FinetuneConfig:
     init: str | None = None
     """Artifact of the pretrained autoencoder to start from; null: random weights."""
     classifiers: tuple[str, ...] = ()
-    """Classifiers to attack, as specs (maep.models.classifiers). The first one also teaches (feature, kl)."""
+    """Classifiers to attack, as specs (maep.models.classifiers); `loss.teacher` says which of them teaches."""
     classifier_shares: tuple[float, ...] = ()
     """How often each is attacked; empty: equally."""
     attacks: AttackMixConfig = field(default_factory=AttackMixConfig)
@@ -185,5 +202,10 @@ class FinetuneConfig:
             raise ValueError("classifiers: name at least one, for example [cifar10_resnet20]")
         if self.classifier_shares and len(self.classifier_shares) != len(self.classifiers):
             raise ValueError("classifier_shares: give one for each of classifiers, or none")
+        if min(self.classifier_shares, default=0) < 0 or max(self.classifier_shares, default=1) == 0:
+            raise ValueError("classifier_shares: none may be negative, and one must be above 0")
+        for key in ("noise", "noise_share"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"{key}: {getattr(self, key)} must be in [0, 1]; 8/255 may be written so")
         if self.loss.masked.weight > 0 and self.model.name != "purifier":
             raise ValueError("loss.masked: only model.name purifier has an autoencoder to mask")

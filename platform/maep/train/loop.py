@@ -113,7 +113,7 @@ def starting_point(task: Task, output: Path, resume: Artifact | None = None) -> 
         start = _checkpoints(task, output).newest() or resume
         if start is not None and start.kind != "checkpoint":
             raise ArtifactError(
-                f"{start.folder} holds a {start.kind}, no checkpoint: a finished run cannot go on; name an unfinished one"
+                f"{start.folder} holds a {start.kind}, no checkpoint: a finished run does not go on, name another"
             )
     if start is not None:
         check_same(start, task.config)
@@ -263,6 +263,8 @@ class _Source:
             labels=torch.from_numpy(self.images.labels[positions]).to(self.device),
             keys=seeding.mix(self.loop.seed, _IMAGE, epoch, indices),
             step_key=int(seeding.mix(self.loop.seed, _STEP, step)),
+            places=torch.arange(self.world.rank, self.loop.batch_size, self.world.size, device=self.device),
+            size=self.loop.batch_size,
             progress=step / self.loop.num_steps,
         )
 

@@ -6,6 +6,8 @@ All random draws follow from the batch's keys, so a step is a pure function of w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -23,7 +25,8 @@ from maep.models.mae import MaskedAutoencoder
 from maep.models.purifier import Purifier, defend
 from maep.train.config import FinetuneConfig, MixtureConfig
 
-_MASK, _START, _NOISE, _NOISE_SIZE, _EPS, _STEPS, _CLASSIFIER = range(1, 8)  # keep draws for one purpose from another
+# keep the draws for one purpose from those for another
+_MASK, _START, _NOISE, _NOISE_SIZE, _EPS, _STEPS, _CLASSIFIER, _GLOBAL = range(1, 9)
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,10 @@ class Batch:
     """int64 [B]: a number for each image and epoch, from which its draws follow."""
     step_key: int
     """A number for the whole step, the same on every worker."""
+    places: Tensor
+    """int64 [B]: where each image stands in the batch of all workers together."""
+    size: int
+    """Images in that batch."""
     progress: float
     """Share of the run that is done, in [0, 1]."""
     replay: int = 0
@@ -105,13 +112,16 @@ class Purification(Objective):
         if self._teacher_weight(batch):
             with torch.no_grad():
                 wanted = logits_and_features(self._teacher(batch), batch.images)
-        return replace(batch, attacked=self._attacked(batch), wanted=wanted)
+        with self._seeded(batch):
+            attacked = self._attacked(batch)
+        return replace(batch, attacked=attacked, wanted=wanted)
 
     def forward(self, batch: Batch) -> Losses:
         """The loss of one crafted batch."""
         assert batch.attacked is not None
         attacked = self._noisy(batch.attacked, batch)
-        purified: Tensor = self.model.unclamped(attacked)
+        with self._seeded(batch):
+            purified: Tensor = self.model.unclamped(attacked)
         loss, terms = self.config.loss, {}
         if loss.pixel.weight:
             difference = purified - batch.images
@@ -123,7 +133,7 @@ class Purification(Objective):
         if batch.wanted is not None:
             terms |= self._teacher_terms(batch, purified.clamp(0, 1))
         weights = {name: getattr(loss, name).at(batch.progress) for name in terms}
-        total = sum((weights[name] * term for name, term in terms.items()), torch.zeros((), device=purified.device))
+        total = sum((weights[name] * term for name, term in terms.items()), 0 * purified.sum())
         return Losses(total, {name: term.detach() for name, term in terms.items()})
 
     def _teacher_weight(self, batch: Batch) -> float:
@@ -154,12 +164,12 @@ class Purification(Objective):
         keys = seeding.mix(batch.keys, _START)
         attacked = batch.images.clone()
         start = 0
-        for kind, size in _sizes(self.config.attacks.mixture, len(attacked)):
-            part = slice(start, start + size)
+        for kind, size in _sizes(self.config.attacks.mixture, batch.size):
+            part = ((batch.places >= start) & (batch.places < start + size)).nonzero()[:, 0]
             start += size
-            if kind.name != "none" and size:
-                recipe = self._recipe(kind, batch)
-                attacked[part] = attack(target, batch.images[part], batch.labels[part], recipe, keys[part])
+            if kind.name != "none" and len(part):
+                images = batch.images[part].contiguous(memory_format=torch.channels_last)
+                attacked[part] = attack(target, images, batch.labels[part], self._recipe(kind, batch), keys[part])
         self.model.train(self.training)
         return attacked
 
@@ -173,6 +183,18 @@ class Purification(Objective):
         fewest, most = kind.steps
         steps = min(most, fewest + int(_draw(batch, _STEPS) * (most - fewest + 1)))
         return AttackConfig(kind.name, eps, steps)
+
+    @contextmanager
+    def _seeded(self, batch: Batch) -> Iterator[None]:
+        """Masks that a randomised purifier draws from torch's global generator follow from the batch, too."""
+        if not self.model.randomised:
+            yield
+            return
+        devices = [batch.images.device] if batch.images.is_cuda else []
+        with torch.random.fork_rng(devices=devices):
+            stage = 0 if batch.attacked is None else 1 + batch.replay
+            torch.manual_seed(int(seeding.mix(batch.keys[0], _GLOBAL, stage)))
+            yield
 
     def _noisy(self, images: Tensor, batch: Batch) -> Tensor:
         """`images` with Gaussian noise of a size of its own on each of a share of them."""
@@ -215,7 +237,7 @@ def _pick(thresholds: list[float], place: float) -> int:
 
 
 def _sizes(mixture: tuple[MixtureConfig, ...], count: int) -> list[tuple[MixtureConfig, int]]:
-    """How many of `count` images each kind gets; the last one takes what rounding leaves."""
+    """How many of the `count` images of a whole batch each kind gets; the last one takes what rounding leaves."""
     sizes = [int(kind.share * count + 1e-9) for kind in mixture]  # 0.29 x 100 is a little under 29
     sizes[-1] += count - sum(sizes)
     return list(zip(mixture, sizes, strict=True))

@@ -59,6 +59,7 @@ def purification(settings: FinetuneConfig) -> Task:
         check_classifier(classifier, images.batch([0, 1])[0], torch.from_numpy(images.labels), spec)
         classifiers.append(classifier)
     stored["train"]["classifiers"] = [classifier.name for classifier in classifiers]
+    stored["train"]["classifiers_sha256"] = [classifier.sha256 for classifier in classifiers]
     attacked = ", ".join(stored["train"]["classifiers"])
     card = _card(
         "Masked-autoencoder purifier" if model_config.name == "purifier" else "U-Net purifier",
