@@ -25,6 +25,13 @@ def unsigned(values: torch.Tensor) -> NDArray[np.uint64]:
     return values.numpy().view(np.uint64)
 
 
+def test_keys_stay_on_the_device_of_the_tensors() -> None:
+    """Numbers after a tensor must not bring the keys back to the CPU: on a GPU no step could be taken."""
+    keys = torch.zeros(3, dtype=torch.int64, device="meta")
+    assert seeding.mix(1, keys, 2, 3).device.type == "meta"
+    assert seeding.uniform(seeding.mix(keys, 5), 4).device.type == "meta"
+
+
 def test_known_values_of_splitmix64() -> None:
     """The first outputs of the generator seeded with 1234567, as published with its reference code."""
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]

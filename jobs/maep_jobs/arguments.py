@@ -13,7 +13,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from maep import config
 from maep.errors import ConfigError, nearest
-from maep.tracking.client import TrackingConfig
+from maep.tracking.client import TrackingConfig, hide_secrets
 
 T = TypeVar("T", covariant=True)
 
@@ -49,7 +49,9 @@ def parser(verb: str, description: str, examples: str, output: bool = True) -> P
     made = Parser(verb, description, f"Any configuration key: --section.key VALUE\n\nexamples:\n{examples}")
     made.add_argument("--config", metavar="NAME|FILE", help="a configuration that maep ships, or a YAML file")
     if output:
-        made.add_argument("--output", type=Path, metavar="DIR", help="folder for results (default: outputs/NAME)")
+        made.add_argument(
+            "--output", type=local_folder, metavar="DIR", help="folder for results (default: outputs/NAME)"
+        )
     made.add_argument(
         "--dry-run", action="store_true", help="print the resolved configuration and the plan, do nothing"
     )
@@ -83,6 +85,13 @@ def _with_sections(values: dict[str, Any], settings_class: type) -> dict[str, An
             values[key] = config.read_yaml(find(value, key))
             values[key].pop("tracking", None)
     return values
+
+
+def local_folder(text: str) -> Path:
+    """A folder of this machine, or one that it mounts."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is no folder; s3:// is for --tracking.artifact_uri")
+    return Path(text)
 
 
 def default_output(name: str) -> Path:
@@ -119,5 +128,6 @@ def find(name: str, where: str = "--config") -> Path:
 
 def plan_text(job: Job[Any], lines: Sequence[str]) -> str:
     """What --dry-run prints: the resolved configuration, then the plan, as YAML with comments."""
-    tracking = config.to_yaml(job.tracking).replace("\n", "\n  ").rstrip()
+    shown = dataclasses.replace(job.tracking, uri=job.tracking.uri and hide_secrets(job.tracking.uri))
+    tracking = config.to_yaml(shown).replace("\n", "\n  ").rstrip()
     return f"{config.to_yaml(job.settings)}tracking:\n  {tracking}\n" + "".join(f"# {line}\n" for line in lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from maep.errors import UserError, nearest
+from maep.errors import ConfigError, UserError, nearest
 from maep.train.classifier import ClassifierConfig, dev_accuracy
 from maep_jobs.arguments import parse, parser
 from maep_jobs.training import run_training
@@ -26,6 +26,8 @@ def main(argv: Sequence[str]) -> int:
     if options.data not in _DATA:
         raise UserError(f"data set {options.data!r} is not known: {nearest(options.data, _DATA)}")
     job = parse(made, ClassifierConfig, argv, default=f"{options.data}/classifier")
+    if job.settings.data.name != options.data:
+        raise ConfigError(f"data.name: {job.settings.data.name} in the configuration, but {options.data} was asked for")
     result = run_training(job, "classifier")
     if result is not None:
         print(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from maep.config import build
 from maep.data.datasets import DataConfig, data_root, load
 from maep.data.get import get
 from maep.data.image_set import Split
@@ -32,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
     options = made.parse_args(list(argv))
     if options.name not in _NAMES:
         raise UserError(f"data set {options.name!r} is not known: {nearest(options.name, _NAMES)}")
-    config = DataConfig(options.name, options.root, options.max_corrupt)
+    values = {"name": options.name, "root": options.root, "max_corrupt": options.max_corrupt}
+    config = build(DataConfig, values)
     if options.action == "get":
         print(get(options.name, Path(data_root(config))))
         return 0

@@ -21,7 +21,7 @@ _NEXT = """
 {picture} shows digits as they are, attacked, purified, the attack and what is left of it.
 
 next:
-  {maep} serve --model models:/purifier@champion --classifier {classifier}
+  {maep} serve --model {champion}{classifier}
       serves the champion, with a page to try it on http://127.0.0.1:8000/
   {maep} demo --output {output} --keep
       trains nothing again and leaves the endpoint up
@@ -52,9 +52,12 @@ def next_steps(job: Job[PipelineConfig]) -> str:
     """What to look at and to try now: lines that work as they are printed."""
     output = job.options.output
     trained = {stage.name: stage.folder / "model" for stage in stages(job.settings, output)}
+    spec = job.settings.serve.classifier
+    protected = f" --classifier {shlex.quote(str(trained.get(f'classifier-{spec}', spec)))}" if spec else ""
     return _NEXT.format(
         maep=program(),
         picture=output / "purified.png",
-        classifier=shlex.quote(str(trained[f"classifier-{job.settings.serve.classifier}"])),
+        champion=job.settings.serve.model,
+        classifier=protected,
         output=shlex.quote(str(output)),
     )

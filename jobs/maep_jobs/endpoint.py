@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import sys
 from typing import Any
 
@@ -31,12 +32,12 @@ def check_endpoint(
 
     Raises JobFailed where they differ: what was evaluated would not be what is served.
     """
-    from maep_serve.server import start
+    from maep_serve.server import TOKEN_VARIABLE, start
 
     champion = resolve(serve.model, tracking)
     with start(dataclasses.replace(serve, model=str(champion.folder))) as server:
         pixels = _golden_image(evaluation)
-        with Client(server.url) as client:
+        with Client(server.url, os.environ.get(TOKEN_VARIABLE)) as client:
             answer = np.asarray(Image.open(io.BytesIO(client.purify(_png(pixels)))).convert("RGB"))
         identical = bool((answer == offline(champion, pixels)).all()) and server.purifier_sha256 == champion.sha256
         if not identical:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maep.artifact import Artifact
-from maep.errors import ArtifactError
+from maep.errors import ArtifactError, ConfigError
 from maep.evaluate.config import EvaluateConfig
 from maep.evaluate.gate import Decision, GateConfig, decide, evaluation
 from maep.tracking.client import TrackingConfig
@@ -39,12 +39,18 @@ def send_through_gate(
     """
     if candidate.kind != "purifier":
         raise ArtifactError(f"{candidate.folder} holds a {candidate.kind}: only a purifier can be promoted")
+    champion = by_alias(tracking, "champion")
+    holder = resolve(f"models:/{tracking.model}@champion", tracking) if champion is not None else None
+    if holder is not None and _data_of(holder) != _data_of(candidate):
+        raise ConfigError(
+            f"tracking.model: the champion of {tracking.model!r} is for {_data_of(holder)}, this purifier for"
+            f" {_data_of(candidate)}: give it a model of its own, --tracking.model purifier-{_data_of(candidate)}"
+        )
     version = register(tracking, candidate)
     set_alias(tracking, "candidate", version)
-    champion = by_alias(tracking, "champion")
     if champion is not None and champion.sha256 == candidate.sha256:
         return Verdict(version, True, [f"version {version} is the champion already"])
-    decision = _decide(candidate, base, gate, tracking, output)
+    decision = _decide(candidate, holder, base, gate, output)
     promoted = decision.passed or force
     record = {"passed": decision.passed, "forced": force and not decision.passed, **decision.figures}
     register(tracking, candidate, evaluation={"gate": record})
@@ -55,16 +61,20 @@ def send_through_gate(
 
 
 def _decide(
-    candidate: Artifact, base: EvaluateConfig, gate: GateConfig, tracking: TrackingConfig, output: Path
+    candidate: Artifact, champion: Artifact | None, base: EvaluateConfig, gate: GateConfig, output: Path
 ) -> Decision:
     settings = evaluation(gate, base)
     result = run_evaluation(settings, {"purifier": candidate}, _folder(output, "candidate", candidate, settings))
-    champion = by_alias(tracking, "champion")
     if champion is None:
         return decide(result, None, gate)
-    holder = resolve("models:/purifier@champion", tracking)
-    before = run_evaluation(settings, {"purifier": holder}, _folder(output, "champion", holder, settings))
+    before = run_evaluation(settings, {"purifier": champion}, _folder(output, "champion", champion, settings))
     return decide(result, before, gate)
+
+
+def _data_of(purifier: Artifact) -> str | None:
+    """The data set that a purifier was trained on; None where it does not say."""
+    name: str | None = purifier.config.get("data", {}).get("name")
+    return name
 
 
 def _folder(output: Path, role: str, purifier: Artifact, settings: EvaluateConfig) -> Path:

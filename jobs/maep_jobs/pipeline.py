@@ -7,9 +7,11 @@ stages are the command lines a user would type, run as processes of their own, a
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -39,8 +41,9 @@ from maep_jobs.gate import send_through_gate
 from maep_jobs.pictures import write_strip
 from maep_jobs.progress import wide
 from maep_serve.config import ServeConfig
-from maep_serve.server import check_port
+from maep_serve.server import check_port, endpoint_token
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PICTURE = "purified.png"
 CHAMPION = "models:/purifier@champion"
 
@@ -125,9 +128,14 @@ def run_pipeline(
     would stop the last stages, a taken port or a tracking store that does not answer, stops it before the first.
     Raises what the stages raise; JobFailed, naming the stage, where a training process failed.
     """
+    with storage.alone_in(output):
+        return _run_pipeline(settings, absolute(tracking), output, keep, force, table or wide(Console()))
+
+
+def _run_pipeline(
+    settings: PipelineConfig, tracking: TrackingConfig, output: Path, keep: bool, force: bool, table: Console
+) -> dict[str, Any]:
     began = time.monotonic()
-    output.mkdir(parents=True, exist_ok=True)
-    tracking = absolute(tracking)
     _check_ends(settings.serve, tracking)
     training = stages(settings, output.absolute())
     _train(training, tracking, settings.parallel)
@@ -143,7 +151,7 @@ def run_pipeline(
         _say(f"gate: {line}")
 
     base = _evaluate_on(settings.evaluate, settings.evaluate.classifiers, located)
-    result = _report(base, compared, output, table or wide(Console())) if verdict.champion else None
+    result = _report(base, compared, output, table) if verdict.champion else None
     endpoint = None
     if verdict.champion:
         _say("serve: start the endpoint, one golden request, stop")
@@ -182,6 +190,7 @@ def _check_ends(serve: ServeConfig, tracking: TrackingConfig) -> None:
     """Refuses at once what only the last stages would notice, hours later; makes the default tracking store."""
     if not tracking.enabled:
         raise ConfigError("tracking.enabled: a pipeline ends in the registry, which needs tracking: leave it true")
+    endpoint_token(serve)
     try:
         check_port(serve)
     except UnavailableError:
@@ -218,7 +227,7 @@ def _started(stage: Stage, tracking: TrackingConfig, parallel: int) -> Any:
     """The stage's process, with its share of the cores; ended with the pipeline if that ends first."""
     stage.folder.mkdir(parents=True, exist_ok=True)
     file = stage.folder / "stage.yaml"
-    storage.write_bytes(file, (config.to_yaml(stage.settings) + _tracking_yaml(tracking)).encode())
+    storage.write_bytes(file, (config.to_yaml(stage.settings) + _tracking_yaml(tracking)).encode(), mode=0o600)
     line = [*stage.verb, "--config", str(file), "--output", str(stage.folder)]
     _say(f"{stage.name}: maep {shlex.join(line)}")
     threads = str(max(1, (os.cpu_count() or 1) // parallel))
@@ -231,6 +240,7 @@ def _started(stage: Stage, tracking: TrackingConfig, parallel: int) -> Any:
             "TERM": "dumb",  # plain lines: two bars on one terminal would overwrite each other
         },
         stdout=subprocess.DEVNULL,
+        preexec_fn=_end_with_parent,
     )
     try:
         yield process
@@ -242,6 +252,12 @@ def _started(stage: Stage, tracking: TrackingConfig, parallel: int) -> Any:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _end_with_parent() -> None:
+    """In a child, before it becomes its program: kill -9 of `maep run` is SIGTERM for its stages (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _tracking_yaml(tracking: TrackingConfig) -> str:

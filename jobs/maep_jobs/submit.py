@@ -25,11 +25,11 @@ from maep_jobs.shell import program
 _VERBS = ("run", "pretrain", "finetune", "evaluate", "classifier", "promote", "demo")
 _EXAMPLES = """examples:
   maep submit pretrain --config cifar10/pretrain --address http://127.0.0.1:8265 --follow
-  maep submit finetune --config my.yaml --output s3://bucket/run --address http://head:8265
-  RAY_AUTH_MODE=token RAY_AUTH_TOKEN=... maep submit evaluate --address http://head:8265 --json
+  maep submit finetune --config my.yaml --output /shared/run --tracking.uri http://mlflow:5000 --address http://head:8265
+  RAY_AUTH_MODE=token RAY_AUTH_TOKEN=... maep submit evaluate --config cifar10/evaluate --json
 
 Every other word is the verb's own. The configuration file travels with the job; data and outputs do not: name
-folders that the cluster sees, or s3://."""
+folders that all machines of the cluster see. Checkpoints and purifiers go where --tracking.artifact_uri says."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -65,10 +65,16 @@ def _job(options: argparse.Namespace, words: list[str], folder: Path) -> dict[st
         storage.write_bytes(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False).encode())
         line += ["config.yaml"] if options.verb == "run" else ["--config", "config.yaml"]
     line += words
-    output = options.output or str(default_output(source or options.verb))
-    line += ["--output", output if storage.is_remote(output) else str(Path(output).absolute())]
-    if here and "tracking" not in values and not any(word.startswith("--tracking.") for word in words):
-        line += ["--tracking.uri", str(absolute(TrackingConfig()).uri)]  # a job's working folder does not outlive it
+    output = str(options.output or default_output(source or options.verb))
+    if storage.is_remote(output):
+        raise ConfigError(
+            f"--output {output}: name a folder that the cluster sees; s3:// is for --tracking.artifact_uri"
+        )
+    line += ["--output", str(Path(output).absolute())]
+    if "tracking" not in values and not any(word.startswith("--tracking.") for word in words):
+        if not here:  # the default store lies in a job's working folder, which does not outlive it
+            raise ConfigError("--tracking.uri: name a tracking server that the cluster reaches, http://HOST:5000")
+        line += ["--tracking.uri", str(absolute(TrackingConfig()).uri)]
     carried = ("MAEP_DATA", "AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL")  # places, never keys
     variables = {name: os.environ[name] for name in carried if name in os.environ}
     return {

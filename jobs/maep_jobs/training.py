@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import tempfile
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 from maep import config, storage
 from maep.artifact import Artifact
+from maep.errors import ConfigError
 from maep.tracking.client import TrackingConfig, absolute
 from maep.tracking.resolve import resolve
 from maep.tracking.runs import open_run, ui_command
@@ -27,10 +28,13 @@ def run_training(job: Job[Settings], phase: str) -> Artifact | None:
     if options.dry_run:
         print(plan_text(job, plan(settings, output)), end="")
         return None
-    output.mkdir(parents=True, exist_ok=True)
-    resume = resolve(options.resume, job.tracking) if getattr(options, "resume", None) else None
-    make = functools.partial(make_callbacks, phase, settings, absolute(job.tracking), output.absolute())
-    result = train(settings, output, make, getattr(options, "address", None), resume)
+    address = getattr(options, "address", None)
+    if address is not None and settings.workers.num_workers == 0:
+        raise ConfigError(f"--address {address}: no worker would run there: give --workers.num_workers, 1 or more")
+    with storage.alone_in(output):
+        resume = resolve(options.resume, job.tracking) if getattr(options, "resume", None) else None
+        make = functools.partial(make_callbacks, phase, settings, absolute(job.tracking), output.absolute())
+        result = train(settings, output, make, address, resume)
     if options.json:
         print(json.dumps({"model": str(result.folder), "kind": result.kind, "sha256": result.sha256}))
     else:
@@ -57,6 +61,14 @@ def make_callbacks(phase: str, settings: Settings, tracking: TrackingConfig, out
     return [_Shown(f"{phase} {output.name}"), _Tracked(phase, settings, tracking, output)]
 
 
+def _run_key(output: Path) -> str:
+    """What a rerun finds its MLflow run by. It goes with the folder: a new training is a new run."""
+    path = output / "run-key"
+    if not path.is_file():
+        storage.write_bytes(path, uuid.uuid4().hex.encode())
+    return path.read_text(encoding="ascii")
+
+
 class _Shown:
     """Shows progress to a person."""
 
@@ -81,9 +93,8 @@ class _Tracked:
 
     def __init__(self, phase: str, settings: Settings, tracking: TrackingConfig, output: Path) -> None:
         self._settings = settings
-        key = hashlib.sha256(f"{phase} {output}".encode()).hexdigest()[:16]
         name = f"{phase} {output.name}"
-        self._run = open_run(tracking, name, key, config.to_dict(settings), {"maep.phase": phase})
+        self._run = open_run(tracking, name, _run_key(output), config.to_dict(settings), {"maep.phase": phase})
 
     def on_step(self, progress: Progress) -> None:
         self._run.log_metrics(progress.metrics, progress.samples_seen)

@@ -57,10 +57,14 @@ class Artifact:
 
     def state(self) -> dict[str, Any]:
         """The training state of a checkpoint: tensors, numbers, strings and containers only."""
-        if STATE not in self.files:
-            raise ArtifactError(f"{self.folder} holds no training state: it is a finished {self.kind}")
+        self.require_state()
         loaded: dict[str, Any] = torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
         return loaded
+
+    def require_state(self) -> None:
+        """Raises ArtifactError where this is no checkpoint that a training could go on from."""
+        if STATE not in self.files:
+            raise ArtifactError(f"{self.folder} holds no training state: it is a finished {self.kind}, name another")
 
 
 def write(

@@ -44,7 +44,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read configuration {str(path)!r}: {error}") from None
     try:
         values = yaml.load(text, _UniqueKeys)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
@@ -86,7 +86,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
             section = inner
         try:
             section[leaf] = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # ValueError: 2024-13-45 looks like a date
             raise ConfigError(f"--{key}: cannot read the value {text!r}") from None
     return result
 

@@ -7,6 +7,7 @@ uploads, both atomic and checksummed by boto3; the endpoint and keys come from t
 from __future__ import annotations
 
 import errno
+import fcntl
 import glob
 import hashlib
 import os
@@ -44,18 +45,38 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_bytes(uri: str | Path, data: bytes) -> None:
-    """Writes a whole file, or nothing: no reader ever sees a part of it. Raises WriteError where it cannot."""
+def write_bytes(uri: str | Path, data: bytes, mode: int = 0o644) -> None:
+    """Writes a whole file, or nothing: no reader ever sees a part of it. Raises WriteError where it cannot.
+
+    `mode` is that of a local file; 0o600 is for what holds a secret.
+    """
     if is_remote(uri):
         bucket, key = _split(str(uri))
         _call("write", uri, lambda: _s3().put_object(Bucket=bucket, Key=key, Body=data))
         return
-    with _whole(Path(uri)) as file:
+    with _whole(Path(uri), mode) as file:
         file.write(data)
 
 
 @contextmanager
-def _whole(target: Path) -> Iterator[BinaryIO]:
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other processes of this machine from working in `folder` too. Raises UnavailableError where one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems lock no folders
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                cure = "wait until it ends, or choose another --output"
+                raise UnavailableError(f"another process works in {folder}: {cure}") from None
+        yield
+    finally:
+        os.close(descriptor)  # lets go of it; the kernel does so too, however this process ends
+
+
+@contextmanager
+def _whole(target: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
     """An open file that becomes `target` once the block has ended well; else it is gone and `target` is as it was."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +86,7 @@ def _whole(target: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(beside, 0o644)
+            os.chmod(beside, mode)
             os.replace(beside, target)
         except BaseException:
             Path(beside).unlink(missing_ok=True)

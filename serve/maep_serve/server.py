@@ -74,7 +74,7 @@ def start(config: ServeConfig, wait_ready_s: float = 180.0) -> Server:
     Raises ConfigError for a host that needs a token, UnavailableError for a taken port or an endpoint that is
     not ready after `wait_ready_s`, and what `maep.tracking.resolve` raises for the model.
     """
-    token = _token(config)
+    token = endpoint_token(config)
     check_port(config)
     pinned, sha256 = _pin(config)
 
@@ -97,7 +97,8 @@ def start(config: ServeConfig, wait_ready_s: float = 180.0) -> Server:
     return Server(url, sha256, owns_ray)
 
 
-def _token(config: ServeConfig) -> str | None:
+def endpoint_token(config: ServeConfig) -> str | None:
+    """The bearer token that the endpoint asks for. Raises ConfigError where there is none and there must be."""
     token = os.environ.get(TOKEN_VARIABLE)
     if not token and not is_loopback(config.host):
         raise ConfigError(

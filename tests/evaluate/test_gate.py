@@ -19,7 +19,7 @@ from maep.evaluate.gate import GateConfig
 from maep.evaluate.results import Result
 
 NUM = 200
-CONFIG = GateConfig(adaptive_eps=(2 / 255,))
+CONFIG = GateConfig(adaptive_eps=(2 / 255,), over_baselines=("none",))
 GOOD = {"clean": 180, "oblivious": 120, "adaptive": 20}
 
 
@@ -78,7 +78,9 @@ def test_first_champion(tmp_path: Path) -> None:
     assert not low.passed
     assert low.reasons == ["c: clean accuracy 80.0% is below the floor of 85.0%"]
     weak = gate.decide(outcome(tmp_path / "weak", {"none": none, "mine": {**GOOD, "oblivious": 0}}), None, CONFIG)
-    assert weak.reasons == ["c: oblivious worst case 0.0% is not above none's 0.0%"]
+    assert weak.reasons == ["c: oblivious worst case 0.0% is not above none's 0.0% (p = 1)"]
+    few = gate.decide(outcome(tmp_path / "few", {"none": none, "mine": {**GOOD, "oblivious": 5}}), None, CONFIG)
+    assert few.reasons == ["c: oblivious worst case 2.5% is not above none's 0.0% (p = 0.0625)"]  # by chance, it may be
 
 
 def test_unreliable_is_refused(tmp_path: Path) -> None:
@@ -131,10 +133,14 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
 
 
 def test_gate_chooses_images_and_budgets() -> None:
-    chosen = gate.evaluation(GateConfig(), EvaluateConfig(baselines=("jpeg-q50",), num_adaptive=10))
+    chosen = gate.evaluation(GateConfig(), EvaluateConfig(baselines=("blur",), num_adaptive=10, num_images=7))
     assert chosen.images == "cifar10-dev-500"
     assert chosen.eps == (1 / 255, 2 / 255, 4 / 255)
-    assert chosen.baselines == ("none",)
-    assert chosen.num_adaptive is None
+    assert chosen.baselines == ("none", "jpeg-q50")
+    assert (chosen.num_adaptive, chosen.num_images) == (None, None)
     with pytest.raises(ConfigError, match="clean_floor"):
         config.build(GateConfig, {"clean_floor": 85})
+    with pytest.raises(ConfigError, match="oblivious_eps: budgets must be in"):
+        config.build(GateConfig, {"oblivious_eps": 8})
+    with pytest.raises(ConfigError, match="over_baselines"):
+        config.build(GateConfig, {"over_baselines": ["jpeg"]})

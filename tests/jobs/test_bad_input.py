@@ -225,6 +225,30 @@ def test_another_configuration_than_the_run_that_lies_there(maep: Any, tiny: Wor
     assert ran.is_mistake("loop.seed=0", "choose another --output")
 
 
+@pytest.mark.parametrize(
+    ("words", "pattern"),
+    [
+        (["run", "digits/pipeline", "--parallel", "0"], "parallel: 0 must be at least 1"),
+        (["run", "digits/pipeline", "--gate.oblivious_eps", "8"], "gate: oblivious_eps: budgets must be in"),
+        (["data", "show", "cifar10", "--max-corrupt", "-1"], "max_corrupt: at least 0, not -1"),
+        (["pretrain", "--tracking.experiment", "2024-13-45"], "--tracking.experiment: cannot read the value"),
+        (["pretrain", "--tracking.model", "a/b"], "tracking: model: 'a/b' is not a name"),
+    ],
+)
+def test_values_that_only_a_late_stage_would_notice(maep: Any, words: list[str], pattern: str, tmp_path: Path) -> None:
+    assert maep(*words).is_mistake(pattern)
+    assert not half_written(tmp_path)
+
+
+def test_an_endpoint_without_a_token_is_refused_before_the_chain_trains(
+    maep: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("MAEP_SERVE_TOKEN", raising=False)
+    ran = maep("run", "digits/pipeline", "--serve.host", "0.0.0.0", "--output", "out")
+    assert ran.is_mistake("host: 0.0.0.0", "MAEP_SERVE_TOKEN")
+    assert not half_written(tmp_path)
+
+
 def test_dead_ray_address(maep: Any, tiny: Words, tmp_path: Path) -> None:
     (port,) = free_ports(1)
     began = time.monotonic()

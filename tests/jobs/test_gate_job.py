@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from maep import artifact
 from maep.artifact import Artifact
 from maep.tracking.client import TrackingConfig
 from maep.tracking.registry import aliases, by_version, versions
+from maep.tracking.resolve import resolve
 
 TRACKING = TrackingConfig()
 Make = Callable[[int], Artifact]
@@ -26,12 +28,12 @@ def promote(maep: Any, classifier: Path, store: Path, tmp_path: Path) -> Callabl
             "data": {"name": "digits"},
             "classifiers": [str(classifier)],
             "baselines": ["none"],
-            "num_images": 20,
             "num_probes": 8,
             "cache": str(tmp_path / "cache"),
         },
         "gate": {
             "images": "digits-dev",
+            "num_images": 20,
             "clean_floor": 0.0,
             "oblivious_eps": "32/255",
             "adaptive_eps": ["4/255"],
@@ -58,6 +60,26 @@ def test_first_comer_that_holds_the_floor_becomes_champion(promote: Callable[...
     assert again.status == 0
     assert "version 1 is the champion already" in again.out
     assert len(versions(TRACKING)) == 1
+
+
+def test_champions_of_two_data_sets_are_not_compared(
+    promote: Callable[..., Any], make_purifier: Make, tmp_path: Path
+) -> None:
+    """Else digits would take `champion` from CIFAR-10, on digits: each data set has a registered model of its own."""
+    first = make_purifier(0)
+    made = [
+        artifact.write(tmp_path / name, "purifier", {**first.config, "data": {"name": name}}, first.weights(), "# A\n")
+        for name in ("digits", "cifar10")
+    ]
+    assert promote(made[0]).status == 0
+    ran = promote(made[1])
+    assert ran.is_mistake("tracking.model", "is for digits, this purifier for cifar10", "purifier-cifar10")
+    assert aliases(TRACKING) == {"candidate": 1, "champion": 1}
+    own = ("--tracking.model", "purifier-cifar10")
+    assert promote(made[1], *own).status == 0
+    assert aliases(TrackingConfig(model="purifier-cifar10")) == {"candidate": 1, "champion": 1}
+    assert resolve("models:/purifier-cifar10@champion").sha256 == made[1].sha256
+    assert resolve("models:/purifier@champion").sha256 == made[0].sha256
 
 
 def test_no_better_than_no_defence_is_registered_and_refused(promote: Callable[..., Any], make_purifier: Make) -> None:

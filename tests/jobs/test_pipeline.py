@@ -48,6 +48,7 @@ VALUES: dict[str, Any] = {
     },
     "gate": {
         "images": "digits-dev",
+        "num_images": 20,
         "clean_floor": 0.0,
         "oblivious_eps": "32/255",
         "adaptive_eps": ["4/255"],
@@ -80,6 +81,33 @@ def folders(changes: dict[str, Any] | None = None) -> dict[str, str]:
 def test_a_stage_moves_if_and_only_if_its_result_would_change(changes: dict[str, Any], moved: set[str]) -> None:
     before, after = folders(), folders(changes)
     assert {name for name in before if before[name] != after[name]} == moved
+
+
+def test_other_data_moves_every_stage_and_another_place_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies behind a name counts, not where: a data root or a checkout that moves makes nothing anew."""
+    values = {**VALUES, "classifiers": []}
+    for part in ("pretrain", "finetune"):
+        model = {**MAE, "image_size": 32, "patch_size": 8}
+        values[part] = {**VALUES[part], "data": {"name": "cifar10"}}
+        values[part]["model"] = model if part == "pretrain" else {**VALUES[part]["model"], "mae": model}
+    values["finetune"]["classifiers"] = ["cifar10_resnet20"]
+
+    def names(root: Path, output: Path) -> dict[str, str]:
+        monkeypatch.setenv("MAEP_DATA", str(root))
+        return {stage.name: stage.folder.name for stage in stages(config.build(PipelineConfig, values), output)}
+
+    for root in ("here", "there", "other", "retrained"):
+        (tmp_path / root / "cifar10").mkdir(parents=True)
+        (tmp_path / root / "weights").mkdir()
+        (tmp_path / root / "cifar10" / "train.parquet").write_bytes(b"images" if root != "other" else b"other images")
+        weights = tmp_path / root / "weights" / "cifar10_resnet20.safetensors"
+        weights.write_bytes(b"old" if root != "retrained" else b"new")
+    here = names(tmp_path / "here", tmp_path / "a")
+    assert names(tmp_path / "there", tmp_path / "b") == here
+    assert not set(names(tmp_path / "other", tmp_path / "a").values()) & set(here.values())
+    retrained = names(tmp_path / "retrained", tmp_path / "a")
+    assert retrained["pretrain"] == here["pretrain"]
+    assert retrained["finetune"] != here["finetune"]
 
 
 def test_a_changed_classifier_moves_what_attacks_it() -> None:
@@ -159,6 +187,24 @@ def test_ended_by_sigterm_it_leaves_no_process(file: Path, store: Path) -> None:
     running.communicate(timeout=60)
     assert running.returncode == 128 + signal.SIGTERM
     assert not [child for child in started if is_running(child)]
+
+
+@pytest.mark.slow
+def test_killed_it_leaves_no_stage_behind(file: Path, store: Path) -> None:
+    """kill -9 asks nobody: the kernel ends the stages, or a rerun would train beside them."""
+    running = start(file)
+    assert running.stderr is not None
+    assert any(": maep " in line for line in running.stderr)
+    deadline = time.monotonic() + 60
+    while not (started := children(running.pid)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert started
+    running.kill()
+    running.wait(timeout=60)
+    while any(map(is_running, started)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [child for child in started if is_running(child)]
+    running.stderr.close()
 
 
 @pytest.mark.slow

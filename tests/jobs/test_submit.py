@@ -48,10 +48,20 @@ def test_the_verb_goes_with_its_words_to_absolute_places(maep: Any, tmp_path: Pa
 
 
 def test_another_machine_has_its_own_python_and_tracking(maep: Any) -> None:
-    line, _ = sent(maep, "evaluate", "--output", "s3://bucket/run", "--address", "http://head:8265")
+    there = ("--address", "http://head:8265", "--tracking.uri", "http://mlflow:5000")
+    line, _ = sent(maep, "evaluate", "--output", "/shared/run", *there)
     assert line[0] == "python"
-    assert "--tracking.uri" not in line
-    assert line[line.index("--output") + 1] == "s3://bucket/run"
+    assert line.count("--tracking.uri") == 1
+    assert line[line.index("--output") + 1] == "/shared/run"
+
+
+def test_what_a_job_would_leave_in_its_own_folder_is_refused(maep: Any) -> None:
+    """A job's working folder does not outlive it."""
+    there = ("--address", "http://head:8265")
+    assert maep("submit", "pretrain", *there).is_mistake("--tracking.uri", "http://HOST:5000")
+    uri = ("--tracking.uri", "http://mlflow:5000")
+    assert maep("submit", "pretrain", *there, *uri, "--output", "s3://bucket/run").is_mistake("--tracking.artifact_uri")
+    assert maep("pretrain", "--output", "s3://bucket/run", "--dry-run").is_mistake("s3://bucket/run", "artifact_uri")
 
 
 def test_a_pipeline_is_the_first_word_and_travels_too(maep: Any, tmp_path: Path) -> None:

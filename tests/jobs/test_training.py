@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from train_toys import weights
 
-from maep import artifact
+from maep import artifact, storage
 from maep.artifact import Artifact
 from maep.tracking import client as mlflow_client
 from maep.tracking.client import TrackingConfig, absolute
@@ -66,13 +67,46 @@ def test_the_id_of_a_finished_run_is_no_place_to_go_on_from(maep: Any, tiny: Wor
     run = only_run()
     assert run.info.status == "FINISHED"
     ran = maep(*tiny("--output", "elsewhere", "--resume", f"runs:/{run.info.run_id}"))
-    assert ran.is_mistake("holds a mae, no checkpoint", "name another")
+    assert ran.is_mistake("no training state", "finished mae, name another")
 
 
 @pytest.mark.usefixtures("store")
 def test_a_run_that_fails_is_failed_in_mlflow(maep: Any, tiny: Words) -> None:
     assert maep(*tiny("--output", "out", "--loop.lr", "1e30", "--loop.clip", "null", tracked=True)).status == 1
     assert only_run().info.status == "FAILED"
+
+
+@pytest.mark.usefixtures("store")
+def test_a_new_training_in_an_emptied_folder_is_a_new_run(maep: Any, tiny: Words, tmp_path: Path) -> None:
+    """A rerun of the same folder is the same run; with the folder gone, nothing of the old curves is mixed in."""
+    line = tiny("--output", "out", tracked=True)
+    assert maep(*line).status == maep(*line).status == 0
+    first = only_run()
+    shutil.rmtree(tmp_path / "out")
+    assert maep(*line).status == 0
+    config = absolute(TrackingConfig())
+    client = mlflow_client.connect(config)
+    runs = client.search_runs([mlflow_client.experiment(client, config).experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert len(runs) == 2
+    assert first.info.run_id in {run.info.run_id for run in runs}
+
+
+def test_one_process_at_a_time_works_in_a_folder(maep: Any, tiny: Words, tmp_path: Path) -> None:
+    with storage.alone_in(tmp_path / "out"):
+        assert maep(*tiny("--output", "out")).is_mistake("another process works in out", "choose another --output")
+    assert maep(*tiny("--output", "out")).status == 0
+
+
+def test_an_address_without_workers_is_refused(maep: Any, tiny: Words) -> None:
+    ran = maep(*tiny("--output", "out", "--address", "127.0.0.1:6379"))
+    assert ran.is_mistake("--address 127.0.0.1:6379", "--workers.num_workers")
+
+
+def test_a_classifier_of_other_data_than_its_configuration_is_refused(maep: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("depth: 8\n")  # of digits, by default
+    ran = maep("classifier", "train", "cifar10", "--config", "mine.yaml")
+    assert ran.is_mistake("data.name: digits", "cifar10 was asked for")
 
 
 def test_a_refused_run_leaves_what_lies_there_as_it_was(maep: Any, tiny: Words, tmp_path: Path) -> None:

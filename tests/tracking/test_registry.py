@@ -76,8 +76,10 @@ def test_unknown_versions_and_aliases_name_what_there_is(tracking: TrackingConfi
         registry.set_alias(tracking, "champion", 7)
     with pytest.raises(ArtifactError, match="did you mean 'champion'"):
         resolve("models:/purifier@champoin", tracking)
-    with pytest.raises(ConfigError, match="models:/purifier@champion"):
+    with pytest.raises(ArtifactError, match="did you mean 'purifier'"):
         resolve("models:/purifer/1", tracking)
+    with pytest.raises(ConfigError, match="models:/purifier@champion"):
+        resolve("models:/purifier", tracking)
 
 
 def test_the_registry_needs_tracking(make_artifact: Make) -> None:

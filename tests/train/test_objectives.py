@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,64 @@ def test_crafted_images_keep_to_the_budget_and_their_share(mode: str, finetune: 
     assert (moves[24:] == 0).all()
     assert 0 <= attacked.min() <= attacked.max() <= 1
     assert not attacked.requires_grad
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_any_number_of_workers_crafts_the_same_images(size: int, finetune: Make) -> None:
+    """Eight workers of four images each attack the same images by the same kinds as one worker of all."""
+    mixture = [{"name": "fgsm", "share": 0.3}, {"name": "pgd", "share": 0.45}, {"name": "none", "share": 0.25}]
+    task = purification(finetune({"attacks": {"eps": EPS, "mixture": mixture}}))
+    objective, whole = moved(task), batch_of(task)
+    together = objective.craft(whole).attacked
+    assert together is not None
+    for rank in range(size):
+        part = _Source(task.images, task.loop, World(rank, size), torch.device("cpu")).batch(0)
+        assert part.places.tolist() == list(range(rank, 32, size))
+        attacked = objective.craft(part).attacked
+        assert attacked is not None
+        torch.testing.assert_close(attacked, together[part.places], rtol=0, atol=1e-6)
+
+
+def test_masks_of_a_randomised_purifier_follow_from_the_batch(finetune: Make) -> None:
+    """Not from torch's global generator, which no checkpoint keeps; another replay sees other masks."""
+    model = {**finetune().model.__dict__, "mask_ratio": 0.5}
+    task = purification(finetune({"model": model, "attacks": {"mode": "adaptive", "eps": EPS}, "noise": 0.0}))
+    objective, losses = moved(task), []
+    for seed, replay in ((1, 0), (2, 0), (1, 1)):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        crafted = objective.craft(batch_of(task))
+        losses.append(float(objective(replace(crafted, replay=replay)).loss.detach()))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"attacks": {"eps": 8}}, "attacks: eps: budgets are in"),
+        ({"attacks": {"eps_range": [2, 16]}}, "attacks: eps_range: budgets are in"),
+        ({"attacks": {"mixture": [{"name": "pgd", "steps": [5, 3]}]}}, "steps: .* the lesser first"),
+        ({"attacks": {"mixture": [{"share": 1.5}, {"share": -0.5}]}}, "share: 1.5 must be in"),
+        ({"noise": 16}, "noise: 16.0 must be in"),
+        ({"classifier_shares": [0]}, "classifier_shares: none may be negative, and one must be above 0"),
+        ({"loss": {"masked_ratio": 1.5}}, "masked_ratio: 1.5 must be between"),
+        ({"loss": {"pixel": {"weight": 0}, "kl": {"weight": 0}}}, "give at least one of pixel"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused_before_the_first_step(
+    values: dict[str, Any], message: str, finetune: Make
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        finetune(values)
+
+
+def test_a_schedule_may_leave_no_term_for_a_while(finetune: Make, tmp_path: Path) -> None:
+    loss = {"pixel": {"weight": 0}, "kl": {"weight": 1, "schedule": [[0.5, 0], [0.6, 1]]}}
+    heard = Heard()
+    run(purification(finetune({"loss": loss}, samples=128)), tmp_path, [heard])
+    assert heard.steps[0].metrics["loss"] == 0
+    assert heard.steps[-1].metrics["loss"] > 0
 
 
 def test_budgets_are_drawn_from_their_range(finetune: Make) -> None:
@@ -236,7 +295,7 @@ def test_noise_is_on_its_share_and_drawn_anew_for_each_replay(finetune: Make) ->
         spread = (objective._noisy(grey, batch) - grey).flatten(1).std(dim=1)
         noisy += spread.tolist()
         assert torch.equal(objective._noisy(grey, batch), objective._noisy(grey, batch))
-        other = Batch(grey, batch.labels, batch.keys, batch.step_key, 0.0, replay=1)
+        other = replace(batch, images=grey, replay=1)
         assert not torch.equal(objective._noisy(grey, batch), objective._noisy(grey, other))
     share = sum(size > 0 for size in noisy) / len(noisy)
     assert 0.38 <= share <= 0.62

@@ -42,6 +42,7 @@ class TrackingConfig:
       None is `outputs/mlflow/mlflow.db` below the working directory, with artifacts in a folder beside it.
     experiment: the MLflow experiment, made if absent.
     enabled: False logs nothing and needs no store.
+    model: the registered model that `promote` and `run` add versions to; one for each data set.
     artifact_uri: root for checkpoints and registered purifiers, `s3://BUCKET/PREFIX` or a folder;
       None is the experiment's own artifact location.
     """
@@ -50,6 +51,7 @@ class TrackingConfig:
     experiment: str = "maep"
     enabled: bool = True
     artifact_uri: str | None = None
+    model: str = "purifier"
 
     def __post_init__(self) -> None:
         """Refuses what MLflow could not use. Raises ValueError."""
@@ -60,6 +62,8 @@ class TrackingConfig:
             )
         if uri is not None and uri.startswith(_DATABASES) and self.artifact_uri is None:
             raise ValueError("artifact_uri: a database uri needs one: write s3://BUCKET/PREFIX or a folder")
+        if not re.fullmatch(r"[\w. -]+", self.model):
+            raise ValueError(f"model: {self.model!r} is not a name: write for example purifier")
         if not self.experiment.strip() or "'" in self.experiment:
             raise ValueError(f"experiment: {self.experiment!r} is not a name: write for example maep")
 

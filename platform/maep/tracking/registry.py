@@ -1,4 +1,7 @@
-"""The registered model `purifier`: one version for each artifact, found by number or by alias."""
+"""A registered model (`tracking.model`): one version for each artifact, found by number or by alias.
+
+A model holds the purifiers of one data set, so that `champion` is always the best of what can be compared.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,6 @@ from maep.tracking.runs import KEY, flatten
 if TYPE_CHECKING:
     from maep.artifact import Artifact
 
-MODEL = "purifier"
 ALIASES = ("candidate", "champion")
 
 
@@ -37,7 +39,7 @@ def register(
     run_id: str | None = None,
     evaluation: Mapping[str, Any] | None = None,
 ) -> int:
-    """Makes `artifact` a version of `purifier` and returns its number.
+    """Makes `artifact` a version of `config.model` and returns its number.
 
     The artifact is first copied below the artifact root, so that the version outlives the folder it came from. An
     artifact that is registered already keeps its number; `evaluation` (figures, may nest) is added to its tags.
@@ -51,13 +53,13 @@ def register(
     if known is not None:
         with mlflow_client.translated(config.uri):
             for key, value in tags.items():
-                client.set_model_version_tag(MODEL, str(known.version), key, value)
+                client.set_model_version_tag(config.model, str(known.version), key, value)
         return known.version
     uri, run_id = _home(config, client, artifact, run_id)
     places.put(artifact, uri, config.uri)
     with mlflow_client.translated(config.uri):
-        _make_model(client)
-        made = client.create_model_version(MODEL, source=uri, run_id=run_id, tags=tags, await_creation_for=0)
+        _make_model(client, config.model)
+        made = client.create_model_version(config.model, source=uri, run_id=run_id, tags=tags, await_creation_for=0)
     return int(made.version)
 
 
@@ -69,8 +71,8 @@ def set_alias(config: TrackingConfig, alias: str, version: int) -> None:
     before = by_alias(config, alias)
     with mlflow_client.translated(config.uri):
         if before is not None and before.version != version:
-            client.set_model_version_tag(MODEL, str(version), f"{alias}.previous", str(before.version))
-        client.set_registered_model_alias(MODEL, alias, str(version))
+            client.set_model_version_tag(config.model, str(version), f"{alias}.previous", str(before.version))
+        client.set_registered_model_alias(config.model, alias, str(version))
 
 
 def by_alias(config: TrackingConfig, alias: str) -> Version | None:
@@ -86,7 +88,15 @@ def by_version(config: TrackingConfig, version: int) -> Version:
         if found.version == version:
             return found
     have = f"the last is {known[-1].version}" if known else "none was registered"
-    raise ArtifactError(f"models:/{MODEL}/{version} does not exist: {have}")
+    raise ArtifactError(f"models:/{config.model}/{version} does not exist: {have}")
+
+
+def names(config: TrackingConfig) -> list[str]:
+    """All registered models, sorted."""
+    config, client = _open(config)
+    assert config.uri is not None
+    with mlflow_client.translated(config.uri):
+        return sorted(model.name for model in client.search_registered_models())
 
 
 def aliases(config: TrackingConfig) -> dict[str, int]:
@@ -94,7 +104,7 @@ def aliases(config: TrackingConfig) -> dict[str, int]:
     config, client = _open(config)
     assert config.uri is not None
     with mlflow_client.translated(config.uri):
-        models = client.search_registered_models(filter_string=f"name = '{MODEL}'")
+        models = client.search_registered_models(filter_string=f"name = '{config.model}'")
         return {alias: int(number) for model in models for alias, number in model.aliases.items()}
 
 
@@ -106,7 +116,7 @@ def versions(config: TrackingConfig) -> list[Version]:
     token = None
     with mlflow_client.translated(config.uri):
         while True:
-            page = client.search_model_versions(f"name = '{MODEL}'", page_token=token)
+            page = client.search_model_versions(f"name = '{config.model}'", page_token=token)
             found += [_version(entity) for entity in page]
             token = page.token
             if not token:
@@ -125,11 +135,11 @@ def _version(entity: Any) -> Version:
     return Version(int(entity.version), entity.source, tags.get("sha256", ""), entity.run_id or None, tags)
 
 
-def _make_model(client: Any) -> None:
+def _make_model(client: Any, name: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(MODEL, description="Purifiers: adversarial image in, clean image out")
+        client.create_registered_model(name, description="Purifiers: adversarial image in, clean image out")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

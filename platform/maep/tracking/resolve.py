@@ -7,6 +7,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -85,10 +86,16 @@ def _bundled(name: str) -> Artifact:
 
 
 def _model(rest: str, config: TrackingConfig) -> Artifact:
-    match = re.fullmatch(r"([^/@]+)(?:/(\d+)|@([\w.-]+))", rest)
-    if match is None or match[1] != registry.MODEL:
-        raise ConfigError(f"models:/{rest} is not known: write models:/{registry.MODEL}@champion or models:/purifier/3")
+    match = re.fullmatch(r"([^/@']+)(?:/(\d+)|@([\w.-]+))", rest)
+    if match is None:
+        raise ConfigError(
+            f"models:/{rest} names no version: write models:/{config.model}@champion or models:/purifier/3"
+        )
     _need_store(config, f"models:/{rest}")
+    names = registry.names(config)
+    if names and match[1] not in names:
+        raise ArtifactError(f"models:/{rest}: no model is registered under {match[1]!r}: {nearest(match[1], names)}")
+    config = replace(config, model=match[1])
     if match[2]:
         version = registry.by_version(config, int(match[2]))
     else:

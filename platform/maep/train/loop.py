@@ -22,7 +22,7 @@ from maep import artifact, seeding
 from maep.artifact import Artifact
 from maep.data.augmentation import crop_and_flip, epoch_order
 from maep.data.image_set import ImageSet, to_float
-from maep.errors import ArtifactError, ConfigError
+from maep.errors import ConfigError
 from maep.train.checkpoints import Checkpoints, check_same
 from maep.train.config import LoopConfig
 from maep.train.meter import Meter, Progress
@@ -111,10 +111,8 @@ def starting_point(task: Task, output: Path, resume: Artifact | None = None) -> 
         start: Artifact | None = artifact.read(output / "model")
     else:
         start = _checkpoints(task, output).newest() or resume
-        if start is not None and start.kind != "checkpoint":
-            raise ArtifactError(
-                f"{start.folder} holds a {start.kind}, no checkpoint: a finished run does not go on, name another"
-            )
+        if start is not None:
+            start.require_state()
     if start is not None:
         check_same(start, task.config)
     return start
