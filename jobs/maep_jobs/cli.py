@@ -15,7 +15,7 @@ from maep_jobs.failure import JobFailed
 
 VERBS = {
     "demo": "the whole path on scikit-learn's digits in minutes, with a picture",
-    "run": "a pipeline: pretrain, finetune, evaluate, gate, promote, serve and check",
+    "run": "a pipeline: pretrain, finetune, gate, promote, evaluate, serve and check",
     "pretrain": "train a masked autoencoder",
     "finetune": "make it a purifier, on images attacked on the fly",
     "evaluate": "measure purifiers under each threat model",

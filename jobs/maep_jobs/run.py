@@ -13,7 +13,7 @@ from maep_jobs.arguments import Job, Parser, parse, parser, plan_text
 from maep_jobs.pipeline import PipelineConfig, run_pipeline, stages
 from maep_jobs.progress import wide
 
-_SUMMARY = "Pretrain, finetune, evaluate, gate, promote, serve, check, stop. Finished stages are not run again."
+_SUMMARY = "Pretrain, finetune, gate, promote, evaluate, serve, check, stop. Finished stages are not run again."
 _EXAMPLES = """  maep run digits/pipeline
   maep run cifar10/pipeline --output outputs/cifar10 --dry-run
   maep run cifar10/pipeline --finetune.loop.samples 500000 --keep"""
@@ -44,7 +44,8 @@ def execute(job: Job[PipelineConfig]) -> int:
             f"{stage.name}: {'done' if stage.is_done() else 'to do'}, {stage.folder}"
             for stage in stages(job.settings, options.output.absolute())
         ]
-        print(plan_text(job, [*lines, "then: evaluate, gate, promote, serve, check one golden request"]), end="")
+        then = "then: gate on dev images, promote, evaluate on test images, serve, check one golden request"
+        print(plan_text(job, [*lines, then]), end="")
         return 0
     table = wide(Console(stderr=options.json))  # standard output is the JSON's alone
     outcome = run_pipeline(job.settings, job.tracking, options.output, options.keep, options.force, table)
