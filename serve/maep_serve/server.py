@@ -17,7 +17,7 @@ from types import FrameType
 
 import httpx
 
-from maep.cluster import token_without_home
+from maep.cluster import prepare_environment, token_without_home
 from maep.data.datasets import data_root
 from maep.errors import ConfigError, UnavailableError
 from maep_serve.config import ServeConfig, is_loopback
@@ -143,8 +143,7 @@ def _start_ray(config: ServeConfig) -> None:
     """A private Ray, reachable from this machine only, its token readable by this user only."""
     import ray
 
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    prepare_environment()
     # On a busy machine a proxy needs longer than the 5 s after which Serve would kill it and start another
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     token_without_home()
