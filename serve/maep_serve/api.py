@@ -11,7 +11,7 @@ import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from fastapi import Depends, FastAPI, Query, Request
@@ -26,8 +26,8 @@ from maep_serve.problems import Problem, add_handlers, openapi_responses
 from maep_serve.samples import Sample, load_samples
 from maep_serve.service import Service
 
+_T = TypeVar("_T")
 _TYPES = ("image/png", "image/jpeg")
-_SMALL = 256 * 256  # pixels that are decoded and encoded faster than a thread is woken for them
 _ATTACK_MAX_PIXELS = 256 * 256
 _CLOSE = {"Connection": "close"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -104,9 +104,8 @@ def _add_model_routes(app: FastAPI, service: Service, authorised: list[Any]) -> 
     )
     async def purify(request: Request) -> Response:
         headers = {"x-maep-purifier": service.models.purifier_sha256}
-        with service.admission():
-            pixels = await _read_image(request, service)
-            png = await _encode(await service.purify(pixels))
+        async with _image(request, service) as pixels:
+            png = await _encode(await service.purify(pixels), service)
         return Response(png, media_type="image/png", headers=headers)
 
     @app.post(
@@ -119,8 +118,8 @@ def _add_model_routes(app: FastAPI, service: Service, authorised: list[Any]) -> 
     async def classify(request: Request, top_k: Annotated[int, Query(ge=1, le=1000)] = 5) -> JSONResponse:
         models = service.models
         service.require_classifier()
-        with service.admission():
-            answer = await service.classify(await _read_image(request, service))
+        async with _image(request, service) as pixels:
+            answer = await service.classify(pixels)
         content = {
             "before": _top(answer.before, models.classes, top_k),
             "after": _top(answer.after, models.classes, top_k),
@@ -194,8 +193,7 @@ def _add_attack_route(app: FastAPI, service: Service, authorised: list[Any]) -> 
     ) -> dict[str, Any]:
         models = service.models
         config = AttackConfig(name=attack, eps=eps / 255, steps=1 if attack == "fgsm" else steps)
-        with service.admission():
-            pixels = await _read_image(request, service, _ATTACK_MAX_PIXELS)
+        async with _image(request, service, _ATTACK_MAX_PIXELS) as pixels:
             result = await service.attack(pixels, config)
         names = ("clean", "attacked", "purified")
         pictures = (result.clean, result.attacked, result.purified)
@@ -213,14 +211,21 @@ def _add_attack_route(app: FastAPI, service: Service, authorised: list[Any]) -> 
         }
 
 
-async def _read_image(request: Request, service: Service, max_pixels: int | None = None) -> torch.Tensor:
-    """The request's image, uint8 [1, 3, H, W]; every cap is held before more memory is spent."""
-    data = await _read_body(request, service.config.max_body_bytes, service.config.request_timeout_s)
+@asynccontextmanager
+async def _image(request: Request, service: Service, max_pixels: int | None = None) -> AsyncIterator[torch.Tensor]:
+    """The request's image, uint8 [1, 3, H, W], while it is worked on; every cap is held before more memory is spent."""
     limit = service.config.max_pixels if max_pixels is None else min(max_pixels, service.config.max_pixels)
-    image = images.open_image(data, limit)
-    if image.width * image.height <= _SMALL:
-        return images.to_pixels(image)
-    return await asyncio.to_thread(images.to_pixels, image)
+    with service.admission():
+        data = await _read_body(request, service.config.max_body_bytes, service.config.request_timeout_s)
+        async with service.time_limit():
+            if images.is_small(data):
+                yield images.decode(data, min(limit, images.SMALL))
+                return
+            with service.reservation(await _in_thread(service, images.num_pixels, data, limit)):
+                # From the bytes again: an opened image, whose metadata may outweigh its pixels, must not queue up.
+                pixels = await _in_thread(service, images.decode, data, limit)
+                del data  # it is not needed while the pixels wait
+                yield pixels
 
 
 async def _read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
@@ -245,10 +250,14 @@ async def _read_body(request: Request, max_bytes: int, timeout_s: float) -> byte
     return bytes(data)
 
 
-async def _encode(pixels: torch.Tensor) -> bytes:
-    if pixels.numel() <= 3 * _SMALL:
+async def _in_thread(service: Service, function: Callable[..., _T], *arguments: Any) -> _T:
+    return await asyncio.get_running_loop().run_in_executor(service.coding, function, *arguments)
+
+
+async def _encode(pixels: torch.Tensor, service: Service) -> bytes:
+    if pixels.numel() <= 3 * images.SMALL:
         return images.encode_png(pixels)
-    return await asyncio.to_thread(images.encode_png, pixels)
+    return await _in_thread(service, images.encode_png, pixels)
 
 
 def _top(probabilities: torch.Tensor, classes: tuple[str, ...], top_k: int) -> list[dict[str, Any]]:

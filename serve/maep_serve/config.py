@@ -19,6 +19,9 @@ class ServeConfig:
     num_threads: torch threads of one replica; None is the machine's cores shared among the replicas.
     max_queued_requests: requests that may wait in a replica beyond one full batch; the next one gets 429.
     max_pixels: of one image, read from its header before anything is decoded.
+    max_pixels_in_flight: of all images a replica works on at once; the next one gets 429 before it is decoded. It
+        bounds the replica's memory. Images of up to 256 x 256 do not count: the number of requests bounds those.
+    request_timeout_s: for the body to arrive (408), and from then on for everything up to the answer (504).
     tile_size: longer sides are purified in overlapping tiles of this side; None is 8 x the purifier's training size.
     playground: attacks on the page; None is "on loopback addresses only".
     dashboard: Ray's own dashboard, where this process starts Ray.
@@ -36,6 +39,7 @@ class ServeConfig:
     max_queued_requests: int = 128
     max_body_bytes: int = 8 * 2**20
     max_pixels: int = 4096 * 4096
+    max_pixels_in_flight: int = 4 * 4096 * 4096
     tile_size: int | None = None
     request_timeout_s: float = 30.0
     playground: bool | None = None
@@ -48,6 +52,10 @@ class ServeConfig:
         for name in ("max_batch_size", "num_replicas", "max_body_bytes", "max_pixels", "request_timeout_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
+        if self.max_pixels_in_flight < self.max_pixels:
+            raise ValueError(
+                f"max_pixels_in_flight: {self.max_pixels_in_flight} must be at least max_pixels, {self.max_pixels}"
+            )
         for name in ("batch_wait_ms", "max_queued_requests"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must not be negative")

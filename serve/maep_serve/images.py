@@ -2,12 +2,14 @@
 
 Taken: PNG and JPEG whose pixels are grey, grey + alpha, palette, RGB or RGBA with at most 8 bits a channel.
 Converted: grey and palette become RGB; transparency is composited on white; an EXIF orientation is applied.
-Refused: CMYK, 16-bit and animated images, whose meaning a purifier of 8-bit RGB would silently change.
+Refused: CMYK, 16-bit and animated images, whose meaning a purifier of 8-bit RGB would silently change, and JPEGs of
+more than 100 scans, whose decoding costs far more than their bytes and pixels say.
 """
 
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import torch
@@ -17,9 +19,14 @@ from PIL.PngImagePlugin import PngImageFile
 
 from maep_serve.problems import Problem
 
+SMALL = 256 * 256  # pixels that are encoded, and as a PNG decoded, about as fast as a thread is woken for them
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+_SMALL_BYTES = 8 * 2**10  # also a header takes time: every chunk is read, and some are inflated to 1 MiB each
+_SCAN = b"\xff\xda"
+_MAX_SCANS = 100  # progressive JPEGs as encoders write them have about 10
 
 
 def decode(data: bytes, max_pixels: int) -> torch.Tensor:
@@ -30,12 +37,30 @@ def decode(data: bytes, max_pixels: int) -> torch.Tensor:
     return to_pixels(open_image(data, max_pixels))
 
 
+def is_small(data: bytes) -> bool:
+    """Whether `data` claims to be a PNG that may be decoded on the event loop; a JPEG's scans make any size slow."""
+    if not data.startswith(_PNG) or not 24 <= len(data) <= _SMALL_BYTES:
+        return False
+    width, height = struct.unpack_from(">II", data, 16)
+    return bool(width * height <= SMALL)
+
+
+def num_pixels(data: bytes, max_pixels: int) -> int:
+    """Pixels of the image in `data`, from its header. Raises Problem as `decode` does."""
+    image = open_image(data, max_pixels)
+    return image.width * image.height
+
+
 def open_image(data: bytes, max_pixels: int) -> Image.Image:
     """Reads and judges the header; nothing is decoded yet. Raises Problem as `decode` does."""
     image = _open(data)
     width, height = image.size
     if width * height > max_pixels:
         raise Problem("too-many-pixels", f"{width} x {height} pixels, at most {max_pixels} in all are taken")
+    # May count what is no scan, such as a preview's or chance bytes in metadata, but misses none: in coded data another
+    # byte follows FF.
+    if data.startswith(_JPEG) and data.count(_SCAN) > _MAX_SCANS:
+        raise Problem("unsupported-image", f"the JPEG has more than {_MAX_SCANS} scans: save it as a baseline JPEG")
     if getattr(image, "n_frames", 1) > 1:
         raise Problem("unsupported-image", "the image is animated: send one frame")
     if image.mode not in _MODES or _bit_depth(data) > 8:
@@ -69,7 +94,7 @@ def to_float(pixels: torch.Tensor) -> torch.Tensor:
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """Float [0, 1] to uint8, rounded to the nearest of the 256 levels (halves to even)."""
-    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+    return images.clamp(0, 1).mul_(255).round_().to(torch.uint8)  # in place: of a large image each copy is 200 MB
 
 
 def _open(data: bytes) -> Image.Image:

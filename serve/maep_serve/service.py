@@ -21,6 +21,7 @@ from maep_serve.loading import Models, load_models, warm
 from maep_serve.problems import Problem
 
 _RETRY = {"Retry-After": "1"}
+_NUM_CODING_THREADS = 4  # a thread goes on when its caller has gone, so their number bounds what nobody waits for
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Service:
         self.config = config
         self._models: Models | None = None
         self.num_in_flight = 0
+        self.num_pixels_in_flight = 0
+        self.coding = ThreadPoolExecutor(_NUM_CODING_THREADS, thread_name_prefix="coding")
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="inference")
         wait_s = config.batch_wait_ms / 1000
         self.purifying = Batcher(self._purify_batch, self._executor, config.max_batch_size, wait_s)
@@ -73,10 +76,11 @@ class Service:
         self._use(load_models(self.config))
 
     async def close(self) -> None:
-        """Ends the queues and the inference thread."""
+        """Ends the queues and the threads."""
         await self.purifying.close()
         await self.classifying.close()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        for executor in (self._executor, self.coding):
+            executor.shutdown(wait=False, cancel_futures=True)
 
     @contextmanager
     def admission(self) -> Iterator[None]:
@@ -89,46 +93,30 @@ class Service:
         finally:
             self.num_in_flight -= 1
 
-    async def purify(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 [1, 3, H, W] -> purified, the same shape and type. Raises Problem timeout."""
-        async with self._time_limit():
-            return await self._purify(pixels)
+    @contextmanager
+    def reservation(self, num_pixels: int) -> Iterator[None]:
+        """Counts an image's pixels while they are in memory. Raises Problem queue-full beyond the bound.
 
-    async def classify(self, pixels: torch.Tensor) -> Classified:
-        """Probabilities before and after; after is that of the very picture `purify` answers, rounded to 8 bits."""
-        self.require_classifier()
-        async with self._time_limit():
-            before = asyncio.ensure_future(self._probabilities(pixels))
-            try:
-                after = await self._probabilities(await self._purify(pixels))
-                return Classified(await before, after)
-            finally:
-                before.cancel()
-
-    async def attack(self, pixels: torch.Tensor, config: AttackConfig, seed: int = 0) -> Attacked:
-        """Attacks the bare classifier (it never sees the purifier: threat model `oblivious`) and purifies the result.
-
-        The label to be moved away from is the classifier's own answer on the clean image.
+        Small images pass: admission bounds their number, and they must not be refused because of a few large ones.
         """
-        self.require_classifier()
-        async with self._time_limit():
-            clean = await self._probabilities(pixels)
-            label = int(clean.argmax())
-            loop = asyncio.get_running_loop()
-            attacked = await loop.run_in_executor(self._executor, self._attack_now, pixels, label, config, seed)
-            purified = await self._purify(attacked)
-            rest = await asyncio.gather(self._probabilities(attacked), self._probabilities(purified))
-            return Attacked(label, pixels, attacked, purified, (clean, rest[0], rest[1]))
+        counted = num_pixels if num_pixels > images.SMALL else 0
+        if counted and self.num_pixels_in_flight + counted > self.config.max_pixels_in_flight:
+            raise Problem("queue-full", f"images of {self.num_pixels_in_flight} pixels are being worked on", _RETRY)
+        self.num_pixels_in_flight += counted
+        try:
+            yield
+        finally:
+            self.num_pixels_in_flight -= counted
 
-    def require_classifier(self) -> None:
-        """Raises Problem no-classifier where the endpoint has none."""
-        if self.models.classifier is None:
-            raise Problem("no-classifier", "start the endpoint with a classifier to compare answers")
+    def time_limit(self) -> _TimeLimit:
+        """A block that may take request_timeout_s. Raises Problem timeout."""
+        return _TimeLimit(self.config.request_timeout_s)
 
-    async def _purify(self, pixels: torch.Tensor) -> torch.Tensor:
+    async def purify(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 [1, 3, H, W] -> purified, the same shape and type."""
         models = self.models
         height, width = pixels.shape[-2:]
-        padded = tiles.pad(images.to_float(pixels), models.stride)
+        padded = tiles.pad(pixels, models.stride)
         side = tiles.tile_side(models.image_size, models.stride, self.config.tile_size)
         places = tiles.corners(padded.shape[2], padded.shape[3], side)
         pieces = tiles.cut(padded, places, side)
@@ -139,9 +127,38 @@ class Service:
         whole = tiles.blend(purified, places, padded.shape)
         return images.to_uint8(whole[..., :height, :width])
 
+    async def classify(self, pixels: torch.Tensor) -> Classified:
+        """Probabilities before and after; after is that of the very picture `purify` answers, rounded to 8 bits."""
+        self.require_classifier()
+        before = asyncio.ensure_future(self._probabilities(pixels))
+        try:
+            after = await self._probabilities(await self.purify(pixels))
+            return Classified(await before, after)
+        finally:
+            before.cancel()
+
+    async def attack(self, pixels: torch.Tensor, config: AttackConfig, seed: int = 0) -> Attacked:
+        """Attacks the bare classifier (it never sees the purifier: threat model `oblivious`) and purifies the result.
+
+        The label to be moved away from is the classifier's own answer on the clean image.
+        """
+        self.require_classifier()
+        clean = await self._probabilities(pixels)
+        label = int(clean.argmax())
+        loop = asyncio.get_running_loop()
+        attacked = await loop.run_in_executor(self._executor, self._attack_now, pixels, label, config, seed)
+        purified = await self.purify(attacked)
+        rest = await asyncio.gather(self._probabilities(attacked), self._probabilities(purified))
+        return Attacked(label, pixels, attacked, purified, (clean, rest[0], rest[1]))
+
+    def require_classifier(self) -> None:
+        """Raises Problem no-classifier where the endpoint has none."""
+        if self.models.classifier is None:
+            raise Problem("no-classifier", "start the endpoint with a classifier to compare answers")
+
     async def _probabilities(self, pixels: torch.Tensor) -> torch.Tensor:
         try:
-            logits = await self.classifying.submit(images.to_float(pixels))
+            logits = await self.classifying.submit(pixels)
         except (RuntimeError, AssertionError, ValueError) as error:
             detail = f"{pixels.shape[3]} x {pixels.shape[2]} pixels: {' '.join(str(error).split())[:120]}"
             raise Problem("unsupported-size", detail) from None
@@ -152,15 +169,16 @@ class Service:
         warm(models, self.config.max_batch_size)
         self._models = models
 
+    # The queues hold 8 bits a channel, a quarter of what the models are given.
     @torch.inference_mode()
     def _purify_batch(self, batch: torch.Tensor) -> torch.Tensor:
-        purified: torch.Tensor = self.models.purifier(batch)
+        purified: torch.Tensor = self.models.purifier(images.to_float(batch))
         return purified
 
     @torch.inference_mode()
     def _classify_batch(self, batch: torch.Tensor) -> torch.Tensor:
         assert self.models.classifier is not None
-        logits: torch.Tensor = self.models.classifier(batch)
+        logits: torch.Tensor = self.models.classifier(images.to_float(batch))
         return logits
 
     def _attack_now(self, pixels: torch.Tensor, label: int, config: AttackConfig, seed: int) -> torch.Tensor:
@@ -168,9 +186,6 @@ class Service:
         keys = seeding.mix(seed, torch.zeros(1, dtype=torch.int64))
         attacked = attack(self.models.classifier, images.to_float(pixels), torch.tensor([label]), config, keys)
         return images.to_uint8(attacked)
-
-    def _time_limit(self) -> _TimeLimit:
-        return _TimeLimit(self.config.request_timeout_s)
 
 
 class _TimeLimit:

@@ -36,11 +36,18 @@ def test_the_local_configuration_loads_and_round_trips(tmp_path):
         ("num_threads", "0"),
         ("batch_wait_ms", "-1"),
         ("max_pixel", "5"),
+        ("max_pixels_in_flight", "5"),
     ],
 )
 def test_values_out_of_range_are_named(key, value):
     with pytest.raises(ConfigError, match=key):
         config.build(ServeConfig, config.apply_overrides({"model": "m"}, [f"--{key}", value]))
+
+
+def test_the_largest_image_fits_into_the_pixels_in_flight():
+    with pytest.raises(ValueError, match="max_pixels_in_flight: 99 must be at least max_pixels, 100"):
+        ServeConfig("m", max_pixels=100, max_pixels_in_flight=99)
+    assert ServeConfig("m", max_pixels=100, max_pixels_in_flight=100).max_pixels == 100
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,35 @@ def test_what_is_refused_has_a_code(data, code):
     assert code_of(data) == code
 
 
+def test_a_progressive_jpeg_is_taken_but_not_one_of_endless_scans(picture):
+    data = encoded(Image.fromarray(picture(16, 16)), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    scans, scan = data.count(b"\xff\xda"), data[last:-2]
+
+    def repeated(count: int) -> bytes:
+        return data[:-2] + scan * (count - scans) + data[-2:]
+
+    assert images.decode(data, LIMIT).shape == images.decode(repeated(100), LIMIT).shape == (1, 3, 16, 16)
+    assert code_of(repeated(101)) == "unsupported-image"
+    with pytest.raises(Problem, match="more than 100 scans"):
+        images.num_pixels(repeated(101), LIMIT)
+
+
+def test_pixels_are_counted_from_the_header_alone():
+    assert images.num_pixels(png_header(90, 100), LIMIT) == 90 * 100
+    with pytest.raises(Problem, match="101 x 100 pixels"):
+        images.num_pixels(png_header(101, 100), LIMIT)
+
+
+def test_only_small_pngs_are_small(picture):
+    assert images.is_small(encoded(Image.fromarray(picture(32, 32))))
+    assert images.is_small(encoded(Image.new("RGB", (256, 256))))
+    assert not images.is_small(encoded(Image.new("RGB", (257, 256))))
+    assert not images.is_small(encoded(Image.new("RGB", (8, 8)), "JPEG"))
+    assert not images.is_small(png_header(8, 8) + bytes(8192))
+    assert not images.is_small(b"\x89PNG\r\n\x1a\n")
+
+
 def test_sixteen_bit_rgb_is_refused_although_pillow_would_read_it():
     data = bytearray(png_header(8, 8))
     data[24] = 16

@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import io
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpx
 import pytest
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from starlette.testclient import TestClient
 
 from maep_serve.api import create_api
@@ -183,6 +188,102 @@ def test_a_full_queue_answers_429_at_once_and_recovers(config, models, png, is_p
         await service.close()
 
     asyncio.run(main())
+
+
+def encoded(height: int, width: int, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_an_image_beyond_the_pixels_in_flight_is_429_before_it_is_decoded(config, models, png, is_problem):
+    service, gated = gated_service(config, models, max_pixels_in_flight=300 * 300)
+    undecodable = png(257, 257)[:100]
+
+    async def main() -> None:
+        transport = httpx.ASGITransport(app=create_api(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            first = asyncio.ensure_future(client.post("/v1/purify", content=png(300, 300), headers=PNG))
+            await asyncio.to_thread(gated.entered.wait, 30)
+            for route in ("/v1/purify", "/v1/classify"):
+                refused = await client.post(route, content=undecodable, headers=PNG)
+                assert is_problem(refused, "queue-full")
+                assert int(refused.headers["retry-after"]) > 0
+            gated.gate.set()
+            assert (await first).status_code == 200
+            assert is_problem(await client.post("/v1/purify", content=undecodable, headers=PNG), "not-an-image")
+            assert (await client.post("/v1/purify", content=png(300, 300), headers=PNG)).status_code == 200
+        await service.close()
+
+    asyncio.run(main())
+
+
+def test_small_images_pass_while_large_ones_fill_the_pixels_in_flight(config, models, png):
+    service = Service(dataclasses.replace(config, max_pixels_in_flight=300 * 300), models)
+    with TestClient(create_api(service)) as client, service.reservation(300 * 300):
+        for body in (png(), png(256, 256), encoded(32, 32, "JPEG")):
+            assert client.post("/v1/purify", content=body, headers=PNG).status_code == 200
+        assert client.post("/v1/purify", content=png(257, 257), headers=PNG).status_code == 429
+
+
+def test_a_large_image_that_claims_to_be_small_is_refused(client, png, is_problem):
+    small, large = encoded(8, 8, "PNG"), encoded(299, 300, "PNG")
+    assert client.post("/v1/purify", content=large, headers=PNG).status_code == 200
+    two_headers = large[:8] + small[8:33] + large[8:]
+    assert is_problem(client.post("/v1/purify", content=two_headers, headers=PNG), "too-many-pixels")
+
+
+@contextmanager
+def busy_coding(service: Service) -> Iterator[None]:
+    """Every thread that decodes is kept busy."""
+    gate = threading.Event()
+    for _ in range(64):
+        service.coding.submit(gate.wait, 30)
+    try:
+        yield
+    finally:
+        gate.set()
+
+
+def text(size: int) -> PngInfo:
+    info = PngInfo()
+    info.add_text("comment", "a" * size)
+    return info
+
+
+@pytest.mark.parametrize(
+    "body",
+    [encoded(8, 8, "JPEG"), encoded(8, 8, "PNG", pnginfo=text(9000)), encoded(300, 300, "PNG")],
+    ids=["jpeg", "much metadata", "many pixels"],
+)
+def test_what_may_decode_slowly_does_so_off_the_event_loop(config, models, png, body):
+    service = Service(config, models)
+
+    async def main() -> None:
+        transport = httpx.ASGITransport(app=create_api(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            with busy_coding(service):
+                slow = asyncio.ensure_future(client.post("/v1/purify", content=body, headers=PNG))
+                while service.num_in_flight < 1:
+                    await asyncio.sleep(0)
+                assert (await client.get("/healthz")).status_code == 200
+                assert (await client.post("/v1/purify", content=png(32, 32), headers=PNG)).status_code == 200
+                assert not slow.done()
+            assert (await slow).status_code == 200
+        await service.close()
+
+    asyncio.run(main())
+
+
+def test_decoding_counts_towards_the_time_limit(config, models, is_problem):
+    service = Service(dataclasses.replace(config, request_timeout_s=0.2), models)
+    with TestClient(create_api(service)) as client:
+        with busy_coding(service):
+            answer = client.post("/v1/purify", content=encoded(300, 300, "JPEG"), headers=PNG)
+            assert is_problem(answer, "timeout")
+        assert service.num_in_flight == service.num_pixels_in_flight == 0
+        service.config = dataclasses.replace(service.config, request_timeout_s=30)
+        assert client.post("/v1/purify", content=encoded(300, 300, "JPEG"), headers=PNG).status_code == 200
 
 
 def test_too_slow_is_504_and_the_service_lives_on(config, models, png, is_problem):
