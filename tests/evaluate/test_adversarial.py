@@ -60,6 +60,36 @@ def test_made_once_and_read_back(
     assert len(list((tmp_path / "adversarial").iterdir())) == 2
 
 
+@pytest.mark.parametrize(
+    ("config", "passes"),
+    [
+        (FGSM, 1),
+        (AttackConfig("pgd", 8 / 255, 3), 4),
+        (AttackConfig("apgd-ce", 8 / 255, 5), 6),
+    ],
+    ids=["fgsm", "pgd", "apgd"],
+)
+def test_what_a_set_took_is_kept_beside_it(
+    classifier: Classifier,
+    digits: ImageSet,
+    image_list: lists.ImageList,
+    tmp_path: Path,
+    config: AttackConfig,
+    passes: int,
+) -> None:
+    arguments = (classifier, classifier.sha256, digits, image_list, config, 0, str(tmp_path))
+    made = adversarial.attacked_images(*arguments)
+    wanted = adversarial.recipe(classifier.sha256, digits, image_list, config, 0)
+    folder = adversarial.set_folder(adversarial.cache_folder(str(tmp_path)), wanted)
+    cost = adversarial.cost(folder, wanted)
+    assert cost is not None
+    assert cost.forward_passes == 130 * passes
+    assert cost.seconds > 0
+    (folder / "cost-00001.json").unlink()  # as in a set from before costs were kept
+    assert adversarial.cost(folder, wanted) is None
+    assert (adversarial.attacked_images(*arguments) == made).all()
+
+
 @pytest.mark.parametrize("damage", ["tampered", "missing", "manifest"])
 def test_damage_is_found_and_named(
     classifier: Classifier, digits: ImageSet, image_list: lists.ImageList, tmp_path: Path, damage: str

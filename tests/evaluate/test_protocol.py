@@ -15,16 +15,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluate_toys import Linear, robust
+from evaluate_toys import Linear, Rounding, robust
+from torch import Tensor, nn
 
 from maep import artifact, config
 from maep.data import lists
 from maep.data.datasets import DataConfig, load
 from maep.errors import ArtifactError, ConfigError, DataError
-from maep.evaluate import results, rows
+from maep.evaluate import baselines, results, rows
 from maep.evaluate.config import EvaluateConfig
 from maep.evaluate.protocol import Progress, evaluate
 from maep.evaluate.results import Result
+from maep.models.mae import MaeConfig
+from maep.models.purifier import Purifier, PurifierConfig
+
+
+class Centred(nn.Module):
+    """A classifier whose answer for an image hangs on the others of its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Linear()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        return logits - logits.mean(dim=0)
 
 
 def test_every_image_has_a_row_for_every_attack(result: Result, purifier: artifact.Artifact) -> None:
@@ -120,7 +135,7 @@ def test_killed_evaluation_gives_the_same_rows(
     words = json.dumps(config.to_dict(killed)), str(purifier.folder), str(tmp_path / "out")
     with subprocess.Popen([sys.executable, str(tmp_path / "run.py"), *words], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        for _ in range(chance.randrange(1, 25)):
+        for _ in range(chance.randrange(4, 25)):  # the first 3, the oblivious images, are done only together
             process.stdout.readline()
         time.sleep(chance.random() * 0.1)  # not to wait for anything: a moment inside a unit
         process.send_signal(signal.SIGKILL)
@@ -156,6 +171,55 @@ def test_limit_on_the_adaptive_attacks(small: EvaluateConfig, purifier: artifact
     found = evaluate(limited, {"conv": purifier}, tmp_path / "out")
     assert found.figure("conv", "digits_resnet8", "adaptive", 8 / 255).num_images == 8
     assert found.figure("conv", "digits_resnet8", "oblivious", 8 / 255).num_images == 20
+
+
+def test_masked_gradients_are_flagged_by_the_oblivious_figure(
+    small: EvaluateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Masked(Rounding):
+        differentiable = True
+
+    monkeypatch.setitem(baselines._BASELINES, "masked", Masked)
+    wide = replace(small, baselines=("none", "masked"), eps=(24 / 255, 32 / 255), oblivious_eps=24 / 255)
+    found = evaluate(wide, {}, tmp_path / "out")
+    assert list(found.unreliable) == ["masked"]
+    (reason,) = (line for line in found.unreliable["masked"] if line.startswith("adaptive is not above oblivious"))
+    count = {t: found.figure("masked", "digits_resnet8", t, 24 / 255).num_correct for t in ("adaptive", "oblivious")}
+    assert f"{count['adaptive']} of 24 stand adaptive and {count['oblivious']} oblivious attacks at 24/255" in reason
+
+
+def test_answers_that_hang_on_the_batch_are_flagged(small: EvaluateConfig, tmp_path: Path) -> None:
+    """The rows are made 12 at a time, the battery's 7 at a time."""
+    spec = f"import:{__name__}:Centred"
+    found = evaluate(replace(small, classifiers=(spec,), baselines=("none",), num_probes=7), {}, tmp_path / "out")
+    assert any(reason.startswith("eps 0 is clean") for reason in found.unreliable["none"])
+
+
+def test_cost_counts_the_oblivious_images_whoever_made_them(small: EvaluateConfig, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    few = replace(small, num_images=12, baselines=("none",), eps=(8 / 255,), cache=str(cache))
+    made, cached = (evaluate(few, {}, tmp_path / name).values for name in ("made", "cached"))
+    crafting = {label: cost["forward_passes"] for label, cost in made["attacked_images_cost"].items()}
+    name = "digits_resnet8"
+    assert crafting == {f"{name} FGSM": 12, f"{name} PGD-20": 12 * 21, f"{name} APGD-CE-20": 12 * 21}
+    assert cached["attacked_images_cost"] == made["attacked_images_cost"]
+    assert cached["forward_passes"] == made["forward_passes"]
+    for path in cache.rglob("cost-*.json"):
+        path.unlink()
+    old = evaluate(few, {}, tmp_path / "old").values
+    assert set(old["attacked_images_cost"].values()) == {None}
+    assert old["forward_passes"] == made["forward_passes"] - sum(crafting.values())
+    assert old["thread_seconds"] > 0
+
+
+def test_images_that_the_patches_do_not_divide_are_one_line(small: EvaluateConfig, tmp_path: Path) -> None:
+    mae = MaeConfig(image_size=(20, 20), patch_size=5, width=8, depth=1, num_heads=2, decoder_width=8, decoder_heads=2)
+    described = PurifierConfig(mae=mae, stem_channels=(4,), stem_blocks=1)
+    weights = Purifier(described).state_dict()
+    wide = artifact.write(tmp_path / "wide", "purifier", {"model": config.to_dict(described)}, weights, "A test's.")
+    with pytest.raises(ConfigError, match=r"'wide' does not take .*: patches of 5x5 do not divide .* 16x16") as caught:
+        evaluate(small, {"wide": wide}, tmp_path / "out")
+    assert "\n" not in str(caught.value)
 
 
 def test_folder_of_another_configuration_is_refused(small: EvaluateConfig, result: Result, tmp_path: Path) -> None:

@@ -77,6 +77,27 @@ def test_threat_models_never_share_a_column(result: Result) -> None:
     assert [row[0] for row in adaptive.rows] == ["none", "conv"]
 
 
+def test_columns_of_fewer_images_say_so(result: Result) -> None:
+    values = json.loads(json.dumps(result.values))
+    for figure in values["figures"]:
+        if figure["threat"] in ("bpda", "adaptive"):
+            figure["num_images"] = 8
+    fewer = Result(result.folder, values)
+    (headline,) = table.headline(fewer)
+    assert headline.title == "digits_resnet8, 24 images of digits-dev[:24]"
+    assert headline.header[1:4] == ("clean", "oblivious 8/255", "bpda 2/255 (first 8)")
+    assert headline.header[-1] == "adaptive 8/255 (first 8)"
+    lines = {line.partition(":")[0]: line for line in table.notes(fewer)}
+    assert lines["adaptive"].endswith("; on the first 8 of the images only.")
+    assert "first" not in lines["oblivious"]
+    assert not any("first" in line for line in table.notes(result))
+    screen = io.StringIO()
+    Console(file=screen, width=120).print(table.terminal(fewer))
+    assert "adaptive: the first 8 of 24 images of digits-dev[:24]" in screen.getvalue()
+    assert "clean (all 24)" in screen.getvalue()  # beside them in the same table
+    assert table.detailed(fewer)[0].header[1] == "clean"
+
+
 def test_terminal_and_markdown_show_the_same_cells(result: Result) -> None:
     screen = io.StringIO()
     Console(file=screen, width=100).print(table.terminal(result))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from evaluate_toys import Rounding, linear, probabilities
+from evaluate_toys import Linear, Rounding, linear, probabilities
 from torch import Tensor, nn
 
 from maep.artifact import Artifact
@@ -39,10 +39,11 @@ def test_honest_purifier_is_not_flagged(classifier: Classifier, purifier: Artifa
     assert {check.name for check in checks} == {
         "eval mode",
         "logits",
-        "eps 0 is clean",
+        "draws nothing",
         "gradients",
         "budget and range",
         "noise is weaker than PGD",
+        "more steps are not weaker",
         "a large eps breaks all",
     }
 
@@ -64,6 +65,69 @@ def test_saturated_logits_are_flagged(probes: Probes) -> None:
     images, labels, indices = (part[probes[1] < 2] for part in probes)
     assert "gradients" in failed(sanity.battery(Saturated().eval(), images, labels, indices, "adaptive", 8 / 255))
     assert not failed(sanity.battery(linear().eval(), images, labels, indices, "adaptive", 8 / 255))
+
+
+class Rippled(Linear):
+    """The linear classifier with ripples on its margin: many small steps settle in one, a large one jumps over."""
+
+    def margin(self, pixels: Tensor) -> Tensor:
+        plain = super().margin(pixels)
+        return plain + 3 * torch.sin(2 * torch.pi * plain / 4)
+
+
+def test_one_step_that_beats_twenty_is_flagged() -> None:
+    digits = load(DataConfig("digits"), "dev")
+    images, labels = digits.batch(range(240))
+    images, labels, indices = (part[labels < 2] for part in (images, labels, torch.from_numpy(digits.indices[:240])))
+    for model, flagged in ((Rippled(), True), (linear(), False)):
+        checks = sanity.battery(model.eval(), images, labels, indices, "adaptive", 40 / 255)
+        assert ("more steps are not weaker" in failed(checks)) == flagged
+
+
+def test_eps_zero_that_is_not_clean_is_flagged(classifier: Classifier, probes: Probes) -> None:
+    """The clean rows come from other batches than the battery: the answers may hang on nothing but the image."""
+
+    class Centred(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            logits = classifier(images)
+            return logits - logits.mean(dim=0)
+
+    images, labels, indices = probes
+
+    def check(model: nn.Module, moved: int = 0) -> sanity.Check:
+        predictions = model(images).argmax(dim=1)
+        answers = zip(predictions.tolist(), (predictions == labels).tolist(), strict=True)
+        clean = dict(zip(indices.roll(moved).tolist(), answers, strict=True))
+        return sanity.eps_zero(sanity.at_eps_zero(model, images[:9], labels[:9], indices[:9]), clean)
+
+    assert check(classifier).passed
+    assert not check(Centred().eval()).passed
+    assert not check(classifier, moved=1).passed  # answers that stand beside other images' indices
+    assert not sanity.eps_zero({7: (1, True)}, {}).passed
+
+
+def test_eps_zero_allows_a_randomised_model_its_draws() -> None:
+    clean = {index: (0, index < 60) for index in range(100)}
+    few = {index: (0, index < 57 or index == 99) for index in range(100)}
+    many = {index: (0, index < 40) for index in range(100)}
+    assert sanity.eps_zero(few, clean, randomised=True).passed
+    assert not sanity.eps_zero(few, clean).passed
+    assert not sanity.eps_zero(many, clean, randomised=True).passed
+    assert not sanity.eps_zero(clean, many, randomised=True).passed
+
+
+def test_adaptive_above_oblivious_is_flagged() -> None:
+    oblivious = {index: index < 50 for index in range(300)}
+
+    def check(right: int, count: int = 200, randomised: bool = False) -> sanity.Check:
+        return sanity.within_oblivious({i: i < right for i in range(count)}, oblivious, 8 / 255, randomised)
+
+    assert check(20).passed
+    assert check(52).passed  # one point of 200
+    assert not check(53).passed
+    assert check(53, randomised=True).passed  # three images may turn by chance
+    assert not check(70, randomised=True).passed
+    assert "53 of 200 stand adaptive and 50 oblivious" in check(53).detail
 
 
 def test_detached_defence_belongs_under_bpda(classifier: Classifier, probes: Probes) -> None:
@@ -97,4 +161,7 @@ def test_honest_evaluation_is_reliable(result: Result) -> None:
     assert not result.unreliable
     reported = {(entry["purifier"], check["name"]) for entry in result.values["sanity"] for check in entry["checks"]}
     assert ("conv", "monotone in eps") in reported
+    assert ("conv", "adaptive is not above oblivious") in reported
+    assert ("jpeg-q50", "adaptive is not above oblivious") not in reported
+    assert {name for name, check in reported if check == "eps 0 is clean"} == {"none", "jpeg-q50", "conv"}
     assert ("jpeg-q50", "gradients") not in reported

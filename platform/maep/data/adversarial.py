@@ -2,15 +2,18 @@
 
 They do not depend on any purifier: the attack sees the bare classifier, takes its full budget without an early stop
 and keeps the iterate of highest loss. They are kept as 8-bit images, as they would arrive, within the budget.
-A set is a folder of shards and, written last, a manifest; a folder without a valid manifest does not exist.
+A set is a folder of shards and, written last, a manifest; a folder without a valid manifest does not exist. What a
+shard took to make stands beside it, outside the manifest: it differs from one making to the next, the images do not.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,28 @@ from maep.errors import DataError
 SCHEMA = 1
 SHARD = 100
 MANIFEST = "MANIFEST.json"
+
+
+@dataclass
+class Meter:
+    """What the blocks under `on` took: images that went forward through a model, and seconds of this thread."""
+
+    forward_passes: int = 0
+    seconds: float = 0.0
+
+    @contextmanager
+    def on(self, model: nn.Module) -> Iterator[None]:
+        """Counts while the block runs; `model` takes a batch as its first argument."""
+
+        def count(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            self.forward_passes += len(inputs[0])
+
+        handle, start = model.register_forward_pre_hook(count), time.thread_time()
+        try:
+            yield
+        finally:
+            self.seconds += time.thread_time() - start
+            handle.remove()
 
 
 def cache_folder(named: str | None = None) -> Path:
@@ -67,19 +92,21 @@ def num_shards(wanted: Mapping[str, Any]) -> int:
 
 def make_shard(
     folder: Path, classifier: nn.Module, image_set: ImageSet, config: AttackConfig, seed: int, s: int
-) -> int:
-    """Attacks the images of shard `s` and keeps them; returns the images that went forward (0: was there already)."""
+) -> None:
+    """Attacks the images of shard `s` and keeps them and, first, what that took; a shard that is there stays."""
     path = folder / _shard_name(s)
     if path.is_file():
-        return 0
+        return
     positions = np.arange(s * SHARD, min((s + 1) * SHARD, len(image_set)))
     images, labels = image_set.batch(positions)
     images = images.contiguous(memory_format=torch.channels_last)
     keys = attack_keys(config, seed, torch.from_numpy(image_set.indices[positions]))
-    attacked = attack(classifier, images, labels, config, keys)
+    meter = Meter()
+    with meter.on(classifier):
+        attacked = attack(classifier, images, labels, config, keys)
     pixels = round_to_budget(attacked, images, config.eps)
+    storage.write_bytes(folder / _cost_name(s), json.dumps(asdict(meter)).encode())
     storage.write_bytes(path, save({"images": pixels}))
-    return len(images) * (config.steps + 1)
 
 
 def finish(folder: Path, wanted: Mapping[str, Any]) -> None:
@@ -108,6 +135,19 @@ def read(folder: Path, wanted: Mapping[str, Any]) -> NDArray[np.uint8]:
     if manifest != dict(wanted) or sorted(files) != sorted(map(_shard_name, range(num_shards(wanted)))):
         raise DataError(f"{folder / MANIFEST} is of another set of attacked images than its name says: {cure}")
     return np.concatenate([_read_shard(folder, s, files, cure) for s in range(num_shards(wanted))])
+
+
+def cost(folder: Path, wanted: Mapping[str, Any]) -> Meter | None:
+    """What the set took when it was made, all shards; None where that was not kept (older sets)."""
+    total = Meter()
+    try:
+        for name in map(_cost_name, range(num_shards(wanted))):
+            shard = json.loads((folder / name).read_bytes())
+            total.forward_passes += int(shard["forward_passes"])
+            total.seconds += float(shard["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return total
 
 
 def attacked_images(
@@ -154,6 +194,10 @@ def as_tensor(pixels: NDArray[np.uint8]) -> Tensor:
 
 def _shard_name(shard: int) -> str:
     return f"images-{shard:05d}.safetensors"
+
+
+def _cost_name(shard: int) -> str:
+    return f"cost-{shard:05d}.json"
 
 
 def _read_shard(folder: Path, shard: int, files: Mapping[str, str], cure: str) -> NDArray[np.uint8]:

@@ -108,7 +108,9 @@ class Bench:
                 made = Defence(name, source.sha256, module, True, bool(getattr(module, "randomised", False)))
             else:
                 module = baselines.build(name)
-                made = Defence(name, baselines.sha256(name), module, bool(module.differentiable), False)
+                made = Defence(
+                    name, baselines.sha256(name), module, bool(module.differentiable), bool(module.randomised)
+                )
             self._defences[name] = made
         return self._defences[name]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from maep import config as configuration
 from maep import storage
@@ -176,8 +177,15 @@ def _units(bench: Bench, name: str, spec: str) -> list[units.Unit]:
 
 
 def _merge(bench: Bench, identity: Mapping[str, Any]) -> Result:
-    """Rows in the order of the table, the sanity checks, and what it all took; the parts are no longer needed."""
-    tables, cost = [], rows.Cost()
+    """Rows in the order of the table, the sanity checks, and what it all took; the parts are no longer needed.
+
+    `forward_passes` counts every image that went forward through a model under attack, `thread_seconds` the time of
+    one thread: the oblivious images, the batteries, and every unit. Oblivious images that lay in the cache count as
+    what they took when they were made, for that is what the figures cost; a set of which it is not known (made
+    before it was kept) counts nothing and has null under `attacked_images_cost`.
+    """
+    crafting = _crafting(bench)
+    tables, cost = [], sum((took for took in crafting.values() if took), rows.Cost())
     reports: list[dict[str, Any]] = []
     for spec in bench.config.classifiers:
         for name in bench.setup.names:
@@ -189,8 +197,14 @@ def _merge(bench: Bench, identity: Mapping[str, Any]) -> Result:
                     cost += part_cost
             tables += pair_tables
             probe = units.Probe(name, spec)
-            checks = json.loads(units.probe_path(bench, probe).read_text(encoding="utf-8"))
-            checks += _monotone(pa.concat_tables(pair_tables))
+            probed = units.read_probe(bench, probe)
+            cost += probed.cost
+            pair_table, randomised = pa.concat_tables(pair_tables), bench.defence(name).randomised
+            across = [
+                sanity.eps_zero(probed.at_eps_zero, _clean_answers(pair_table), randomised),
+                *_adaptive_checks(pair_table, bench.config.oblivious_eps, randomised),
+            ]
+            checks = [*probed.checks, *(check.to_dict() for check in across)]
             reports.append({"purifier": name, "classifier": bench.classifier(spec).name, "checks": checks})
     values = {
         "name": "maep evaluation",
@@ -199,6 +213,10 @@ def _merge(bench: Bench, identity: Mapping[str, Any]) -> Result:
             f"{bench.classifier(spec).name} {config.label}": bench.attacked_folder(spec, config).name
             for spec in bench.config.classifiers
             for config in oblivious_attacks(bench.config)
+        },
+        "attacked_images_cost": {
+            label: took and {"forward_passes": took.forward_passes, "thread_seconds": round(took.seconds, 1)}
+            for label, took in crafting.items()
         },
         "forward_passes": cost.forward_passes,
         "thread_seconds": round(cost.seconds, 1),
@@ -209,11 +227,36 @@ def _merge(bench: Bench, identity: Mapping[str, Any]) -> Result:
     return result
 
 
-def _monotone(table: pa.Table) -> list[dict[str, Any]]:
+def _crafting(bench: Bench) -> dict[str, rows.Cost | None]:
+    """What each set of oblivious images took when it was made, None where that is not known."""
+    found: dict[str, rows.Cost | None] = {}
+    for spec in bench.config.classifiers:
+        for config in oblivious_attacks(bench.config):
+            took = adversarial.cost(bench.attacked_folder(spec, config), bench.recipe(spec, config))
+            label = f"{bench.classifier(spec).name} {config.label}"
+            found[label] = rows.Cost(took.forward_passes, took.seconds) if took else None
+    return found
+
+
+def _clean_answers(table: pa.Table) -> dict[int, tuple[int, bool]]:
+    clean = table.filter(pc.equal(table["threat"], "clean"))
+    index, prediction, correct = (clean[name].to_pylist() for name in ("index", "prediction", "correct"))
+    return dict(zip(index, zip(prediction, correct, strict=True), strict=True))
+
+
+def _adaptive_checks(table: pa.Table, oblivious_eps: float, randomised: bool) -> list[sanity.Check]:
+    """What the adaptive figures of one defence and classifier must be to each other and to the oblivious one."""
     figures = [f for f in results.summarise(table) if f.threat == "adaptive" and f.attack == results.WORST]
-    if len(figures) < 2:
-        return []
-    return [sanity.monotone({f.eps: f.accuracy for f in figures}, figures[0].num_images).to_dict()]
+    checks = []
+    if len(figures) > 1:
+        checks.append(sanity.monotone({f.eps: f.accuracy for f in figures}, figures[0].num_images))
+    wide = [figure for figure in figures if figure.eps >= oblivious_eps - 1e-9]
+    if wide:  # the least budget that takes in the oblivious one: what is wider, monotone holds below it
+        pair, eps = (wide[0].purifier, wide[0].classifier), min(figure.eps for figure in wide)
+        adaptive = results.outcomes(table, *pair, "adaptive", eps)
+        oblivious = results.outcomes(table, *pair, "oblivious", oblivious_eps)
+        checks.append(sanity.within_oblivious(adaptive, oblivious, eps, randomised))
+    return checks
 
 
 class _Clock:

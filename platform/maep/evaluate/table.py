@@ -49,11 +49,15 @@ def headline(result: Result) -> list[Table]:
         figures = [f for f in result.figures if f.classifier == classifier and f.attack in (WORST, "clean")]
         columns = sorted({(f.threat, f.eps) for f in figures}, key=lambda c: (THREATS.index(c[0]), c[1]))
         found = {(f.purifier, f.threat, f.eps): f for f in figures}
+        counts = {(f.threat, f.eps): f.num_images for f in figures}
         rows = tuple(
             (name + _mark(result, name), *(_cell(found.get((name, *column))) for column in columns))
             for name in result.values["purifiers"]
         )
-        heads = tuple("clean" if threat == "clean" else f"{threat} {eps_label(eps)}" for threat, eps in columns)
+        heads = [
+            "clean" if threat == "clean" else f"{threat} {eps_label(eps)}{_first(result, counts[threat, eps])}"
+            for threat, eps in columns
+        ]
         tables.append(Table(f"{classifier}, {_images(result)}", ("purifier", *heads), rows))
     return tables
 
@@ -65,7 +69,11 @@ def notes(result: Result) -> list[str]:
         if figure.threat != "clean" and figure.attack not in (WORST, *attacks.get(figure.threat, [])):
             attacks.setdefault(figure.threat, []).append(figure.attack)
     lines = ["Accuracy in % [95 % interval, Wilson]; worst case: right after every attack of the threat model; Linf."]
-    lines += [f"{t}: {', '.join(attacks[t])}; {_STANDING[t]}." for t in THREATS if t in attacks]
+    counts = {figure.threat: figure.num_images for figure in result.figures}
+    for threat in (threat for threat in THREATS if threat in attacks):
+        few = counts[threat] != result.values["num_images"]
+        only = f"; on the first {counts[threat]} of the images only" if few else ""
+        lines.append(f"{threat}: {', '.join(attacks[threat])}; {_STANDING[threat]}{only}.")
     for name, reasons in result.unreliable.items():
         lines += [f"{name} is unreliable: {reason}" for reason in reasons]
     return lines
@@ -119,11 +127,11 @@ def _of_threat(
         cells = [_cell(found.get((name, *column)), interval=column[1] == WORST) for column in columns]
         body.append((name + _mark(result, name), _cell(clean.get(name)), *cells))
     budget = "" if several else f" at {eps_label(columns[0][0])}"
-    count = shown[0].num_images
-    only = "" if count == result.values["num_images"] else f", the first {count}"
+    count, whole = shown[0].num_images, result.values["num_images"]
+    images = _images(result) if count == whole else f"the first {count} of {_images(result)}"
     bar = " (lower bar)" if threat == "oblivious" else ""
-    title = f"{classifier}, {threat}{bar}{budget}: {_images(result)}{only}"
-    return Table(title, ("purifier", "clean", *heads), tuple(body))
+    title = f"{classifier}, {threat}{bar}{budget}: {images}"
+    return Table(title, ("purifier", "clean" if count == whole else f"clean (all {whole})", *heads), tuple(body))
 
 
 def _cell(figure: Figure | None, interval: bool = True) -> str:
@@ -135,6 +143,11 @@ def _cell(figure: Figure | None, interval: bool = True) -> str:
 
 def _images(result: Result) -> str:
     return f"{result.values['num_images']} images of {result.values['image_list']}"
+
+
+def _first(result: Result, count: int) -> str:
+    """What a column's head adds where its figures are of fewer images than the title says."""
+    return "" if count == result.values["num_images"] else f" (first {count})"
 
 
 def _mark(result: Result, name: str) -> str:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,24 +78,13 @@ class Outcome:
     inherited: Tensor
 
 
-@dataclass
-class Counter:
-    """Counts the images that go forward through a model."""
+@dataclass(frozen=True)
+class Probed:
+    """What a probe found: the checks of the battery, the answers at eps 0, and what it all took."""
 
-    passes: int = field(default=0)
-
-    @contextmanager
-    def on(self, model: nn.Module) -> Iterator[None]:
-        """Counts while the block runs."""
-
-        def count(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            self.passes += len(inputs[0])
-
-        handle = model.register_forward_pre_hook(count)
-        try:
-            yield
-        finally:
-            handle.remove()
+    checks: list[dict[str, Any]]
+    at_eps_zero: dict[int, tuple[int, bool]]
+    cost: rows.Cost
 
 
 def run(bench: Bench, task: Task) -> None:
@@ -131,10 +117,11 @@ def part_path(bench: Bench, unit: Unit, attack_config: AttackConfig | None) -> P
     return bench.setup.output / "parts" / f"{rows.part_name(words)}.parquet"
 
 
-def probe_path(bench: Bench, probe: Probe) -> Path:
-    """Where the checks of one defence and classifier are kept until the evaluation is finished."""
-    words = ("sanity", probe.purifier, bench.classifier(probe.classifier).name)
-    return bench.setup.output / "parts" / f"{rows.part_name(words)}.json"
+def probe_paths(bench: Bench, probe: Probe) -> tuple[Path, Path]:
+    """Where the checks of a probe, and its answers at eps 0 and cost, are kept until the evaluation is finished."""
+    pair = (probe.purifier, bench.classifier(probe.classifier).name)
+    checks, answers = (rows.part_name((what, *pair)) for what in ("sanity", "answers"))
+    return bench.setup.output / "parts" / f"{checks}.json", bench.setup.output / "parts" / f"{answers}.json"
 
 
 def is_done(bench: Bench, task: Task) -> bool:
@@ -145,7 +132,14 @@ def is_done(bench: Bench, task: Task) -> bool:
         case Unit():
             return all(part_path(bench, task, config).is_file() for config in attacks_of(bench.config, task))
         case Probe():
-            return probe_path(bench, task).is_file()
+            return all(path.is_file() for path in probe_paths(bench, task))
+
+
+def read_probe(bench: Bench, probe: Probe) -> Probed:
+    """What a finished probe has left."""
+    checks, found = (json.loads(path.read_text(encoding="utf-8")) for path in probe_paths(bench, probe))
+    answers = {index: (prediction, right) for index, prediction, right in found["at_eps_zero"]}
+    return Probed(checks, answers, rows.Cost(*found["cost"]))
 
 
 def positions(bench: Bench, unit: Unit) -> range:
@@ -170,10 +164,19 @@ def _probe(bench: Bench, probe: Probe) -> None:
     where = range(min(bench.config.num_probes, len(bench.image_list)))
     images, labels = bench.batch(where)
     indices = torch.from_numpy(bench.image_set.indices[where.start : where.stop])
-    passes = bench.config.eot if defence.randomised else 1
-    checks = sanity.battery(model, images, labels, indices, threat, max(bench.config.eps), bench.config.seed, passes)
-    text = json.dumps([check.to_dict() for check in checks], indent=2)
-    storage.write_bytes(probe_path(bench, probe), text.encode())
+    passes = bench.config.eot if defence.randomised else None
+    meter, seed = adversarial.Meter(), bench.config.seed
+    with meter.on(model):
+        checks = sanity.battery(model, images, labels, indices, threat, max(bench.config.eps), seed, passes)
+        # After the battery, so that a model which an attack has changed is seen.
+        answers = sanity.at_eps_zero(model, images, labels, indices, seed, passes)
+    found = {
+        "at_eps_zero": [(index, *answer) for index, answer in answers.items()],
+        "cost": [meter.forward_passes, meter.seconds],
+    }
+    checks_path, answers_path = probe_paths(bench, probe)
+    storage.write_bytes(answers_path, json.dumps(found).encode())
+    storage.write_bytes(checks_path, json.dumps([check.to_dict() for check in checks], indent=2).encode())
 
 
 def _evaluate(bench: Bench, unit: Unit) -> None:
@@ -186,8 +189,8 @@ def _evaluate(bench: Bench, unit: Unit) -> None:
         if path.is_file():
             before = _read_outcome(path)
             continue
-        counter, start = Counter(), time.thread_time()
-        with counter.on(model):
+        meter = adversarial.Meter()
+        with meter.on(model):
             torch.manual_seed(_seed(bench, unit, config))
             if config is None:
                 outcome = _outcome(model, images, images, labels)
@@ -196,7 +199,7 @@ def _evaluate(bench: Bench, unit: Unit) -> None:
             else:
                 before = before or _outcome(model, images, images, labels)
                 outcome = _through(bench, unit, model, images, labels, before, config)
-        cost = rows.Cost(counter.passes, time.thread_time() - start)
+        cost = rows.Cost(meter.forward_passes, meter.seconds)
         rows.write_part(path, _table(bench, unit, config, where, labels, outcome), cost)
         before = outcome
 

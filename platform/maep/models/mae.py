@@ -115,10 +115,11 @@ class MaskedAutoencoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def patchify(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, L, P * P * 3]."""
+        """[B, 3, H, W] -> [B, L, P * P * 3]. Raises ValueError where the patch does not divide H and W."""
         size = self.config.patch_size
         batch, channels, height, width = images.shape
-        assert height % size == width % size == 0, f"{height}x{width} is no multiple of patch_size {size}"
+        if height % size or width % size:
+            raise ValueError(f"patches of {size}x{size} do not divide images of {height}x{width}: pad or resize them")
         patches = images.reshape(batch, channels, height // size, size, width // size, size)
         return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, size * size * channels)
 

@@ -1,0 +1,153 @@
+"""Randomised defences: gradients are means over draws, the known answer is met, and too few draws are flagged."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from evaluate_toys import Linear, robust
+from torch import Tensor, nn
+
+from maep import artifact, config
+from maep.data import lists
+from maep.data.datasets import DataConfig, load
+from maep.evaluate import baselines, sanity
+from maep.evaluate.bench import Expectation
+from maep.evaluate.config import EvaluateConfig
+from maep.evaluate.protocol import evaluate
+from maep.models.classifiers import Classifier
+from maep.models.mae import MaeConfig
+from maep.models.purifier import Purifier, PurifierConfig, defend
+
+LINEAR = "import:evaluate_toys:linear"
+EPS = 40 / 255
+
+
+class Ripple(nn.Module):
+    """Adds a sine of random phase to every pixel: next to nothing forwards, but its slope is up to `slope` either way.
+
+    Its mean over phases is x -> HEIGHT + (1 - 2 HEIGHT) x exactly, so a linear model behind it has a known answer.
+    """
+
+    HEIGHT = 0.01
+    differentiable = randomised = True
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def forward(self, images: Tensor) -> Tensor:
+        phase = 2 * math.pi * torch.rand_like(images)
+        ripple = self.HEIGHT * torch.sin(self.slope / self.HEIGHT * images + phase)
+        return (self.mean(images) + ripple).clamp(0, 1)
+
+    def mean(self, images: Tensor) -> Tensor:
+        return self.HEIGHT + (1 - 2 * self.HEIGHT) * images
+
+
+class Unsaid(Ripple):
+    """The same, and says nothing of it."""
+
+    randomised = False
+
+
+@pytest.fixture
+def linear(small: EvaluateConfig, monkeypatch: pytest.MonkeyPatch) -> EvaluateConfig:
+    """The linear digits classifier behind a ripple, 120 images, of which the zeros and ones can be right."""
+    for name, make in (("smooth", Ripple), ("rough", Ripple), ("unsaid", Unsaid)):
+        slope = 2 if name == "smooth" else 20
+        monkeypatch.setitem(baselines._BASELINES, name, lambda make=make, slope=slope: make(slope))
+    return replace(
+        small,
+        classifiers=(LINEAR,),
+        num_images=120,
+        num_probes=60,
+        batch_size=60,
+        eps=(32 / 255, EPS),
+        oblivious_eps=EPS,
+        eot=10,
+    )
+
+
+def known(eps: float) -> int:
+    """Images of the 120 that no change within eps turns behind the mean of a ripple."""
+    images, labels = lists.pick(load(DataConfig("digits"), "dev"), lists.named("digits-dev")).batch(range(120))
+    shrunk = 1 - 2 * Ripple.HEIGHT
+    return int(robust(Linear(), Ripple(0).mean(images), labels, eps * shrunk).sum())
+
+
+def test_expectation_is_the_mean_over_draws() -> None:
+    model = Ripple(slope=20)
+    images = torch.full((2, 3, 16, 16), 0.5)
+    torch.manual_seed(0)
+    point = images.clone().requires_grad_(True)
+    averaged = Expectation(model, 400)(point)
+    (slope,) = torch.autograd.grad(averaged.sum(), point)
+    assert torch.allclose(averaged, model.mean(images), atol=4 * 0.01 / math.sqrt(2 * 400))
+    assert float(slope.mean()) == pytest.approx(0.98, abs=0.1)
+    assert float(slope.std()) == pytest.approx(20 / math.sqrt(2 * 400), rel=0.2)  # of one draw: 14
+
+
+def test_enough_draws_meet_the_known_answer(linear: EvaluateConfig, tmp_path: Path) -> None:
+    found = evaluate(replace(linear, baselines=("smooth",)), {}, tmp_path / "out")
+    assert not found.unreliable
+    assert known(EPS) < known(32 / 255) < known(0)
+    for eps in (32 / 255, EPS):
+        assert abs(found.figure("smooth", LINEAR, "adaptive", eps).num_correct - known(eps)) <= 1
+    table = found.rows().to_pandas()
+    assert set(table[table["threat"] == "adaptive"]["eot"]) == {10}
+    assert set(table[table["threat"] != "adaptive"]["eot"]) == {1}
+    names = {check["name"] for check in found.values["sanity"][0]["checks"]}
+    assert {"gradients agree", "eps 0 is clean", "adaptive is not above oblivious"} <= names
+
+
+def test_too_few_draws_are_flagged(linear: EvaluateConfig, tmp_path: Path) -> None:
+    found = evaluate(replace(linear, baselines=("rough",), eot=2), {}, tmp_path / "out")
+    assert found.figure("rough", LINEAR, "adaptive", EPS).num_correct > known(EPS) + 3  # what must not be believed
+    reasons = " ".join(found.unreliable["rough"])
+    assert "gradients agree" in reasons
+    assert "a large eps breaks all" in reasons
+    assert "adaptive is not above oblivious" in reasons
+
+
+def test_draws_that_are_not_said_are_flagged(linear: EvaluateConfig, tmp_path: Path) -> None:
+    found = evaluate(replace(linear, baselines=("unsaid",)), {}, tmp_path / "out")
+    assert any(reason.startswith("draws nothing") for reason in found.unreliable["unsaid"])
+    assert set(found.rows().to_pandas()["eot"]) == {1}
+
+
+def test_random_masks_go_through_the_protocol(small: EvaluateConfig, tmp_path: Path) -> None:
+    described = PurifierConfig(
+        mae=MaeConfig(
+            image_size=(16, 16), width=16, depth=1, num_heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2
+        ),
+        mask_ratio=0.2,
+        stem_channels=(4, 8),
+        stem_blocks=1,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        model = Purifier(described)
+    masked = artifact.write(tmp_path / "mae", "purifier", {"model": config.to_dict(described)}, model.state_dict(), "-")
+    few = replace(small, num_images=12, num_probes=8, baselines=(), eps=(8 / 255,), eot=3)
+    first, second = (evaluate(few, {"masked": masked}, tmp_path / name) for name in ("first", "second"))
+    assert first.rows().equals(second.rows())
+    table = first.rows().to_pandas()
+    assert set(table[table["threat"] == "adaptive"]["eot"]) == {3}
+    once = evaluate(replace(few, eot=1), {"masked": masked}, tmp_path / "once")
+    assert first.values["forward_passes"] > once.values["forward_passes"]
+
+
+@pytest.mark.parametrize(("passes", "enough"), [(1, False), (10, True)])
+def test_noise_before_a_classifier_needs_more_than_one_draw(classifier: Classifier, passes: int, enough: bool) -> None:
+    class Noise(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return (images + 0.3 * torch.randn_like(images)).clamp(0, 1)
+
+    digits = load(DataConfig("digits"), "dev")
+    probes = *digits.batch(range(60)), torch.from_numpy(digits.indices[:60])
+    checks = sanity.battery(defend(classifier, Noise()), *probes, "adaptive", 8 / 255, passes=passes)
+    assert next(check.passed for check in checks if check.name == "gradients agree") == enough
