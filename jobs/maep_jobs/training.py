@@ -94,7 +94,8 @@ class _Tracked:
     def __init__(self, phase: str, settings: Settings, tracking: TrackingConfig, output: Path) -> None:
         self._settings = settings
         name = f"{phase} {output.name}"
-        self._run = open_run(tracking, name, _run_key(output), config.to_dict(settings), {"maep.phase": phase})
+        key = _run_key(output) if tracking.enabled else ""
+        self._run = open_run(tracking, name, key, config.to_dict(settings), {"maep.phase": phase})
 
     def on_step(self, progress: Progress) -> None:
         self._run.log_metrics(progress.metrics, progress.samples_seen)

@@ -60,7 +60,12 @@ def _start(num_cpus: int) -> None:
 
     try:
         ray.init(
-            address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=True, logging_level="warning"
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=True,  # Ray Train asks it which of its workers' places are left behind
+            dashboard_host="127.0.0.1",
+            log_to_driver=True,
+            logging_level="warning",
         )
     except Exception as error:
         if type(error) is not Exception:  # so Ray says that its processes were not up after half a minute
