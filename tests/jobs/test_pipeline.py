@@ -201,10 +201,12 @@ def test_killed_it_leaves_no_stage_behind(file: Path, store: Path) -> None:
     assert started
     running.kill()
     running.wait(timeout=60)
+    for pipe in (running.stdout, running.stderr):
+        assert pipe is not None
+        pipe.close()
     while any(map(is_running, started)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [child for child in started if is_running(child)]
-    running.stderr.close()
 
 
 @pytest.mark.slow
