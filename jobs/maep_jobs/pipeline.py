@@ -151,13 +151,15 @@ def _run_pipeline(
         _say(f"gate: {line}")
 
     base = _evaluate_on(settings.evaluate, settings.evaluate.classifiers, located)
-    result = _report(base, compared, output, table) if verdict.champion else None
-    endpoint = None
+    result, endpoint = None, None
     if verdict.champion:
+        result = _report(base, compared, output, table)
         _say("serve: start the endpoint, one golden request, stop")
         serve = dataclasses.replace(settings.serve, classifier=_protected(settings.serve.classifier, located))
         endpoint = check_endpoint(serve, tracking, base, keep)
         _say(f"serve: the answer is byte for byte the champion's offline output (sha256 {endpoint['sha256'][:12]})")
+    else:
+        _say("evaluate, serve: left out, test images and the endpoint are for what the gate passes")
     _say(f"runs: {ui_command(tracking)}")
     _say(f"all stages: {(time.monotonic() - began) / 60:.1f} minutes")
     return {

@@ -174,15 +174,21 @@ def start(file: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(line, cwd=file.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.slow
-def test_ended_by_sigterm_it_leaves_no_process(file: Path, store: Path) -> None:
-    running = start(file)
+def its_stages(running: subprocess.Popen[str]) -> list[int]:
+    """The processes that it has started, once there are some."""
     assert running.stderr is not None
     assert any(": maep " in line for line in running.stderr)
     deadline = time.monotonic() + 60
     while not (started := children(running.pid)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert started
+    return started
+
+
+@pytest.mark.slow
+def test_ended_by_sigterm_it_leaves_no_process(file: Path, store: Path) -> None:
+    running = start(file)
+    started = its_stages(running)
     running.send_signal(signal.SIGTERM)
     running.communicate(timeout=60)
     assert running.returncode == 128 + signal.SIGTERM
@@ -193,14 +199,10 @@ def test_ended_by_sigterm_it_leaves_no_process(file: Path, store: Path) -> None:
 def test_killed_it_leaves_no_stage_behind(file: Path, store: Path) -> None:
     """kill -9 asks nobody: the kernel ends the stages, or a rerun would train beside them."""
     running = start(file)
-    assert running.stderr is not None
-    assert any(": maep " in line for line in running.stderr)
-    deadline = time.monotonic() + 60
-    while not (started := children(running.pid)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert started
+    started = its_stages(running)
     running.kill()
     running.wait(timeout=60)
+    deadline = time.monotonic() + 60
     for pipe in (running.stdout, running.stderr):
         assert pipe is not None
         pipe.close()
@@ -237,6 +239,15 @@ def test_the_chain_ends_at_a_checked_endpoint_and_what_is_finished_is_kept(
         assert f"{name}: done before" in err
     assert json.loads(out)["endpoint"] == outcome["endpoint"]
     assert {path for path in everything() - made if "mlflow" not in path} == set()
+
+    made = everything()
+    refusing = ("--tracking.model", "another", "--gate.clean_floor", "1", "--gate.over_baselines", "[none]")
+    refused = start(file, "--json", *refusing)
+    out, err = refused.communicate(timeout=600)
+    assert refused.returncode == 1, err
+    assert (json.loads(out)["champion"], json.loads(out)["result"]) == (False, None)
+    assert "evaluate, serve: left out" in err  # test images are not for choosing
+    assert not [path for path in everything() - made if "evaluate-" in path]
 
     third = start(file, "--finetune.noise", "0.01", "--dry-run")
     plan, _ = third.communicate(timeout=120)
