@@ -11,49 +11,39 @@ import json
 from pathlib import Path
 from typing import Any
 
-from maep import artifact, config
-from maep.data.datasets import DataConfig, data_root, inventory
+from maep import artifact
+from maep.data.datasets import data_root, inventory
+from maep.evaluate import config as evaluate
 from maep.evaluate.config import EvaluateConfig
 from maep.models.classifiers import weights_file
 from maep.storage import sha256_file
+from maep.train import config as train
 from maep.train.classifier import ClassifierConfig
 from maep.train.config import FinetuneConfig, PretrainConfig
 
 
 def of_training(settings: ClassifierConfig | PretrainConfig | FinetuneConfig, upstream: dict[str, str]) -> str:
     """Digest of a training stage. `upstream` maps what earlier stages make (classifiers, `init`) to their digests."""
-    values = config.to_dict(settings)
-    for key in ("device", "checkpoint_every", "keep_checkpoints"):
-        values["loop"].pop(key)
-    values.pop("workers")
-    inputs: list[Any] = [_data(settings.data)]
+    values = train.deciding(settings)
+    inputs: list[Any] = [inventory(settings.data)]
     if isinstance(settings, FinetuneConfig):
         root = data_root(settings.data)
         inputs.append([upstream.get(spec) or _classifier(spec, root) for spec in values.pop("classifiers")])
         inputs.append(upstream.get("init") or (values["init"] and artifact.read(values["init"]).sha256))
         values.pop("init")
-    values["data"].pop("root")
     return digest(values, inputs)
 
 
 def of_evaluation(settings: EvaluateConfig, purifiers: list[str]) -> str:
     """Digest of an evaluation of `purifiers` (sha256)."""
-    values = config.to_dict(settings)
-    for key in ("num_workers", "cache"):
-        values.pop(key)
-    values["data"].pop("root")
     root = data_root(settings.data)
-    classifiers = [_classifier(spec, root) for spec in values.pop("classifiers")]
-    return digest(values, [_data(settings.data), classifiers, purifiers])
+    classifiers = [_classifier(spec, root) for spec in settings.classifiers]
+    return digest(evaluate.deciding(settings), [inventory(settings.data), classifiers, purifiers])
 
 
 def digest(values: dict[str, Any], inputs: list[Any]) -> str:
     """Eight hex digits."""
     return hashlib.sha256(json.dumps([values, inputs], sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _data(data: DataConfig) -> list[tuple[str, int]]:
-    return inventory(data)
 
 
 def _classifier(spec: str, root: Path) -> str:

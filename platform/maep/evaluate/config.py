@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from maep import config
 from maep.attacks.config import AttackConfig
 from maep.data.datasets import DataConfig
 
@@ -60,6 +61,15 @@ class EvaluateConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"{key}: {value} must be at least 1")
+
+
+def deciding(settings: EvaluateConfig) -> dict[str, Any]:
+    """The settings that decide figures. Not the classifiers' specs, which may be paths: what they are stands beside."""
+    values = config.to_dict(settings)
+    for key in ("num_workers", "cache", "classifiers"):
+        del values[key]
+    del values["data"]["root"]
+    return values
 
 
 def oblivious_attacks(config: EvaluateConfig) -> tuple[AttackConfig, ...]:

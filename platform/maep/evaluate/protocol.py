@@ -19,20 +19,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from maep import config as configuration
 from maep import storage
 from maep.artifact import Artifact
 from maep.data import adversarial
 from maep.errors import ConfigError, UserError
 from maep.evaluate import pool, results, rows, sanity, units
 from maep.evaluate.bench import Bench, Setup, check
-from maep.evaluate.config import NORM, EvaluateConfig, Threat, oblivious_attacks
+from maep.evaluate.config import NORM, EvaluateConfig, Threat, deciding, oblivious_attacks
 from maep.evaluate.results import Result
 
 __all__ = ["EvaluateConfig", "Progress", "evaluate"]
 
 IDENTITY = "evaluation.json"
-_NO_FIGURE_DEPENDS_ON = ("num_workers", "cache")
 _UNWRITABLE = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -99,10 +97,6 @@ def _check_names(config: EvaluateConfig, folders: Mapping[str, str]) -> None:
 
 def _identity(bench: Bench) -> dict[str, Any]:
     """What decides the figures: an output folder belongs to exactly one of these."""
-    config = configuration.to_dict(bench.config)
-    for key in _NO_FIGURE_DEPENDS_ON:
-        del config[key]
-    del config["data"]["root"], config["classifiers"]  # where they lie; what they are stands below
     classifiers = [bench.classifier(spec) for spec in bench.config.classifiers]
     return {
         "preset": bench.config.preset,
@@ -116,7 +110,7 @@ def _identity(bench: Bench) -> dict[str, Any]:
         "purifiers": {name: bench.defence(name).sha256 for name in bench.setup.names},
         "baselines": list(bench.config.baselines),
         "classifiers": {classifier.name: classifier.sha256 for classifier in classifiers},
-        "config": config,
+        "config": deciding(bench.config),
     }
 
 

@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from maep import config
 from maep.artifact import Artifact
 from maep.data.datasets import DataConfig, load
 from maep.errors import ArtifactError
 from maep.models.classifiers import CifarResNet, load_classifier
-from maep.train.config import LoopConfig, WorkersConfig
+from maep.train.config import LoopConfig, WorkersConfig, deciding
 from maep.train.loop import Task
 from maep.train.objectives import Batch, Losses, Objective
 
@@ -74,7 +73,7 @@ def classification(settings: ClassifierConfig) -> Task:
         "mean": list(mean),
         "std": list(std),
         "classes": list(images.classes),
-        "loop": {k: v for k, v in config.to_dict(settings.loop).items() if k not in ("device", "checkpoint_every")},
+        "loop": deciding(settings)["loop"],
         "data": {"name": images.name, "fingerprint": images.fingerprint},
     }
     card = f"# {settings.name}\n\nA CIFAR ResNet-{settings.depth}, trained by maep on {images.name}.\n"

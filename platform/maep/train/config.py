@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from maep import config
 from maep.data.datasets import DataConfig
 from maep.models.conv import ConvConfig
 from maep.models.mae import MaeConfig
@@ -61,6 +62,15 @@ class WorkersConfig:
     """How often Ray may start a group of workers anew, each time from the newest checkpoint."""
     start_timeout_s: float = 300.0
     """How long the cluster may take to place the workers before the run is given up."""
+
+
+def deciding(settings: Any) -> dict[str, Any]:
+    """A phase's settings without those of where and how often it runs, which change no weight."""
+    values = config.to_dict(settings)
+    del values["workers"], values["data"]["root"]
+    for key in ("device", "checkpoint_every", "keep_checkpoints"):
+        del values["loop"][key]
+    return values
 
 
 @dataclass(frozen=True)

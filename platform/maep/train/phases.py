@@ -17,16 +17,9 @@ from maep.models.classifiers import load_classifier
 from maep.models.conv import ConvPurifier
 from maep.models.mae import MaskedAutoencoder
 from maep.models.purifier import Purifier
-from maep.train.config import FinetuneConfig, PretrainConfig
+from maep.train.config import FinetuneConfig, PretrainConfig, deciding
 from maep.train.loop import Task
 from maep.train.objectives import Pretraining, Purification, check_classifier
-
-# Settings of where and how often, not of what: they change no weight, so a run may go on under others.
-_ELSEWHERE = {
-    "": ("model", "workers", "init"),
-    "loop": ("device", "checkpoint_every", "keep_checkpoints"),
-    "data": ("root",),
-}
 
 
 def pretraining(settings: PretrainConfig) -> Task:
@@ -96,12 +89,9 @@ def _check_size(images: ImageSet, size: tuple[int, int]) -> None:
 
 def _stored(settings: PretrainConfig | FinetuneConfig, images: ImageSet) -> dict[str, Any]:
     """What an artifact says of its training: all that decides the weights, nothing of where or when it ran."""
-    values = config.to_dict(settings)
-    model = values["model"]
-    for section, keys in _ELSEWHERE.items():
-        part = values[section] if section else values
-        for key in keys:
-            part.pop(key, None)
+    values = deciding(settings)
+    model = values.pop("model")
+    values.pop("init", None)
     return {"model": model, "train": values, "data": {"name": images.name, "fingerprint": images.fingerprint}}
 
 
