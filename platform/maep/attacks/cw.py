@@ -1,0 +1,105 @@
+"""Carlini and Wagner's L2 attack (2017, arXiv 1608.04644, section VI): the smallest change that the model gets wrong.
+
+By hand, with foolbox's as the oracle in the tests, because no library qualifies (looked up on 25 November 2026):
+adv-lib 0.2.8 (June 2026) is kept up, but requires visdom, of which there are only sources that today's setuptools
+cannot build; secml-torch 1.5 (July 2026) has C&W through foolbox or adv-lib only; ART's 1.20.1 is of July 2025,
+foolbox's 3.3.4 of March 2024. Here, too, an image depends on nothing but itself: the libraries stop a batch early.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from maep.attacks.config import AttackConfig
+from maep.attacks.search import Answer, Search, lengths
+
+NUM_CONSTANTS = 9
+"""Values that the constant c takes, by bisection, as in the authors' code."""
+FIRST_CONSTANT, LEARNING_RATE = 1e-3, 1e-2
+_DECAYS, _SMALL = (0.9, 0.999), 1e-8  # Adam's
+_INSIDE = 1 - 1e-6  # keeps the inverse of tanh finite at black and white
+
+
+def attack(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    config: AttackConfig,
+    keys: Tensor,
+    stop_when_broken: bool = False,
+    batch_size: int | None = None,
+) -> Tensor:
+    """`config.steps` steps of Adam for each of 9 constants c, untargeted with confidence 0; as the door in run.py.
+
+    It makes the norm small and knows no budget: an image that it brings over the boundary within eps is returned as
+    the nearest such image (with `stop_when_broken`, the first one), any other as it was. The step is
+    `config.step_size` in the space of the inverse tanh (None: 0.01). The first query of each constant is the image
+    itself. Nothing is drawn, so `keys` do not matter.
+    """
+    return _CarliniWagner(model, images, labels, config, keys, stop_when_broken).run(
+        NUM_CONSTANTS * config.steps, batch_size
+    )
+
+
+class _CarliniWagner(Search):
+    """Minimises ||x' - x||^2 + c max(margin, 0), x' = (tanh(w) + 1) / 2, over w, by Adam."""
+
+    differentiates = True
+
+    def __init__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, config: AttackConfig, keys: Tensor, stop: bool
+    ) -> None:
+        super().__init__(model, images, labels, config, keys, stop)
+        self.rate = LEARNING_RATE if config.step_size is None else config.step_size
+        self.origin = ((2 * self.images - 1) * _INSIDE).atanh()
+        self.change, self.mean, self.square = (torch.zeros_like(self.images) for _ in range(3))
+        self.nearest = torch.full_like(self.best_loss, torch.inf)  # L2 of the best
+        self.constant = torch.full_like(self.best_loss, FIRST_CONSTANT)
+        self.lower, self.upper = torch.zeros_like(self.constant), torch.full_like(self.constant, torch.inf)
+        self.found = torch.zeros_like(self.labels, dtype=torch.bool)  # with this constant
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """[A]: minus the hinge f of the paper's section V-A; 0 where the model is wrong."""
+        return super().loss(logits, labels).clamp(max=0)
+
+    def propose(self, which: Tensor, turn: Tensor) -> Tensor:
+        candidates = (torch.tanh(self.origin[which] + self.change[which]) + 1) / 2
+        return torch.where((turn == 0).view(-1, 1, 1, 1), self.images[which], candidates)
+
+    def learn(self, which: Tensor, turn: Tensor, answer: Answer) -> Tensor:
+        assert answer.slope is not None
+        moved = answer.candidates - self.images[which]
+        length = lengths(moved, "L2")
+        within = answer.broken & (length <= self.config.eps)
+        nearer = within & (length < self.nearest[which])
+        self.best[which[nearer]], self.nearest[which[nearer]] = answer.candidates[nearer], length[nearer]
+        self.found[which] |= answer.broken
+
+        by_image = 2 * moved - self.constant[which].view(-1, 1, 1, 1) * answer.slope
+        by_w = by_image * (1 - (2 * answer.candidates - 1) ** 2) / 2  # the slope of (tanh + 1) / 2
+        step = turn % self.config.steps
+        self._adam(which, by_w, step + 1)
+        self._next_constant(which[step == self.config.steps - 1])
+        return within
+
+    def _adam(self, which: Tensor, slope: Tensor, count: Tensor) -> None:
+        first, second = _DECAYS
+        self.mean[which] = first * self.mean[which] + (1 - first) * slope
+        self.square[which] = second * self.square[which] + (1 - second) * slope**2
+        unbias_mean, unbias_square = (
+            (1 - decay ** count.to(slope.dtype)).view(-1, 1, 1, 1) for decay in (first, second)
+        )
+        scale = (self.square[which] / unbias_square).sqrt() + _SMALL
+        self.change[which] -= self.rate * self.mean[which] / unbias_mean / scale
+
+    def _next_constant(self, which: Tensor) -> None:
+        """Bisection between the largest c that failed and the smallest that succeeded, tenfold until one has."""
+        constant, found = self.constant[which], self.found[which]
+        self.upper[which] = torch.where(found, torch.minimum(self.upper[which], constant), self.upper[which])
+        self.lower[which] = torch.where(found, self.lower[which], torch.maximum(self.lower[which], constant))
+        between = (self.lower[which] + self.upper[which]) / 2
+        self.constant[which] = torch.where(self.upper[which].isinf(), 10 * constant, between)
+        for state in (self.change, self.mean, self.square):
+            state[which] = 0
+        self.found[which] = False

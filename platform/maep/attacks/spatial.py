@@ -1,0 +1,69 @@
+"""Rotations and translations: Engstrom et al. 2019 (arXiv 1712.02779), the worst of their grid."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maep.attacks.config import AttackConfig
+from maep.attacks.search import Search
+
+DEGREES_PER_EPS = 300.0
+"""The paper's budget for CIFAR-10 is 30 degrees and 10 % of the side (section 4)."""
+NUM_ROTATIONS, NUM_SHIFTS = 31, 5
+"""Grid points of the angle, and of the translation along each axis (section 3.2): 775 in all."""
+
+
+def attack(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    config: AttackConfig,
+    keys: Tensor,
+    stop_when_broken: bool = False,
+    batch_size: int | None = None,
+) -> Tensor:
+    """The worst (highest margin) of 775 rotations and translations, as the door in run.py has it.
+
+    Rotated by up to 300 x eps degrees (at most 180) about the middle, then moved by up to eps x the side along each
+    axis: bilinear, one interpolation, and black where the image has left, as in the paper. The image itself is the
+    first of them. Nothing is drawn, so `keys` do not matter.
+    """
+    return _Grid(model, images, labels, config, keys, stop_when_broken).run(NUM_ROTATIONS * NUM_SHIFTS**2, batch_size)
+
+
+def moved(images: Tensor, degrees: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """float [B, C, H, W], rotated counterclockwise, then moved by shares of height and width; each [B]."""
+    height, width = images.shape[-2:]
+    cos, sin = torch.cos(torch.deg2rad(degrees)), torch.sin(torch.deg2rad(degrees))
+    # the place in the original that each place of the result shows, both in units of half a side
+    x_offset, y_offset = -2 * right, -2 * down
+    aspect = height / width
+    along_x = torch.stack([cos, -sin * aspect, cos * x_offset - sin * aspect * y_offset], dim=1)
+    along_y = torch.stack([sin / aspect, cos, sin / aspect * x_offset + cos * y_offset], dim=1)
+    places = F.affine_grid(torch.stack([along_x, along_y], dim=1), list(images.shape), align_corners=False)
+    shown = F.grid_sample(images, places, mode="bilinear", padding_mode="zeros", align_corners=False).clamp(0, 1)
+    still = (degrees == 0) & (down == 0) & (right == 0)
+    return torch.where(still.view(-1, 1, 1, 1), images, shown)  # interpolation would round what does not move
+
+
+class _Grid(Search):
+    def __init__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, config: AttackConfig, keys: Tensor, stop: bool
+    ) -> None:
+        super().__init__(model, images, labels, config, keys, stop)
+        degrees, shift = min(DEGREES_PER_EPS * config.eps, 180.0), config.eps
+        angles = torch.linspace(-degrees, degrees, NUM_ROTATIONS, dtype=torch.float64)
+        shifts = torch.linspace(-shift, shift, NUM_SHIFTS, dtype=torch.float64)
+        angles[NUM_ROTATIONS // 2] = shifts[NUM_SHIFTS // 2] = 0  # exactly
+        grid = torch.cartesian_prod(angles, shifts, shifts)
+        distance = (grid.abs() / torch.tensor([degrees, shift, shift], dtype=torch.float64)).sum(dim=1)
+        distance[distance == 0] = math.inf  # the image itself first, then the furthest, which do most harm
+        self.grid = grid[distance.argsort(descending=True, stable=True)].to(images)
+
+    def propose(self, which: Tensor, turn: Tensor) -> Tensor:
+        degrees, down, right = self.grid[turn].unbind(dim=1)
+        return moved(self.images[which], degrees, down, right)
