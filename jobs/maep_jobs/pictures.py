@@ -10,7 +10,7 @@ import torch
 from maep import seeding
 from maep.artifact import Artifact
 from maep.attacks.config import AttackConfig
-from maep.attacks.gradient import attack
+from maep.attacks.run import attack
 from maep.data.datasets import data_root, load
 from maep.data.image_set import to_uint8
 from maep.data.lists import named, pick

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from maep import seeding
 from maep.attacks.config import AttackConfig
-from maep.attacks.gradient import attack, cross_entropy
+from maep.attacks.losses import cross_entropy
+from maep.attacks.run import attack
 from maep.data import datasets, lists
 from maep.data.datasets import DataConfig
 from maep.models.classifiers import load_classifier

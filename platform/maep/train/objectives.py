@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from maep import seeding
 from maep.attacks.config import AttackConfig
-from maep.attacks.gradient import attack
+from maep.attacks.run import attack
 from maep.errors import ConfigError
 from maep.models.conv import ConvPurifier
 from maep.models.features import logits_and_features

@@ -1,0 +1,134 @@
+"""Auto-PGD in Linf and L2 (Croce and Hein 2020, arXiv 2003.01690): PGD with momentum that sets its own step size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from maep.attacks.balls import BALLS, per_image
+from maep.attacks.config import AttackConfig
+from maep.attacks.slots import State
+
+MOMENTUM = 0.75  # alpha of the paper's equation 2, and rho of its condition 1
+RHO = 0.75
+
+
+@dataclass
+class Best(State):
+    """An image's iterate of highest loss in this run."""
+
+    best: Tensor
+    best_slope: Tensor
+    best_loss: Tensor
+
+    def seen(self, losses: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """best, best_slope and best_loss after the look at `current`."""
+        better = losses > self.best_loss
+        rows = per_image(better)
+        return (
+            torch.where(rows, self.current, self.best),
+            torch.where(rows, slope, self.best_slope),
+            torch.where(better, losses, self.best_loss),
+        )
+
+
+@dataclass
+class Progress(Best):
+    """And what decides on its step: all [S], but for `previous`."""
+
+    previous: Tensor  # the iterate before the current one
+    last_loss: Tensor
+    step_size: Tensor
+    risen: Tensor  # steps that raised the loss, since the last checkpoint
+    halved: Tensor  # bool: whether the step was halved at the last checkpoint
+    best_then: Tensor  # the best loss at the last checkpoint
+
+
+class APGD:
+    """Algorithm 1 of the paper.
+
+    Follows the authors' code where it differs: in Linf it starts on the ball's surface, in a random direction, and
+    checkpoints are counted in whole iterations.
+    """
+
+    first_counted = 0
+
+    def __init__(self, config: AttackConfig) -> None:
+        assert config.norm != "L1"
+        self.ball, self.norm = BALLS[config.norm], config.norm
+        self.eps, self.random_start = config.eps, config.random_start
+        self.num_looks = config.steps + 1
+        self.periods = _periods(config.steps)
+
+    def start(self, images: Tensor, keys: Tensor) -> Progress:
+        """A random point of the ball's surface, or the images themselves."""
+        eps = torch.full_like(images[:, :1, :1, :1], self.eps)
+        current = images.clone()
+        if self.random_start:
+            current = self.ball.start(images, keys, eps)
+            if self.norm == "Linf":
+                offset = current - images
+                peak = offset.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
+                current = self.ball.project(images + eps * offset / peak, images, eps)
+        none = torch.full_like(eps.flatten(), -torch.inf)  # the first look becomes the best, and is no rise
+        return Progress(
+            current=current,
+            best=current.clone(),
+            best_slope=torch.zeros_like(current),
+            best_loss=none,
+            previous=current.clone(),
+            last_loss=-none,
+            step_size=2 * eps.flatten(),
+            risen=torch.zeros_like(none),
+            halved=torch.ones_like(none, dtype=torch.bool),
+            best_then=none.clone(),
+        )
+
+    def step(self, state: Progress, images: Tensor, looks: Tensor, losses: Tensor, slope: Tensor) -> Progress:
+        """Judges the step at a checkpoint, then makes one."""
+        best, best_slope, best_loss = state.seen(losses, slope)
+        risen = state.risen + (losses > state.last_loss)
+        current, step_size, halved, best_then = state.current, state.step_size, state.halved, state.best_then
+        period = self.periods.to(looks.device)[looks]
+        check = period > 0
+        if check.any():
+            few = risen <= RHO * period  # condition 1
+            stuck = ~halved & (best_loss <= best_then)  # condition 2
+            halve = check & (few | stuck)
+            step_size = torch.where(halve, step_size / 2, step_size)
+            current = torch.where(per_image(halve), best, current)
+            slope = torch.where(per_image(halve), best_slope, slope)
+            halved = torch.where(check, halve, halved)
+            best_then = torch.where(check, best_loss, best_then)
+            risen = risen.masked_fill(check, 0)
+
+        eps = torch.full_like(images[:, :1, :1, :1], self.eps)
+        moved = self.ball.project(current + per_image(step_size) * self.ball.steepest(slope, current), images, eps)
+        share = per_image(torch.where(looks == 0, 1.0, MOMENTUM).to(images.dtype))
+        following = self.ball.project(
+            current + share * (moved - current) + (1 - share) * (current - state.previous), images, eps
+        )
+        return Progress(following, best, best_slope, best_loss, current, losses, step_size, risen, halved, best_then)
+
+
+def _periods(steps: int) -> Tensor:
+    """int64 [steps + 1]: at each iteration that is a checkpoint the iterations since the one before, elsewhere 0."""
+    periods = torch.zeros(steps + 1, dtype=torch.int64)
+    before = 0
+    for checkpoint in checkpoints(steps):
+        if checkpoint <= steps:
+            periods[checkpoint] = checkpoint - before
+        before = checkpoint
+    return periods
+
+
+def checkpoints(steps: int) -> list[int]:
+    """Iterations at which APGD looks at its progress: 22 % of `steps` on, then each time 3 % less, at least 6 %."""
+    period, shrink, shortest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
+    found = [period]
+    while found[-1] < steps:
+        period = max(period - shrink, shortest)
+        found.append(found[-1] + period)
+    return found

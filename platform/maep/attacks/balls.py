@@ -1,0 +1,147 @@
+"""The geometry of a budget: the ball of a norm around an image, cut to the image range [0, 1].
+
+Everywhere `points` and `images` are float [B, 3, H, W], `images` in [0, 1], and `eps` is float [B, 1, 1, 1] of their
+dtype: the radius around each image.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from maep import seeding
+from maep.attacks.config import Norm
+
+SPARSITY = 0.05
+"""Share of the values that one L1 step of PGD moves. The steepest step moves a single one, which is slow; SLIDE
+(Tramèr and Boneh 2019, arXiv 1904.13000, section 4) moves a few per cent."""
+
+_TINY = 1e-12
+
+
+class Ball(Protocol):
+    """A norm, as an attack needs it."""
+
+    @staticmethod
+    def project(points: Tensor, images: Tensor, eps: Tensor) -> Tensor:
+        """A near point within `eps` of the image and in [0, 1]; the nearest one in Linf and in L1."""
+
+    @staticmethod
+    def steepest(slope: Tensor, points: Tensor) -> Tensor:
+        """[B, 3, H, W]: the step of norm 1 along which a loss with gradient `slope` at `points` rises fastest."""
+
+    @staticmethod
+    def start(images: Tensor, keys: Tensor, eps: Tensor) -> Tensor:
+        """A random point of the ball; the draw depends on the image's key (int64 [B], see maep.seeding) alone."""
+
+
+class Linf:
+    """The largest change of a value; starts uniformly in the ball."""
+
+    @staticmethod
+    def project(points: Tensor, images: Tensor, eps: Tensor) -> Tensor:
+        """Every value by itself: to the nearer bound."""
+        return torch.clamp(torch.minimum(torch.maximum(points, images - eps), images + eps), 0, 1)
+
+    @staticmethod
+    def steepest(slope: Tensor, points: Tensor) -> Tensor:
+        """Every value by 1."""
+        del points
+        return slope.sign()
+
+    @staticmethod
+    def start(images: Tensor, keys: Tensor, eps: Tensor) -> Tensor:
+        """Every value by itself."""
+        draws = seeding.uniform(keys, images[0].numel()).view_as(images)
+        return Linf.project(images + (2 * draws.to(images.dtype) - 1) * eps, images, eps)
+
+
+class L2:
+    """The Euclidean length of the change; starts on the sphere, where nearly all of such a ball lies."""
+
+    @staticmethod
+    def project(points: Tensor, images: Tensor, eps: Tensor) -> Tensor:
+        """Shortens the change, then cuts to [0, 1], as the authors of APGD do: within both, and near."""
+        offset = points - images
+        shrink = (eps / length(offset).clamp_min(_TINY)).clamp_max(1)
+        return (images + offset * shrink).clamp_(0, 1)
+
+    @staticmethod
+    def steepest(slope: Tensor, points: Tensor) -> Tensor:
+        """Along the gradient."""
+        del points
+        return slope / (length(slope) + _TINY)
+
+    @staticmethod
+    def start(images: Tensor, keys: Tensor, eps: Tensor) -> Tensor:
+        """In a random direction, then cut to [0, 1]."""
+        direction = _normal(images, keys)
+        return (images + eps * (direction / (length(direction) + _TINY))).clamp_(0, 1)
+
+
+class L1:
+    """The sum of the absolute changes; starts at a normal draw that is projected, as the authors of APGD do."""
+
+    @staticmethod
+    def project(points: Tensor, images: Tensor, eps: Tensor) -> Tensor:
+        """The nearest point of the ball and the box together (Croce and Hein 2021, arXiv 2103.01208, section 2.2).
+
+        Its change has the signs of the old one, and sizes min(max(|change| - t, 0), room), where room is how far the
+        image may go that way and t >= 0 is the least that brings the sum down to eps. The sum falls in t, which is
+        found by bisection to the last bits: the authors sort instead, which takes longer on a CPU.
+        """
+        offset = points - images
+        size, room = offset.abs(), torch.where(offset > 0, 1 - images, images)
+        low = torch.zeros_like(eps)
+        high = torch.where(_total(torch.minimum(size, room)) > eps, size.amax(dim=(1, 2, 3), keepdim=True), 0)
+        for _ in range(30 if size.dtype == torch.float32 else 60):
+            middle = (low + high) / 2
+            over = _total(torch.minimum(size - middle, room).clamp_min_(0)) > eps
+            low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+        size = torch.minimum(size - high, room).clamp_min_(0)
+        size *= (eps / _total(size).clamp_min_(_TINY)).clamp_max_(1)  # what rounding left over
+        return (images + size * offset.sign()).clamp_(0, 1)
+
+    @staticmethod
+    def steepest(slope: Tensor, points: Tensor) -> Tensor:
+        """Along the few steepest of the values that [0, 1] still lets move."""
+        stuck = ((points <= 0) & (slope < 0)) | ((points >= 1) & (slope > 0))
+        share = torch.full((len(slope),), SPARSITY, device=slope.device, dtype=slope.dtype)
+        return sparse_sign(slope.masked_fill(stuck, 0), share)
+
+    @staticmethod
+    def start(images: Tensor, keys: Tensor, eps: Tensor) -> Tensor:
+        """Sparse: most of the projected draw's changes are 0."""
+        return L1.project(images + _normal(images, keys), images, eps)
+
+
+BALLS: dict[Norm, type[Ball]] = {"Linf": Linf, "L2": L2, "L1": L1}
+
+
+def sparse_sign(slope: Tensor, share: Tensor) -> Tensor:
+    """[B, 3, H, W] of L1 norm 1: the signs of the steepest `share` (float [B], at least one) of an image's values."""
+    steepness = slope.flatten(1).abs()
+    place = ((1 - share) * steepness.shape[1]).clamp(0, steepness.shape[1] - 1).long()
+    least = steepness.sort(dim=1).values.gather(1, place[:, None])
+    signs = torch.where(slope.abs() >= per_image(least[:, 0]), slope.sign(), 0)
+    return signs / (_total(signs.abs()) + 1e-10)
+
+
+def length(offset: Tensor) -> Tensor:
+    """Euclidean, [B, 1, 1, 1]."""
+    return offset.square().sum(dim=(1, 2, 3), keepdim=True).sqrt()
+
+
+def per_image(values: Tensor) -> Tensor:
+    """[B] -> [B, 1, 1, 1], to be broadcast over images."""
+    return values.view(-1, 1, 1, 1)
+
+
+def _total(sizes: Tensor) -> Tensor:
+    return sizes.sum(dim=(1, 2, 3), keepdim=True)
+
+
+def _normal(images: Tensor, keys: Tensor) -> Tensor:
+    return seeding.normal(keys, images[0].numel()).view_as(images).to(images.dtype)
