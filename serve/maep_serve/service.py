@@ -13,8 +13,9 @@ import torch
 
 from maep import seeding
 from maep.attacks.config import AttackConfig
-from maep.attacks.gradient import attack
-from maep_serve import images, tiles
+from maep.attacks.run import attack
+from maep.models import tiles
+from maep_serve import images
 from maep_serve.batching import Batcher
 from maep_serve.config import ServeConfig
 from maep_serve.loading import Models, load_models, warm
