@@ -13,12 +13,15 @@ from maep_jobs.training import run_training
 _DATA = ("digits", "cifar10")
 _EXAMPLES = """  maep classifier train digits --output outputs/digits/classifier
   maep classifier train cifar10 --depth 20 --loop.samples 1500000
+  maep classifier train cifar10 --config cifar10/vgg --output outputs/cifar10/vgg
   maep evaluate --config cifar10/evaluate --classifiers outputs/cifar10/classifier/model"""
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb."""
-    made = parser("classifier", "Train a CIFAR ResNet that results in a folder usable as a classifier.", _EXAMPLES)
+    made = parser(
+        "classifier", "Train a CIFAR ResNet or a thin VGG; the result is a folder usable as a classifier.", _EXAMPLES
+    )
     made.add_argument("action", choices=["train"])
     made.add_argument("data", metavar="digits|cifar10")
     made.add_argument("--address", help="Ray cluster to run the workers on (default: this machine)")

@@ -19,6 +19,7 @@ def line(name: str) -> list[str]:
     """The verb that a shipped configuration is for, and what it needs besides."""
     words = {
         "classifier": ["classifier", "train", name.partition("/")[0]],
+        "vgg": ["classifier", "train", "cifar10"],
         "conv": ["finetune"],
         "promote": ["promote", "some/model"],
         "pipeline": ["run"],

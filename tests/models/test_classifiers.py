@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,10 @@ from maep import artifact
 from maep.data import datasets, lists
 from maep.data.datasets import DataConfig
 from maep.errors import ArtifactError, ConfigError, DataError, UnavailableError, UserError
-from maep.models.classifiers import CifarResNet, Classifier, fold_batch_norm, load_classifier, weights_sha256
+from maep.models.classifiers import Classifier, fold_batch_norm, load_classifier, weights_sha256
+from maep.models.families import CifarResNet, ThinVgg, build
+
+NORMALISATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def num_correct(classifier: nn.Module, images: Any, batch_size: int = 250) -> int:
@@ -31,10 +36,10 @@ def shared(root: Path, name: str, image_list: str) -> Any:
     return lists.pick(datasets.load(DataConfig(name, str(root)), named.split), named)  # type: ignore[arg-type]
 
 
-def trained_like(depth: int = 20) -> CifarResNet:
+def trained_like(depth: int = 20, family: str = "resnet", width: int = 16) -> nn.Module:
     """Random weights with batch-norm statistics that are not the initial ones."""
     torch.manual_seed(0)
-    model = CifarResNet(depth)
+    model = build({"family": family, "depth": depth, "width": width})
     with torch.no_grad():
         for _ in range(3):
             model(torch.randn(16, 3, 32, 32))
@@ -84,8 +89,9 @@ def test_exact_accuracy_on_all_shared_images(shared_data: Path, spec: str, data:
     assert sum(num_correct(classifier, part) for part in parts) == correct
 
 
-def test_folding_changes_no_prediction() -> None:
-    plain = Classifier(trained_like(), "plain")
+@pytest.mark.parametrize("family", ["resnet", "vgg"])
+def test_folding_changes_no_prediction(family: str) -> None:
+    plain = Classifier(trained_like(20, family, 8), "plain")
     images = torch.rand(64, 3, 32, 32)
     with torch.no_grad():
         wanted = plain(images)
@@ -101,18 +107,18 @@ def test_folding_the_shared_weights(shared_data: Path) -> None:
     folded = load_classifier("cifar10_resnet20", shared_data)
     model = CifarResNet(20).eval()
     model.load_state_dict(load_file(shared_data / "weights" / "cifar10_resnet20.safetensors"))
-    plain = Classifier(model, "plain", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    plain = Classifier(model, "plain", *NORMALISATION)
     images, _ = shared(shared_data, "cifar10", "cifar10-dev-500").batch(range(128))
     with torch.no_grad():
         wanted, found = plain(images), folded(images)
     assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-4
     assert torch.equal(found.argmax(dim=1), wanted.argmax(dim=1))
-    assert folded.sha256 == weights_sha256(model)  # of the weights as they were, not of the folded ones
-    assert folded.sha256 != weights_sha256(folded.model)
+    assert folded.sha256 == plain.sha256  # of the weights as they were, not of the folded ones
+    assert folded.sha256 != Classifier(folded.model, "folded", *NORMALISATION).sha256
     assert folded.sha256 == load_classifier("cifar10_resnet20", shared_data).sha256
 
 
-def test_sha256_is_over_names_and_values() -> None:
+def test_weights_sha256_is_over_names_and_values() -> None:
     model = nn.Linear(2, 1)
     model.load_state_dict({"weight": torch.tensor([[1.0, 2.0]]), "bias": torch.tensor([3.0])})
     digest = hashlib.sha256(b"weight" + b"\0\0\x80?\0\0\0@" + b"bias" + b"\0\0@@").hexdigest()
@@ -121,6 +127,36 @@ def test_sha256_is_over_names_and_values() -> None:
         model.bias.add_(1e-6)
     assert weights_sha256(model) != digest
     assert len(weights_sha256(nn.Linear(2, 1).bfloat16())) == 64
+
+
+def test_identity_is_of_all_that_decides_the_answers() -> None:
+    def sha256(model: nn.Module, *rest: Any, **more: Any) -> str:
+        return Classifier(model, "any name", *rest, **more).sha256
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.ReLU())
+    first = sha256(model)
+    assert first == sha256(model) == Classifier(model, "another name", classes=("a", "b", "c")).sha256
+    others = [
+        sha256(model, (0.1, 0.0, 0.0)),
+        sha256(model, (0.0, 0.0, 0.0), (1.0, 1.0, 0.9)),
+        sha256(nn.Sequential(model[0], model[1], nn.GELU())),  # the same weights by the same names
+        sha256(model, code="the text of a forward"),
+    ]
+    with torch.no_grad():
+        model[1].bias[0] += 1e-6
+    others.append(sha256(model))
+    assert len({first, *others}) == 6
+
+
+def test_identity_is_the_same_in_every_process() -> None:
+    """A model that prints the address of one of its parts."""
+
+    class Printed(nn.Module):
+        def extra_repr(self) -> str:
+            return f"function={object()!r}, size=3"
+
+    first, second = Printed(), Printed()
+    assert Classifier(first, "c").sha256 == Classifier(second, "c").sha256
 
 
 def test_gradients_reach_the_images_through_a_frozen_classifier() -> None:
@@ -143,6 +179,15 @@ def test_images_are_normalised_inside() -> None:
 def test_depths_that_do_not_exist(depth: int) -> None:
     with pytest.raises(ValueError, match="6n \\+ 2"):
         CifarResNet(depth)
+    with pytest.raises(ValueError, match="3n \\+ 2, such as 5, 11, 29"):
+        ThinVgg(depth)
+
+
+def test_depth_counts_the_layers_with_weights() -> None:
+    for model in (CifarResNet(20, width=4), ThinVgg(20, width=4)):
+        layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        assert len(layers) == 20
+        assert model(torch.rand(2, 3, 16, 16)).shape == (2, 10)
 
 
 # What a user may get wrong: each one line, with the cure.
@@ -230,6 +275,33 @@ def test_a_model_by_import_path() -> None:
     assert not any(parameter.requires_grad for parameter in ready.parameters())
 
 
+def test_identity_of_an_imported_model_is_of_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same weights (none), same structure, another `forward`, be it in the module that is named or in one it uses."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = """
+from torch import nn
+
+class Probe(nn.Module):
+    def forward(self, images):
+        return images.mean(dim=(2, 3))SUFFIX
+"""
+    digests = []
+    for number, suffix in enumerate(("", " * 2", "")):
+        (tmp_path / f"its_parts_{number}.py").write_text(module.replace("SUFFIX", suffix))
+        user = f"from its_parts_{number} import Probe\n\ndef make():\n    return Probe()\n"
+        (tmp_path / "its_user.py").write_text(user.replace(f"its_parts_{number}", "its_parts"))
+        (tmp_path / "its_parts.py").write_text((tmp_path / f"its_parts_{number}.py").read_text())
+        for name in ("its_user", "its_parts"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        classifier = load_classifier("import:its_user:make")
+        images = torch.rand(1, 3, 2, 2)
+        torch.testing.assert_close(classifier(images), images.mean(dim=(2, 3)) * (2 if suffix else 1))
+        digests.append(classifier.sha256)
+    assert digests[0] != digests[1]
+    assert digests[0] == digests[2]
+
+
 @pytest.mark.usefixtures("importable")
 @pytest.mark.parametrize(
     ("path", "message"),
@@ -270,9 +342,30 @@ def test_a_classifier_from_its_folder(tmp_path: Path) -> None:
     model = write(tmp_path / "c")
     loaded = load_classifier(str(tmp_path / "c"))
     assert (loaded.name, loaded.classes) == ("digits_resnet8", ("a", "b", "c"))
-    assert loaded.sha256 == weights_sha256(model)
+    assert loaded.sha256 == Classifier(model, "any", CONFIG["mean"], CONFIG["std"]).sha256  # type: ignore[arg-type]
     images = torch.rand(4, 3, 8, 8)
     wanted = model((images - torch.tensor(CONFIG["mean"]).view(3, 1, 1)) / torch.tensor(CONFIG["std"]).view(3, 1, 1))
+    torch.testing.assert_close(loaded(images), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_normalisation_of_a_folder_is_part_of_its_identity(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    write(tmp_path / "b", std=[0.2, 0.3, 0.5])
+    write(tmp_path / "c", name="renamed")
+    a, b, c = (load_classifier(str(tmp_path / name)).sha256 for name in "abc")
+    assert a != b
+    assert a == c
+
+
+def test_a_folder_of_another_family(tmp_path: Path) -> None:
+    model = trained_like(8, "vgg", 4)
+    shape = {"family": "vgg", "depth": 8, "num_classes": 10, "width": 4}
+    artifact.write(tmp_path / "c", "classifier", CONFIG | {"model": shape}, model.state_dict(), "card")
+    loaded = load_classifier(str(tmp_path / "c"))
+    assert isinstance(loaded.model, ThinVgg)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in loaded.modules())
+    images = torch.rand(4, 3, 32, 32)
+    wanted = Classifier(model, "plain", CONFIG["mean"], CONFIG["std"])(images)  # type: ignore[arg-type]
     torch.testing.assert_close(loaded(images), wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -282,6 +375,8 @@ def test_folders_that_hold_no_sound_classifier(tmp_path: Path) -> None:
         ({"kind": "purifier"}, "holds a purifier, not a classifier"),
         ({"model": {"depth": 9, "num_classes": 3, "width": 4}}, "6n \\+ 2"),
         ({"model": {"depht": 8}}, "depht"),
+        ({"model": {"family": "vgk", "depth": 8}}, "family: 'vgk' is not known: did you mean 'vgg'"),
+        ({"model": {"family": "vgg", "depth": 9}}, "3n \\+ 2"),
         ({"model": {"depth": 8, "num_classes": 4, "width": 4}}, "do not fit the configuration"),
         ({"mean": None}, "does not describe a classifier"),
         ({"model": None}, "does not describe a classifier"),

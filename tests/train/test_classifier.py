@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from train_toys import LOOP, Heard, weights
 
 from maep import config
@@ -12,8 +14,10 @@ from maep.artifact import Artifact
 from maep.data.datasets import DataConfig, load
 from maep.errors import ArtifactError, ConfigError
 from maep.models.classifiers import load_classifier
-from maep.train.classifier import ClassifierConfig, classification, dev_accuracy
+from maep.models.families import ThinVgg
+from maep.train.classifier import Classification, ClassifierConfig, classification, dev_accuracy
 from maep.train.loop import run
+from maep.train.objectives import Batch
 
 
 def test_it_learns_the_digits(trained_accuracy: float) -> None:
@@ -31,6 +35,32 @@ def test_its_artifact_is_a_classifier_to_protect(trained_classifier: Artifact, t
     assert logits.shape == (len(images), 10)
     assert float((logits.argmax(1) == labels).float().mean()) == pytest.approx(trained_accuracy)
     assert classifier.classes == images.classes
+
+
+def test_another_family_learns_the_digits(tmp_path: Path) -> None:
+    loop = LOOP | {"samples": 7000, "batch_size": 50, "lr": 1e-2, "checkpoint_every": 10**6}
+    shape = {"family": "vgg", "depth": 5, "width": 6, "label_smoothing": 0.1}
+    settings = config.build(ClassifierConfig, {"name": "other", "loop": loop} | shape)
+    trained = run(classification(settings), tmp_path)
+    assert dev_accuracy(trained, DataConfig("digits")) > 0.9
+    assert isinstance(load_classifier(str(trained.folder)).model, ThinVgg)
+    assert "thin VGG-5" in (trained.folder / "card.md").read_text()
+
+
+def test_smoothed_labels_are_those_of_the_paper() -> None:
+    """Loss of uniform logits is log(classes) for any smoothing; of a sure right answer it is what the rest weighs."""
+    images, labels = torch.rand(4, 3, 2, 2), torch.arange(4) % 3
+    keys = torch.zeros(4, dtype=torch.int64)
+    batch = Batch(images, labels, keys, step_key=0, places=torch.arange(4), size=4, progress=0.0)
+
+    class Sure(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return 9.0 * nn.functional.one_hot(labels, 3).float()
+
+    objective = Classification(Sure(), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), label_smoothing=0.3)
+    total = math.log(math.exp(9) + 2)
+    wanted = 0.8 * (total - 9) + 0.2 * total  # 0.7 on the label, 0.1 on each of the three
+    assert float(objective(batch).loss) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_a_stopped_training_ends_with_the_same_bits(tmp_path: Path) -> None:
@@ -57,6 +87,9 @@ def test_its_normalisation_is_the_datas_own(trained_classifier: Artifact) -> Non
         ({"depth": 10}, "depth: 10 is not 6n + 2, such as 8, 20, 56"),
         ({"depth": 2}, "depth: 2 is not 6n + 2"),
         ({"width": 0}, "width: 0 must be at least 1"),
+        ({"family": "vgg", "depth": 9}, "depth: 9 is not 3n + 2, such as 5, 11, 29"),
+        ({"family": "vit"}, "family"),
+        ({"label_smoothing": 1}, "label_smoothing: 1.0 must be in [0, 1)"),
         ({"data": {"name": "cifar100"}}, "data.name: 'cifar100' is not known: did you mean 'cifar10'?"),
         ({"dpeth": 8}, "unknown key 'dpeth': did you mean 'depth'?"),
     ],

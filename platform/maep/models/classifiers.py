@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
+import json
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from maep import artifact
 from maep.errors import ArtifactError, ConfigError, DataError, UnavailableError, nearest
+from maep.models import families
 from maep.models.build import load_weights
+from maep.models.families import CifarResNet, fold
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -32,8 +36,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Classifier(nn.Module):
     """float [B, 3, H, W] in [0, 1] -> logits [B, classes].
 
-    `name` and `sha256` (over the weights) identify it in results; `classes` are its classes' names, empty where it
-    knows none.
+    `name` and `sha256` identify it in results; `classes` are its classes' names, empty where it knows none.
+    `sha256` covers what decides its answers, as it was before batch norms were folded: the weights, the normalisation,
+    the structure and, where the model's code is the user's own, `code`, the text of it.
     """
 
     mean: Tensor
@@ -46,12 +51,14 @@ class Classifier(nn.Module):
         mean: tuple[float, ...] = (0.0, 0.0, 0.0),
         std: tuple[float, ...] = (1.0, 1.0, 1.0),
         classes: tuple[str, ...] = (),
+        code: str = "",
     ) -> None:
         super().__init__()
         self.model = model
         self.name = name
         self.classes = classes
-        self.sha256 = weights_sha256(model)
+        parts = [weights_sha256(model), [float(v) for v in mean], [float(v) for v in std], structure(model), code]
+        self.sha256 = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
@@ -61,62 +68,19 @@ class Classifier(nn.Module):
         return logits
 
 
-class CifarResNet(nn.Module):
-    """The CIFAR ResNet of He et al. 2016 (arXiv 1512.03385, section 4.2), depth 6n + 2, option A shortcuts.
-
-    Takes normalised images [B, 3, H, W]; parameter names follow akamaster/pytorch_resnet_cifar10.
-    """
-
-    def __init__(self, depth: int, num_classes: int = 10, width: int = 16) -> None:
-        super().__init__()
-        if depth < 8 or depth % 6 != 2:
-            raise ValueError(f"depth: {depth} must be 6n + 2, such as 8, 14 or 20")
-        num_blocks = (depth - 2) // 6
-        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = _layer(width, width, num_blocks, stride=1)
-        self.layer2 = _layer(width, 2 * width, num_blocks, stride=2)
-        self.layer3 = _layer(2 * width, 4 * width, num_blocks, stride=2)
-        self.linear = nn.Linear(4 * width, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, num_classes]."""
-        features = F.relu(self.bn1(self.conv1(images)))
-        features = self.layer3(self.layer2(self.layer1(features)))
-        logits: Tensor = self.linear(features.mean(dim=(2, 3)))
-        return logits
-
-
-class _Block(nn.Module):
-    def __init__(self, channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels)
-        self.stride = stride
-        self.padding = (out_channels - channels) // 2
-
-    def forward(self, features: Tensor) -> Tensor:
-        inner = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(features)))))
-        if self.padding:
-            features = F.pad(features[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
-        return F.relu(inner + features)
-
-
-def _layer(channels: int, out_channels: int, num_blocks: int, stride: int) -> nn.Sequential:
-    first = _Block(channels, out_channels, stride)
-    return nn.Sequential(first, *(_Block(out_channels, out_channels, 1) for _ in range(num_blocks - 1)))
-
-
 def weights_sha256(model: nn.Module) -> str:
-    """Digest over the names and values of a model's state dict: the identity of a classifier in results."""
+    """Digest over the names and values of a model's state dict."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)  # NumPy knows no bfloat16
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()
+
+
+def structure(model: nn.Module) -> str:
+    """The model as torch prints it, without the addresses of objects, which differ from process to process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(model))
 
 
 def load_classifier(spec: str, root: str | Path = "data") -> Classifier:
@@ -140,24 +104,9 @@ def load_classifier(spec: str, root: str | Path = "data") -> Classifier:
 
 
 def fold_batch_norm(classifier: Classifier) -> Classifier:
-    """Folds the batch norms of a frozen CIFAR ResNet into its convolutions: the same function, fewer passes."""
-    if isinstance(classifier.model, CifarResNet):
-        _fold(classifier.model, "conv1", "bn1")
-        for block in classifier.model.modules():
-            if isinstance(block, _Block):
-                _fold(block, "conv1", "bn1")
-                _fold(block, "conv2", "bn2")
+    """Folds the batch norms of a frozen classifier of our own families: the same function, fewer passes."""
+    fold(classifier.model)
     return classifier
-
-
-def _fold(parent: nn.Module, convolution: str, norm: str) -> None:
-    fused = fuse_conv_bn_eval(getattr(parent, convolution), getattr(parent, norm))
-    setattr(parent, convolution, fused)
-    setattr(parent, norm, nn.Identity())
-
-
-def _cifar_resnet(depth: int) -> nn.Module:
-    return CifarResNet(depth)
 
 
 def _squeezenet() -> Any:
@@ -181,9 +130,9 @@ def _imagenet_classes() -> tuple[str, ...]:
 
 
 _NAMED: dict[str, tuple[str, Callable[[], nn.Module], Callable[[], tuple[str, ...]]]] = {
-    "cifar10_resnet20": ("cifar10_resnet20.safetensors", lambda: _cifar_resnet(20), _cifar10_classes),
-    "cifar10_resnet44": ("cifar10_resnet44.safetensors", lambda: _cifar_resnet(44), _cifar10_classes),
-    "cifar10_resnet56": ("cifar10_resnet56.safetensors", lambda: _cifar_resnet(56), _cifar10_classes),
+    "cifar10_resnet20": ("cifar10_resnet20.safetensors", lambda: CifarResNet(20), _cifar10_classes),
+    "cifar10_resnet44": ("cifar10_resnet44.safetensors", lambda: CifarResNet(44), _cifar10_classes),
+    "cifar10_resnet56": ("cifar10_resnet56.safetensors", lambda: CifarResNet(56), _cifar10_classes),
     "imagenet_squeezenet1_0": ("imagenet_squeezenet1_0_dc.safetensors", _squeezenet, _imagenet_classes),
 }
 
@@ -227,7 +176,7 @@ def _timm(name: str) -> Classifier:
         raise ConfigError(f"classifier 'timm:{name}' has no trained weights: choose one of timm.list_pretrained()")
     model = _downloaded(f"timm:{name}", lambda: timm.create_model(name, pretrained=True))
     settings = timm.data.resolve_model_data_config(model)
-    return Classifier(model, f"timm:{name}", settings["mean"], settings["std"])
+    return Classifier(model, f"timm:{name}", settings["mean"], settings["std"], code=f"timm:{name}")
 
 
 def _torchvision(name: str) -> Classifier:
@@ -240,7 +189,8 @@ def _torchvision(name: str) -> Classifier:
     model = _downloaded(f"torchvision:{name}", lambda: models.get_model(name, weights=weights))
     settings = weights.transforms()
     categories = tuple(weights.meta["categories"])
-    return Classifier(model, f"torchvision:{name}", tuple(settings.mean), tuple(settings.std), categories)
+    spec = f"torchvision:{name}"
+    return Classifier(model, spec, tuple(settings.mean), tuple(settings.std), categories, code=spec)
 
 
 def _downloaded(name: str, create: Callable[[], nn.Module]) -> nn.Module:
@@ -278,7 +228,19 @@ def _imported(path: str) -> Classifier:
             ) from error
     if not isinstance(made, nn.Module):
         raise ConfigError(f"{where}: {factory}() gave a {type(made).__name__}, not a torch nn.Module")
-    return Classifier(made, f"import:{path}")
+    return Classifier(made, f"import:{path}", code=f"import:{path}\n{_code(made, found)}")
+
+
+def _code(model: nn.Module, module: ModuleType) -> str:
+    """The text of the modules that define `model` and its parts, torch's own left out; '' for what has no text."""
+    names = {module.__name__} | {type(part).__module__ for part in model.modules()}
+    texts = []
+    for name in sorted(name for name in names if name.partition(".")[0] != "torch"):
+        try:
+            texts.append(inspect.getsource(sys.modules[name]))
+        except (KeyError, OSError, TypeError):  # defined in a notebook, or compiled
+            texts.append("")
+    return "\n".join(texts)
 
 
 def _public(module: ModuleType) -> list[str]:
@@ -293,12 +255,12 @@ _SCHEMES: dict[str, Callable[[str], Classifier]] = {"timm": _timm, "torchvision"
 
 
 def _from_artifact(source: artifact.Artifact) -> Classifier:
-    """What `maep classifier train` wrote: its configuration is name, model (CifarResNet's), mean, std and classes."""
+    """What `maep classifier train` wrote: name, model (see `families.build`), mean, std and classes."""
     if source.kind != "classifier":
         raise ArtifactError(f"{source.folder} holds a {source.kind}, not a classifier")
     values = source.config
     try:
-        model = CifarResNet(**values["model"])
+        model = families.build(values["model"])
         name, mean, std = str(values["name"]), tuple(values["mean"]), tuple(values["std"])
         classes = tuple(values.get("classes", ()))
     except (KeyError, TypeError, ValueError) as error:

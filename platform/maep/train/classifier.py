@@ -1,4 +1,4 @@
-"""Training a classifier to protect, for those who have none: a CIFAR ResNet on digits or CIFAR-10."""
+"""Training a classifier to protect, for those who have none: a CIFAR ResNet or a thin VGG on digits or CIFAR-10."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from torch import nn
 from maep.artifact import Artifact
 from maep.data.datasets import DataConfig, load
 from maep.errors import ArtifactError
-from maep.models.classifiers import CifarResNet, load_classifier
+from maep.models import families
+from maep.models.classifiers import load_classifier
+from maep.models.families import Family, check_shape
 from maep.train.config import LoopConfig, WorkersConfig, deciding
 from maep.train.loop import Task
 from maep.train.objectives import Batch, Losses, Objective
@@ -20,22 +22,25 @@ from maep.train.objectives import Batch, Losses, Objective
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """A CIFAR ResNet of `depth` 6n + 2, trained from scratch with cross-entropy."""
+    """A CIFAR ResNet of `depth` 6n + 2 or a thin VGG of 3n + 2, trained from scratch with cross-entropy."""
 
     name: str = "classifier"
     """What results and tables call it."""
     data: DataConfig = field(default_factory=DataConfig)
+    family: Family = "resnet"
     depth: int = 20
     width: int = 16
+    """Channels of the first convolution."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes (Szegedy et al. 2016, arXiv 1512.00567, section 7)."""
     loop: LoopConfig = field(default_factory=LoopConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
 
     def __post_init__(self) -> None:
-        """Refuses depths that a CIFAR ResNet cannot have."""
-        if self.depth < 8 or self.depth % 6 != 2:
-            raise ValueError(f"depth: {self.depth} is not 6n + 2, such as 8, 20, 56")
-        if self.width < 1:
-            raise ValueError(f"width: {self.width} must be at least 1")
+        """Refuses shapes that the family cannot have."""
+        check_shape(self.family, self.depth, self.width)
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing: {self.label_smoothing} must be in [0, 1)")
 
 
 class Classification(Objective):
@@ -44,16 +49,19 @@ class Classification(Objective):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], label_smoothing: float = 0.0
+    ) -> None:
         super().__init__()
         self.model = model
+        self.label_smoothing = label_smoothing
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, batch: Batch) -> Losses:
         """The loss of one batch, and its share of right answers."""
         logits = self.model((batch.images - self.mean) / self.std)
-        loss = F.cross_entropy(logits, batch.labels)
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
         right = (logits.argmax(dim=1) == batch.labels).float().mean()
         return Losses(loss, {"train_accuracy": right.detach()})
 
@@ -63,8 +71,13 @@ def classification(settings: ClassifierConfig) -> Task:
     images = load(settings.data, "train")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.loop.seed)
-        shape = {"depth": settings.depth, "num_classes": len(images.classes), "width": settings.width}
-        model = CifarResNet(**shape)
+        shape = {
+            "family": settings.family,
+            "depth": settings.depth,
+            "num_classes": len(images.classes),
+            "width": settings.width,
+        }
+        model = families.build(shape)
     sample = images.pixels(np.arange(min(len(images), 10_000))).reshape(-1, 3) / 255.0
     mean, std = (tuple(round(float(v), 4) for v in values) for values in (sample.mean(axis=0), sample.std(axis=0)))
     stored = {
@@ -73,11 +86,14 @@ def classification(settings: ClassifierConfig) -> Task:
         "mean": list(mean),
         "std": list(std),
         "classes": list(images.classes),
+        "label_smoothing": settings.label_smoothing,
         "loop": deciding(settings)["loop"],
         "data": {"name": images.name, "fingerprint": images.fingerprint},
     }
-    card = f"# {settings.name}\n\nA CIFAR ResNet-{settings.depth}, trained by maep on {images.name}.\n"
-    return Task("classifier", Classification(model, mean, std), images, settings.loop, stored, card)
+    title = {"resnet": "CIFAR ResNet", "vgg": "thin VGG"}[settings.family]
+    card = f"# {settings.name}\n\nA {title}-{settings.depth}, trained by maep on {images.name}.\n"
+    objective = Classification(model, mean, std, settings.label_smoothing)
+    return Task("classifier", objective, images, settings.loop, stored, card)
 
 
 def dev_accuracy(trained: Artifact, data: DataConfig) -> float:
