@@ -76,6 +76,7 @@ def small(digits_classifier: Path, cache: Path) -> EvaluateConfig:
         baselines=("none", "jpeg-q50"),
         num_probes=12,
         batch_size=12,
+        shard_size=12,
         cache=str(cache),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,17 @@ def digits(image_list: lists.ImageList) -> ImageSet:
     return lists.pick(load(DataConfig("digits"), "dev"), image_list)
 
 
+def wanted(
+    classifier: Classifier,
+    images: ImageSet,
+    image_list: lists.ImageList,
+    cache: Path,
+    config: AttackConfig = FGSM,
+    seed: int = 0,
+) -> adversarial.AttackedSet:
+    return adversarial.AttackedSet(classifier.sha256, None, images, image_list, config, seed, cache)
+
+
 @pytest.mark.parametrize("eps", [8 / 255, 2 / 255, 2.6 / 255, 0.5 / 255])
 def test_rounding_keeps_the_budget(eps: float) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -49,15 +61,14 @@ def test_made_once_and_read_back(
         calls += 1
 
     handle = classifier.register_forward_pre_hook(count)
-    made = [
-        adversarial.attacked_images(classifier, classifier.sha256, digits, image_list, FGSM, seed, str(tmp_path))
-        for seed in (0, 0, 1)
-    ]
+    made = [wanted(classifier, digits, image_list, tmp_path, seed=seed).made(classifier) for seed in (0, 0, 1)]
     handle.remove()
     assert calls == 2 * 2  # two shards for each of two seeds
     assert (made[0] == made[1]).all()
     assert made[0].shape == (130, 16, 16, 3)
-    assert len(list((tmp_path / "adversarial").iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 2
+    behind = replace(wanted(classifier, digits, image_list, tmp_path), purifier_sha256="f" * 64)
+    assert not behind.is_finished  # another model, another set
 
 
 @pytest.mark.parametrize(
@@ -77,27 +88,24 @@ def test_what_a_set_took_is_kept_beside_it(
     config: AttackConfig,
     passes: int,
 ) -> None:
-    arguments = (classifier, classifier.sha256, digits, image_list, config, 0, str(tmp_path))
-    made = adversarial.attacked_images(*arguments)
-    wanted = adversarial.recipe(classifier.sha256, digits, image_list, config, 0)
-    folder = adversarial.set_folder(adversarial.cache_folder(str(tmp_path)), wanted)
-    cost = adversarial.cost(folder, wanted)
+    attacked = wanted(classifier, digits, image_list, tmp_path, config)
+    made = attacked.made(classifier)
+    cost = attacked.cost()
     assert cost is not None
     assert cost.forward_passes == 130 * passes
     assert cost.seconds > 0
-    (folder / "cost-00001.json").unlink()  # as in a set from before costs were kept
-    assert adversarial.cost(folder, wanted) is None
-    assert (adversarial.attacked_images(*arguments) == made).all()
+    (attacked.folder / "cost-00001.json").unlink()  # as in a set from before costs were kept
+    assert attacked.cost() is None
+    assert (attacked.made(classifier) == made).all()
 
 
 @pytest.mark.parametrize("damage", ["tampered", "missing", "manifest"])
 def test_damage_is_found_and_named(
     classifier: Classifier, digits: ImageSet, image_list: lists.ImageList, tmp_path: Path, damage: str
 ) -> None:
-    arguments = (classifier, classifier.sha256, digits, image_list, FGSM, 0, str(tmp_path))
-    adversarial.attacked_images(*arguments)
-    (folder,) = (tmp_path / "adversarial").iterdir()
-    shard = folder / "images-00001.safetensors"
+    attacked = wanted(classifier, digits, image_list, tmp_path)
+    attacked.made(classifier)
+    shard = attacked.shard_path(1)
     if damage == "tampered":
         data = bytearray(shard.read_bytes())
         data[-1] ^= 1
@@ -105,7 +113,7 @@ def test_damage_is_found_and_named(
     elif damage == "missing":
         shard.unlink()
     else:
-        manifest = folder / adversarial.MANIFEST
+        manifest = attacked.folder / adversarial.MANIFEST
         manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 5'))
     with pytest.raises(DataError, match=r"delete .* and they are made again"):
-        adversarial.attacked_images(*arguments)
+        attacked.made(classifier)

@@ -45,12 +45,13 @@ def outcome(folder: Path, counts: Mapping[str, Mapping[str, int]], failed: str |
                 "eot": 1,
                 "seed": 0,
                 "loss": 0.0,
-                "linf": 0.0,
+                "change": 0.0,
+                "num_draws": 1,
                 "inherited": False,
                 "label": 0,
             }
             correct = np.arange(NUM) < right
-            columns = {"index": np.arange(NUM), "prediction": (~correct).astype(int), "correct": correct}
+            columns = {"index": np.arange(NUM), "prediction": (~correct).astype(int), "correct": correct, "num_right": correct.astype(int)}
             tables.append(rows.make(constants, columns))
     values = {
         "split": "dev",

@@ -66,6 +66,7 @@ def linear(small: EvaluateConfig, monkeypatch: pytest.MonkeyPatch) -> EvaluateCo
         num_images=120,
         num_probes=60,
         batch_size=60,
+        shard_size=60,
         eps=(32 / 255, EPS),
         oblivious_eps=EPS,
         eot=10,

@@ -51,7 +51,7 @@ def test_changed_rows_are_found(result: Result, tmp_path: Path) -> None:
 def test_result_says_what_was_measured(result: Result, purifier: Artifact) -> None:
     values = result.values
     assert values["purifiers"]["conv"] == purifier.sha256
-    assert (values["dataset"], values["split"], values["norm"]) == ("digits", "dev", "Linf")
+    assert (values["dataset"], values["split"], values["preset"]) == ("digits", "dev", "quick")
     assert values["forward_passes"] > 24 * 100
     assert not (result.folder / "parts").exists()
 

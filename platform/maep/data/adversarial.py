@@ -1,13 +1,15 @@
-"""Attacked images: made once for each (classifier, attack, seed, image list), kept on disk, verified at use.
+"""Attacked images: made once for each (model, attack, seed, image list), kept on disk, verified at use.
 
-They do not depend on any purifier: the attack sees the bare classifier, takes its full budget without an early stop
-and keeps the iterate of highest loss. They are kept as 8-bit images, as they would arrive, within the budget.
+The model is the bare classifier (threat model `oblivious`: they do not depend on any purifier) or another purifier
+before a classifier (`transfer`). The attack takes its full budget without an early stop and keeps the iterate of
+highest loss. They are kept as 8-bit images, as they would arrive, within the budget.
 A set is a folder of shards and, written last, a manifest; a folder without a valid manifest does not exist. What a
 shard took to make stands beside it, outside the manifest: it differs from one making to the next, the images do not.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -26,12 +28,12 @@ from torch import Tensor, nn
 
 from maep import seeding, storage
 from maep.attacks.config import AttackConfig
-from maep.attacks.gradient import attack
+from maep.attacks.run import attack
 from maep.data.image_set import ImageSet, to_float
 from maep.data.lists import ImageList
 from maep.errors import DataError
 
-SCHEMA = 1
+SCHEMA = 2
 SHARD = 100
 MANIFEST = "MANIFEST.json"
 
@@ -63,110 +65,111 @@ def cache_folder(named: str | None = None) -> Path:
     return Path(named or os.environ.get("MAEP_CACHE") or "~/.cache/maep").expanduser() / "adversarial"
 
 
-def recipe(
-    classifier_sha256: str, image_set: ImageSet, image_list: ImageList, config: AttackConfig, seed: int
-) -> dict[str, Any]:
-    """Everything that decides the pixels of a set: equal recipes, equal sets."""
-    return {
-        "schema": SCHEMA,
-        "classifier_sha256": classifier_sha256,
-        "image_list": image_list.name,
-        "image_list_sha256": image_list.sha256,
-        "images_sha256": image_set.fingerprint,
-        "num_images": len(image_set),
-        "attack": asdict(config),
-        "seed": seed,
-    }
+@dataclass(frozen=True)
+class AttackedSet:
+    """The images of `images` (picked by `image_list`), attacked on one model; kept below `cache`.
 
-
-def set_folder(cache: Path, wanted: Mapping[str, Any]) -> Path:
-    """The folder of the set with this recipe."""
-    digest = storage.sha256(json.dumps(wanted, sort_keys=True).encode())
-    return cache / f"{wanted['attack']['name']}-{digest[:24]}"
-
-
-def num_shards(wanted: Mapping[str, Any]) -> int:
-    """A set is made SHARD images at a time, whoever makes it, so that batching cannot change it."""
-    return -(-int(wanted["num_images"]) // SHARD)
-
-
-def make_shard(
-    folder: Path, classifier: nn.Module, image_set: ImageSet, config: AttackConfig, seed: int, s: int
-) -> None:
-    """Attacks the images of shard `s` and keeps them and, first, what that took; a shard that is there stays."""
-    path = folder / _shard_name(s)
-    if path.is_file():
-        return
-    positions = np.arange(s * SHARD, min((s + 1) * SHARD, len(image_set)))
-    images, labels = image_set.batch(positions)
-    images = images.contiguous(memory_format=torch.channels_last)
-    keys = attack_keys(config, seed, torch.from_numpy(image_set.indices[positions]))
-    meter = Meter()
-    with meter.on(classifier):
-        attacked = attack(classifier, images, labels, config, keys)
-    pixels = round_to_budget(attacked, images, config.eps)
-    storage.write_bytes(folder / _cost_name(s), json.dumps(asdict(meter)).encode())
-    storage.write_bytes(path, save({"images": pixels}))
-
-
-def finish(folder: Path, wanted: Mapping[str, Any]) -> None:
-    """Writes the manifest once every shard is there."""
-    files = {name: storage.sha256_file(folder / name) for name in map(_shard_name, range(num_shards(wanted)))}
-    text = json.dumps({**wanted, "files": files}, indent=2) + "\n"
-    storage.write_bytes(folder / MANIFEST, text.encode())
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether the manifest of a set is there; `read` verifies the rest."""
-    return (folder / MANIFEST).is_file()
-
-
-def read(folder: Path, wanted: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """uint8 [N, H, W, 3]: the attacked images, in the order of the image list.
-
-    Raises DataError where the set is not complete, not of this recipe, or was changed after it was written.
+    `purifier_sha256` is of the purifier through which they were attacked, None for the bare classifier.
     """
-    cure = f"delete {folder} and they are made again"
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        files = dict(manifest.pop("files"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{folder} holds no complete set of attacked images: {cure}") from None
-    if manifest != dict(wanted) or sorted(files) != sorted(map(_shard_name, range(num_shards(wanted)))):
-        raise DataError(f"{folder / MANIFEST} is of another set of attacked images than its name says: {cure}")
-    return np.concatenate([_read_shard(folder, s, files, cure) for s in range(num_shards(wanted))])
 
+    classifier_sha256: str
+    purifier_sha256: str | None
+    images: ImageSet
+    image_list: ImageList
+    config: AttackConfig
+    seed: int
+    cache: Path
 
-def cost(folder: Path, wanted: Mapping[str, Any]) -> Meter | None:
-    """What the set took when it was made, all shards; None where that was not kept (older sets)."""
-    total = Meter()
-    try:
-        for name in map(_cost_name, range(num_shards(wanted))):
-            shard = json.loads((folder / name).read_bytes())
-            total.forward_passes += int(shard["forward_passes"])
-            total.seconds += float(shard["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return total
+    @functools.cached_property
+    def recipe(self) -> dict[str, Any]:
+        """Everything that decides the pixels of a set: equal recipes, equal sets."""
+        return {
+            "schema": SCHEMA,
+            "classifier_sha256": self.classifier_sha256,
+            "purifier_sha256": self.purifier_sha256,
+            "image_list": self.image_list.name,
+            "image_list_sha256": self.image_list.sha256,
+            "images_sha256": self.images.fingerprint,
+            "num_images": len(self.images),
+            "attack": asdict(self.config),
+            "seed": self.seed,
+        }
 
+    @functools.cached_property
+    def folder(self) -> Path:
+        """Where it is kept."""
+        digest = storage.sha256(json.dumps(self.recipe, sort_keys=True).encode())
+        return self.cache / f"{self.config.name}-{digest[:24]}"
 
-def attacked_images(
-    classifier: nn.Module,
-    classifier_sha256: str,
-    image_set: ImageSet,
-    image_list: ImageList,
-    config: AttackConfig,
-    seed: int = 0,
-    cache: str | None = None,
-) -> NDArray[np.uint8]:
-    """uint8 [N, H, W, 3]: the attacked images of `image_set` (picked by `image_list`), made now or read back."""
-    wanted = recipe(classifier_sha256, image_set, image_list, config, seed)
-    folder = set_folder(cache_folder(cache), wanted)
-    if not is_finished(folder):
-        for shard in range(num_shards(wanted)):
-            make_shard(folder, classifier, image_set, config, seed, shard)
-        finish(folder, wanted)
-    return read(folder, wanted)
+    @property
+    def num_shards(self) -> int:
+        """A set is made SHARD images at a time, whoever makes it, so that batching cannot change it."""
+        return -(-len(self.images) // SHARD)
+
+    def make(self, model: nn.Module, shard: int) -> dict[Path, bytes]:
+        """The files of one shard, to be written in this order: what it took, and the attacked images."""
+        positions = np.arange(shard * SHARD, min((shard + 1) * SHARD, len(self.images)))
+        images, labels = self.images.batch(positions)
+        images = images.contiguous(memory_format=torch.channels_last)
+        keys = attack_keys(self.config, self.seed, torch.from_numpy(self.images.indices[positions]))
+        meter = Meter()
+        with meter.on(model):
+            attacked = attack(model, images, labels, self.config, keys)
+        pixels = round_to_budget(attacked, images, self.config.eps)
+        cost = json.dumps(asdict(meter)).encode()
+        return {self.folder / _cost_name(shard): cost, self.shard_path(shard): save({"images": pixels})}
+
+    def shard_path(self, shard: int) -> Path:
+        """Where the images of a shard are kept; a shard that is there is done."""
+        return self.folder / _shard_name(shard)
+
+    def finish(self) -> None:
+        """Writes the manifest once every shard is there."""
+        files = {path.name: storage.sha256_file(path) for path in map(self.shard_path, range(self.num_shards))}
+        text = json.dumps({**self.recipe, "files": files}, indent=2) + "\n"
+        storage.write_bytes(self.folder / MANIFEST, text.encode())
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the manifest is there; `read` verifies the rest."""
+        return (self.folder / MANIFEST).is_file()
+
+    def read(self) -> NDArray[np.uint8]:
+        """uint8 [N, H, W, 3]: the attacked images, in the order of the image list.
+
+        Raises DataError where the set is not complete, not of this recipe, or was changed after it was written.
+        """
+        cure = f"delete {self.folder} and they are made again"
+        try:
+            manifest = json.loads((self.folder / MANIFEST).read_bytes())
+            files = dict(manifest.pop("files"))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise DataError(f"{self.folder} holds no complete set of attacked images: {cure}") from None
+        if manifest != self.recipe or sorted(files) != sorted(map(_shard_name, range(self.num_shards))):
+            raise DataError(f"{self.folder / MANIFEST} is of another set of attacked images than its name says: {cure}")
+        return np.concatenate([_read_shard(self.shard_path(s), files, cure) for s in range(self.num_shards)])
+
+    def cost(self) -> Meter | None:
+        """What the set took when it was made, all shards; None where that was not kept (older sets)."""
+        total = Meter()
+        try:
+            for name in map(_cost_name, range(self.num_shards)):
+                shard = json.loads((self.folder / name).read_bytes())
+                total.forward_passes += int(shard["forward_passes"])
+                total.seconds += float(shard["seconds"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return total
+
+    def made(self, model: nn.Module) -> NDArray[np.uint8]:
+        """uint8 [N, H, W, 3]: the attacked images, made now on `model` or read back."""
+        if not self.is_finished:
+            for shard in range(self.num_shards):
+                if not self.shard_path(shard).is_file():
+                    for path, data in self.make(model, shard).items():
+                        storage.write_bytes(path, data)
+            self.finish()
+        return self.read()
 
 
 def attack_keys(config: AttackConfig, seed: int, indices: Tensor) -> Tensor:
@@ -200,8 +203,7 @@ def _cost_name(shard: int) -> str:
     return f"cost-{shard:05d}.json"
 
 
-def _read_shard(folder: Path, shard: int, files: Mapping[str, str], cure: str) -> NDArray[np.uint8]:
-    path = folder / _shard_name(shard)
+def _read_shard(path: Path, files: Mapping[str, str], cure: str) -> NDArray[np.uint8]:
     try:
         data = path.read_bytes()
     except OSError:

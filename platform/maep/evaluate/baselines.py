@@ -53,6 +53,22 @@ class Jpeg(nn.Module):
         return np.array(Image.open(buffer))
 
 
+class Bits(nn.Module):
+    """Fewer grey levels: `count` bits a channel (feature squeezing, Xu et al. 2018, arXiv 1704.01155)."""
+
+    differentiable = False
+    randomised = False
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.steps = 2**count - 1
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float [B, 3, H, W] in [0, 1] -> rounded; its gradient is zero, so it counts as none."""
+        rounded: Tensor = (images * self.steps).round() / self.steps
+        return rounded
+
+
 class Blur(nn.Module):
     """A Gaussian of standard deviation `sigma` pixels, cut at 3 sigma, edges reflected."""
 
@@ -97,6 +113,7 @@ _BASELINES: dict[str, Callable[[], nn.Module]] = {
     "jpeg-q75": lambda: Jpeg(75),
     "blur": Blur,
     "median": Median,
+    "bits-4": lambda: Bits(4),
 }
 NAMES = tuple(_BASELINES)
 

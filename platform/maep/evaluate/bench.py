@@ -13,20 +13,22 @@ from torch import Tensor, nn
 
 from maep import artifact
 from maep.attacks.bpda import BackwardIdentity
-from maep.attacks.config import AttackConfig
 from maep.data import adversarial, datasets, lists
+from maep.data.adversarial import AttackedSet
 from maep.data.image_set import ImageSet
 from maep.errors import ConfigError, DataError
-from maep.evaluate import baselines
+from maep.evaluate import baselines, presets
 from maep.evaluate.config import EvaluateConfig, Threat
+from maep.evaluate.presets import Column, Source, Step, Traits
 from maep.models.build import load_purifier_artifact
 from maep.models.classifiers import Classifier, load_classifier
 from maep.models.purifier import defend
+from maep.models.tiles import for_size
 
 
 @dataclass(frozen=True)
 class Setup:
-    """One evaluation as it is sent to workers: `purifiers` are (name, artifact folder), baselines are in `config`."""
+    """One evaluation: `purifiers` are (name, artifact folder), baselines are in `config`."""
 
     config: EvaluateConfig
     purifiers: tuple[tuple[str, str], ...]
@@ -42,11 +44,9 @@ class Setup:
 class Defence:
     """A purifier or baseline; `sha256` is its artifact's, or stands for the baseline's name."""
 
-    name: str
     sha256: str
     module: nn.Module
-    differentiable: bool
-    randomised: bool
+    traits: Traits
 
 
 class Expectation(nn.Module):
@@ -62,24 +62,37 @@ class Expectation(nn.Module):
         return torch.stack([self.model(images) for _ in range(self.passes)]).mean(dim=0)
 
 
+class FixedDraws(nn.Module):
+    """A randomised model that draws the same in every call: what an attacker meets who knows the masks."""
+
+    def __init__(self, model: nn.Module, seed: int) -> None:
+        super().__init__()
+        self.model = model
+        self.seed = seed
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float [B, 3, H, W] in [0, 1] -> logits [B, classes]."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            logits: Tensor = self.model(images)
+            return logits
+
+
 class Bench:
-    """The parts of one evaluation, loaded on first use and kept: one per process."""
+    """The parts of one evaluation, loaded on first use and kept. It can be sent to workers, with what is loaded."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.config = setup.config
         self._classifiers: dict[str, Classifier] = {}
         self._defences: dict[str, Defence] = {}
-        self._attacked: dict[tuple[str, AttackConfig], NDArray[np.uint8]] = {}
+        self._sets: dict[tuple[Source, Step, int], AttackedSet] = {}
+        self._kept: dict[Path, NDArray[np.uint8]] = {}
 
     @functools.cached_property
     def image_list(self) -> lists.ImageList:
         """The named list, or its first `num_images`."""
-        whole = lists.named(self.config.images)
-        count = self.config.num_images
-        if count is None or count >= len(whole):
-            return whole
-        return lists.make(f"{whole.name}[:{count}]", whole.dataset, whole.split, whole.indices[:count])
+        return _first(lists.named(self.config.images), self.config.num_images)
 
     @functools.cached_property
     def image_set(self) -> ImageSet:
@@ -90,6 +103,10 @@ class Bench:
         """(float32 [B, 3, H, W] in [0, 1], int64 [B]): images and labels at `positions` of the list."""
         images, labels = self.image_set.batch(positions)
         return fast(images), labels
+
+    def indices(self, positions: range) -> Tensor:
+        """int64 [B]: official indices of the images at `positions` of the list."""
+        return torch.from_numpy(self.image_set.indices[positions.start : positions.stop])
 
     def classifier(self, spec: str) -> Classifier:
         """The protected classifier, frozen, in eval mode."""
@@ -104,36 +121,68 @@ class Bench:
             folders = dict(self.setup.purifiers)
             if name in folders:
                 source = artifact.read(folders[name])
-                module = load_purifier_artifact(source).to(memory_format=torch.channels_last)
-                made = Defence(name, source.sha256, module, True, bool(getattr(module, "randomised", False)))
+                own = load_purifier_artifact(source).to(memory_format=torch.channels_last)
+                module = for_size(own, self.image_set.image_shape, self.config.sizes)
+                traits = Traits(name, False, True, bool(getattr(own, "randomised", False)))
+                made = Defence(source.sha256, module, traits)
             else:
                 module = baselines.build(name)
-                made = Defence(
-                    name, baselines.sha256(name), module, bool(module.differentiable), bool(module.randomised)
-                )
+                traits = Traits(name, True, bool(module.differentiable), bool(module.randomised))
+                made = Defence(baselines.sha256(name), module, traits)
             self._defences[name] = made
         return self._defences[name]
 
     def defended(self, name: str, spec: str, threat: Threat) -> nn.Module:
         """The model that answers under `threat`: classifier behind defence, identity backwards under `bpda`."""
         module = self.defence(name).module
-        return defend(self.classifier(spec), BackwardIdentity(module) if threat == "bpda" else module)
+        model = defend(self.classifier(spec), BackwardIdentity(module) if threat == "bpda" else module)
+        return FixedDraws(model, self.config.seed).eval() if threat == "fixed-mask" else model
 
-    def recipe(self, spec: str, attack: AttackConfig) -> dict[str, object]:
-        """What decides the oblivious images of this classifier and attack."""
-        sha256 = self.classifier(spec).sha256
-        return adversarial.recipe(sha256, self.image_set, self.image_list, attack, self.config.seed)
+    def columns(self, name: str, spec: str) -> tuple[Column, ...]:
+        """What is measured of one defence before one classifier, in the order of the table."""
+        others = [self.defence(other).traits for other in self.setup.names if other != name]
+        return presets.columns(self.config, self.defence(name).traits, spec, others, len(self.image_list))
 
-    def attacked_folder(self, spec: str, attack: AttackConfig) -> Path:
-        """Where these oblivious images are kept."""
-        return adversarial.set_folder(adversarial.cache_folder(self.config.cache), self.recipe(spec, attack))
+    def attacked_set(self, source: Source, step: Step, num_images: int) -> AttackedSet:
+        """The kept set of images attacked on `source`, the first `num_images` of the list."""
+        key = (source, step, num_images)
+        if key not in self._sets:
+            image_list = _first(self.image_list, num_images)
+            whole = image_list is self.image_list
+            self._sets[key] = AttackedSet(
+                classifier_sha256=self.classifier(source.classifier).sha256,
+                purifier_sha256=None if source.purifier is None else self.defence(source.purifier).sha256,
+                images=self.image_set if whole else lists.pick(self.image_set, image_list),
+                image_list=image_list,
+                config=step.config,
+                seed=self.config.seed + step.seed,
+                cache=adversarial.cache_folder(self.config.cache),
+            )
+        return self._sets[key]
 
-    def attacked(self, spec: str, attack: AttackConfig, positions: range) -> Tensor:
-        """float32 [B, 3, H, W] in [0, 1]: oblivious images, verified when they are first read."""
-        key = (spec, attack)
-        if key not in self._attacked:
-            self._attacked[key] = adversarial.read(self.attacked_folder(*key), self.recipe(*key))
-        return fast(adversarial.as_tensor(self._attacked[key][positions.start : positions.stop]))
+    def kept(self, attacked: AttackedSet) -> NDArray[np.uint8]:
+        """uint8 [N, H, W, 3]: a finished set, verified when it is first read."""
+        if attacked.folder not in self._kept:
+            self._kept[attacked.folder] = attacked.read()
+        return self._kept[attacked.folder]
+
+    def __getstate__(self) -> dict[str, object]:
+        """For workers: everything that is loaded, but the attacked images, of which each task is given its share."""
+        return {**self.__dict__, "_sets": {}, "_kept": {}}
+
+    def source_model(self, source: Source) -> nn.Module:
+        """What images are attacked on; a randomised purifier through the mean of `eot` passes."""
+        if source.purifier is None:
+            return self.classifier(source.classifier)
+        model = self.defended(source.purifier, source.classifier, "adaptive")
+        randomised = self.defence(source.purifier).traits.randomised
+        return Expectation(model, self.config.eot) if randomised else model
+
+
+def _first(whole: lists.ImageList, count: int | None) -> lists.ImageList:
+    if count is None or count >= len(whole):
+        return whole
+    return lists.make(f"{whole.name}[:{count}]", whole.dataset, whole.split, whole.indices[:count])
 
 
 def fast(images: Tensor) -> Tensor:

@@ -140,7 +140,7 @@ def _comparable(candidate: Result, champion: Result | None) -> None:
         )
     if champion is None:
         return
-    for key in ("image_list_sha256", "classifiers", "seed", "preset", "norm"):
+    for key in ("image_list_sha256", "classifiers", "seed", "preset"):
         if candidate.values[key] != champion.values[key]:
             raise ConfigError(f"{candidate.folder} and {champion.folder} differ in {key}: evaluate both alike")
 

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from maep import storage
 from maep.artifact import Artifact
-from maep.data import adversarial
+from maep.data.adversarial import AttackedSet
 from maep.errors import ConfigError, UserError
-from maep.evaluate import pool, results, rows, sanity, units
+from maep.evaluate import pool, results, rows, tasks
 from maep.evaluate.bench import Bench, Setup, check
-from maep.evaluate.config import NORM, EvaluateConfig, Threat, deciding, oblivious_attacks
+from maep.evaluate.checks import pair_checks
+from maep.evaluate.config import EvaluateConfig, deciding
+from maep.evaluate.presets import Column, Source, Step
 from maep.evaluate.results import Result
 
 __all__ = ["EvaluateConfig", "Progress", "evaluate"]
@@ -54,8 +58,7 @@ def evaluate(
     """Evaluates `purifiers` (name -> artifact, or its local folder) beside the baselines, into folder `output`.
 
     Raises ConfigError where `output` holds an evaluation of another configuration, and UserErrors of one line for
-    what cannot be evaluated; nothing that was there is overwritten. With `num_workers` > 1 the caller's main module
-    must be importable (multiprocessing's spawn).
+    what cannot be evaluated; nothing that was there is overwritten.
     """
     folders = {name: str(p.folder if isinstance(p, Artifact) else p) for name, p in purifiers.items()}
     _check_names(config, folders)
@@ -77,11 +80,13 @@ def _evaluate(setup: Setup, progress: Callable[[Progress], None]) -> Result:
         if (setup.output / results.RESULT).is_file():
             return results.read(setup.output)
         crafts, rest = _crafts(bench), _rest(bench)
-        clock = _Clock(bench, [*crafts, *rest], progress)
-        with pool.Pool(bench, setup.config.num_workers) as workers:
-            workers.run([task for task in crafts if not units.is_done(bench, task)], clock.tick)
-            _finish_attacked(bench)
-            workers.run([task for task in rest if not units.is_done(bench, task)], clock.tick)
+        clock = _Clock(bench, [*chain.from_iterable(crafts), *chain.from_iterable(rest)], progress)
+        with pool.pool(bench) as run:
+            run(crafts, clock.tick)
+            for attacked in _sets(bench):
+                if not attacked.is_finished:
+                    attacked.finish()
+            run(rest, clock.tick)
         return _merge(bench, identity)
 
 
@@ -105,7 +110,6 @@ def _identity(bench: Bench) -> dict[str, Any]:
         "image_list": bench.image_list.name,
         "image_list_sha256": bench.image_list.sha256,
         "num_images": len(bench.image_list),
-        "norm": NORM,
         "seed": bench.config.seed,
         "purifiers": {name: bench.defence(name).sha256 for name in bench.setup.names},
         "baselines": list(bench.config.baselines),
@@ -131,43 +135,46 @@ def _claim(output: Path, identity: Mapping[str, Any]) -> None:
     storage.write_bytes(path, text.encode())
 
 
-def _crafts(bench: Bench) -> list[units.Task]:
-    tasks: list[units.Task] = []
-    for spec in bench.config.classifiers:
-        for config in oblivious_attacks(bench.config):
-            count = adversarial.num_shards(bench.recipe(spec, config))
-            tasks += [units.Craft(spec, config, shard) for shard in range(count)]
-    return tasks
+def _pairs(bench: Bench) -> list[tuple[str, str]]:
+    """Every (defence, classifier), in the order of the table."""
+    return [(name, spec) for spec in bench.config.classifiers for name in bench.setup.names]
 
 
-def _finish_attacked(bench: Bench) -> None:
-    for spec in bench.config.classifiers:
-        for config in oblivious_attacks(bench.config):
-            folder = bench.attacked_folder(spec, config)
-            if not adversarial.is_finished(folder):
-                adversarial.finish(folder, bench.recipe(spec, config))
+def _sources(bench: Bench) -> list[tuple[Source, Step, int]]:
+    """What is attacked once for all who see it: model, attack, number of images."""
+    columns = (column for pair in _pairs(bench) for column in bench.columns(*pair))
+    found = ((step.source, step, column.num_images) for column in columns for step in column.steps)
+    return list(dict.fromkeys((source, step, count) for source, step, count in found if source is not None))
 
 
-def _rest(bench: Bench) -> list[units.Task]:
-    """Shard by shard over all defences, so that the time to go is known early; no figure depends on the order."""
-    pairs = [(name, spec) for spec in bench.config.classifiers for name in bench.setup.names]
-    tasks: list[units.Task] = [units.Probe(*pair) for pair in pairs]
-    everything = [unit for pair in pairs for unit in _units(bench, *pair)]
-    return tasks + sorted(everything, key=lambda unit: unit.shard)
+def _sets(bench: Bench) -> list[AttackedSet]:
+    return [bench.attacked_set(*source) for source in _sources(bench)]
 
 
-def _units(bench: Bench, name: str, spec: str) -> list[units.Unit]:
-    """Every unit of one pair, in the order of the table."""
-    config = bench.config
-    total = len(bench.image_list)
-    through: Threat = "adaptive" if bench.defence(name).differentiable else "bpda"
-    plan: list[tuple[Threat, float, int]] = [("clean", 0.0, total), ("oblivious", config.oblivious_eps, total)]
-    plan += [(through, eps, min(total, config.num_adaptive or total)) for eps in sorted(config.eps)]
+def _crafts(bench: Bench) -> list[pool.Chain]:
+    """Those of finished sets are not looked for: their shards may lie packed elsewhere."""
+    open_sources = [source for source in _sources(bench) if not bench.attacked_set(*source).is_finished]
     return [
-        units.Unit(name, spec, threat, eps, shard)
-        for threat, eps, count in plan
-        for shard in range(-(-count // config.batch_size))
+        [tasks.Craft(*source, shard)]
+        for source in open_sources
+        for shard in range(bench.attacked_set(*source).num_shards)
     ]
+
+
+def _rest(bench: Bench) -> list[pool.Chain]:
+    """Clean answers first, which cascades start from; then shard by shard over all defences, so that the time to go is
+    known early. No figure depends on the order.
+    """
+    probes: list[pool.Chain] = [[tasks.Probe(*pair)] for pair in _pairs(bench)]
+    chains = [part for pair in _pairs(bench) for column in bench.columns(*pair) for part in _parts(bench, pair, column)]
+    return probes + sorted(chains, key=lambda part: (part[0].column.threat != "clean", part[0].shard))
+
+
+def _parts(bench: Bench, pair: tuple[str, str], column: Column) -> list[list[tasks.Attack]]:
+    """The attacks of a column, a chain for each shard."""
+    shards = range(-(-column.num_images // bench.config.shard_size))
+    places = range(max(1, len(column.steps)))
+    return [[tasks.Attack(*pair, column, place, shard) for place in places] for shard in shards]
 
 
 def _merge(bench: Bench, identity: Mapping[str, Any]) -> Result:
@@ -181,39 +188,34 @@ def _merge(bench: Bench, identity: Mapping[str, Any]) -> Result:
     crafting = _crafting(bench)
     tables, cost = [], sum((took for took in crafting.values() if took), rows.Cost())
     reports: list[dict[str, Any]] = []
-    for spec in bench.config.classifiers:
-        for name in bench.setup.names:
-            pair_tables = []
-            for unit in _units(bench, name, spec):
-                for config in units.attacks_of(bench.config, unit):
-                    table, part_cost = rows.read_part(units.part_path(bench, unit, config))
-                    pair_tables.append(table)
-                    cost += part_cost
-            tables += pair_tables
-            probe = units.Probe(name, spec)
-            probed = units.read_probe(bench, probe)
-            cost += probed.cost
-            pair_table, randomised = pa.concat_tables(pair_tables), bench.defence(name).randomised
-            across = [
-                sanity.eps_zero(probed.at_eps_zero, _clean_answers(pair_table), randomised),
-                *_adaptive_checks(pair_table, bench.config.oblivious_eps, randomised),
-            ]
-            checks = [*probed.checks, *(check.to_dict() for check in across)]
-            reports.append({"purifier": name, "classifier": bench.classifier(spec).name, "checks": checks})
+    for name, spec in _pairs(bench):
+        pair_tables = []
+        for column in bench.columns(name, spec):
+            by_shard = _parts(bench, (name, spec), column)
+            for task in (shard[place] for place in range(len(by_shard[0])) for shard in by_shard):
+                table, part_cost = rows.decode_part(tasks.paths(bench, task)[0].read_bytes())
+                pair_tables.append(table)
+                cost += part_cost
+        pair_table = pa.concat_tables(pair_tables)
+        tables.append(pair_table)
+        probed = tasks.read_probe(bench, tasks.Probe(name, spec))
+        cost += probed.cost
+        across = pair_checks(bench, name, pair_table, probed.at_eps_zero)
+        checks = [*probed.checks, *(check.to_dict() for check in across)]
+        reports.append(
+            {"purifier": name, "classifier": bench.classifier(spec).name, "checks": checks, "flags": probed.flags}
+        )
     values = {
         "name": "maep evaluation",
         **identity,
-        "attacked_images": {
-            f"{bench.classifier(spec).name} {config.label}": bench.attacked_folder(spec, config).name
-            for spec in bench.config.classifiers
-            for config in oblivious_attacks(bench.config)
-        },
+        "attacked_images": {label: attacked.folder.name for label, attacked in _labelled_sets(bench)},
         "attacked_images_cost": {
             label: took and {"forward_passes": took.forward_passes, "thread_seconds": round(took.seconds, 1)}
             for label, took in crafting.items()
         },
         "forward_passes": cost.forward_passes,
         "thread_seconds": round(cost.seconds, 1),
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "workers": bench.config.num_workers},
         "versions": {package: version(package) for package in ("maep", "torch", "numpy", "pillow")},
     }
     result = results.write(bench.setup.output, pa.concat_tables(tables), values, reports)
@@ -221,60 +223,49 @@ def _merge(bench: Bench, identity: Mapping[str, Any]) -> Result:
     return result
 
 
+def _labelled_sets(bench: Bench) -> list[tuple[str, AttackedSet]]:
+    names = {spec: bench.classifier(spec).name for spec in bench.config.classifiers}
+    return [
+        (f"{names[source.classifier]} {step.label(names)}", bench.attacked_set(source, step, count))
+        for source, step, count in _sources(bench)
+    ]
+
+
 def _crafting(bench: Bench) -> dict[str, rows.Cost | None]:
-    """What each set of oblivious images took when it was made, None where that is not known."""
-    found: dict[str, rows.Cost | None] = {}
-    for spec in bench.config.classifiers:
-        for config in oblivious_attacks(bench.config):
-            took = adversarial.cost(bench.attacked_folder(spec, config), bench.recipe(spec, config))
-            label = f"{bench.classifier(spec).name} {config.label}"
-            found[label] = rows.Cost(took.forward_passes, took.seconds) if took else None
-    return found
+    """What each set of attacked images took when it was made, None where that is not known."""
+    found = {label: attacked.cost() for label, attacked in _labelled_sets(bench)}
+    return {label: rows.Cost(took.forward_passes, took.seconds) if took else None for label, took in found.items()}
 
 
-def _clean_answers(table: pa.Table) -> dict[int, tuple[int, bool]]:
-    clean = table.filter(pc.equal(table["threat"], "clean"))
-    index, prediction, correct = (clean[name].to_pylist() for name in ("index", "prediction", "correct"))
-    return dict(zip(index, zip(prediction, correct, strict=True), strict=True))
-
-
-def _adaptive_checks(table: pa.Table, oblivious_eps: float, randomised: bool) -> list[sanity.Check]:
-    """What the adaptive figures of one defence and classifier must be to each other and to the oblivious one."""
-    figures = [f for f in results.summarise(table) if f.threat == "adaptive" and f.attack == results.WORST]
-    checks = []
-    if len(figures) > 1:
-        checks.append(sanity.monotone({f.eps: f.accuracy for f in figures}, figures[0].num_images))
-    wide = [figure for figure in figures if figure.eps >= oblivious_eps - 1e-9]
-    if wide:  # the least budget that takes in the oblivious one: what is wider, monotone holds below it
-        pair, eps = (wide[0].purifier, wide[0].classifier), min(figure.eps for figure in wide)
-        adaptive = results.outcomes(table, *pair, "adaptive", eps)
-        oblivious = results.outcomes(table, *pair, "oblivious", oblivious_eps)
-        checks.append(sanity.within_oblivious(adaptive, oblivious, eps, randomised))
-    return checks
+def _effort(step: Step) -> int:
+    return step.config.steps * (step.config.targets if step.config.name in ("apgd-t", "fab-t") else 1)
 
 
 class _Clock:
     """Progress by the attack steps that are done and to do."""
 
-    def __init__(self, bench: Bench, tasks: Sequence[units.Task], report: Callable[[Progress], None]) -> None:
+    def __init__(self, bench: Bench, every: Sequence[tasks.Task], report: Callable[[Progress], None]) -> None:
         self.bench, self.report = bench, report
-        self.total = len(tasks)
-        open_tasks = [task for task in tasks if not units.is_done(bench, task)]
+        self.total = len(every)
+        open_tasks = [task for task in every if not tasks.is_done(bench, task)]
         self.done = self.total - len(open_tasks)
         self.steps_to_do = sum(self._steps(task) for task in open_tasks)
         self.steps_done = 0
         self.start = time.monotonic()
 
-    def _steps(self, task: units.Task) -> int:
+    def _steps(self, task: tasks.Task) -> int:
+        """Forward and backward passes of an image, by and large: cascades leave few to their dear attacks."""
         match task:
-            case units.Craft():
-                return 2 * task.attack.steps + 1
-            case units.Probe():
+            case tasks.Probe():
                 return 20
-            case units.Unit():
-                return sum(config.steps if config else 1 for config in units.attacks_of(self.bench.config, task))
+            case tasks.Craft():
+                return 2 * _effort(task.step)
+            case tasks.Attack():
+                through = task.step is not None and task.step.source is None
+                later = task.column.cascade and task.place > 0
+                return 1 + (_effort(task.step) * task.column.eot // (4 if later else 1) if through and task.step else 0)
 
-    def tick(self, task: units.Task) -> None:
+    def tick(self, task: tasks.Task) -> None:
         """One more task is done."""
         self.done += 1
         self.steps_done += self._steps(task)

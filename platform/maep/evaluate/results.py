@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,14 +15,18 @@ import pyarrow.compute as pc
 from maep import storage
 from maep.errors import DataError
 from maep.evaluate import rows
+from maep.evaluate.config import Threat
 
-SCHEMA = 1
+SCHEMA = 2
 RESULT = "result.json"
 IMAGES = "images.parquet"
 CONFIDENCE = 0.95
 WORST = "worst case"
-THREATS = ("clean", "oblivious", "bpda", "adaptive")
-_GROUP = ["purifier", "purifier_sha256", "classifier", "classifier_sha256", "threat", "norm", "eps", "eot"]
+THREATS: tuple[Threat, ...] = get_args(Threat)
+CURVES = ("adaptive-steps", "adaptive-eot")
+"""Of these no worst case is taken: each attack is a point of a curve."""
+_GROUP = ["purifier", "purifier_sha256", "classifier", "classifier_sha256", "threat", "norm", "eps", "eot", "num_draws"]
+_SUMS = [("correct", "sum"), ("correct", "count"), ("num_right", "sum"), ("all_right", "sum")]
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,11 @@ class Figure:
     """An accuracy in one threat model: the share of `num_images` that stay right, in [0, 1].
 
     `attack` is one attack or, under `worst case`, an image counts only if it is right after every one of them.
-    Under `bpda` and `adaptive` the attacks are a cascade: each figure is what is left after it and those before it,
-    and an image that is wrong without any attack is not left.
+    Under `bpda`, `black-box` and `adaptive` the attacks are a cascade: each figure is what is left after it and those
+    before it, and an image that is wrong without any attack is not left.
     `low` and `high` are the 95 % interval of Wilson (1927).
+    A randomised purifier is judged by `num_draws` fresh draws of each attacked image: `accuracy` is of the answer that
+    most draws give, `mean_accuracy` of a single draw, `worst_accuracy` of images that every draw gets right.
     """
 
     purifier: str
@@ -50,6 +56,9 @@ class Figure:
     accuracy: float
     low: float
     high: float
+    num_draws: int = 1
+    mean_accuracy: float | None = None
+    worst_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,33 +91,49 @@ class Result:
             raise DataError(f"{path} is missing or was changed after the evaluation: evaluate again")
         return rows.read(path)
 
-    def figure(self, purifier: str, classifier: str, threat: str, eps: float = 0.0, attack: str = WORST) -> Figure:
+    def figure(
+        self, purifier: str, classifier: str, threat: str, eps: float = 0.0, attack: str = WORST, norm: str = "Linf"
+    ) -> Figure:
         """One figure; `clean` needs no eps. Raises KeyError where it was not measured."""
         for figure in self.figures:
-            same = (figure.purifier, figure.classifier, figure.threat) == (purifier, classifier, threat)
+            same = (figure.purifier, figure.classifier, figure.threat, figure.norm) == (
+                purifier, classifier, threat, norm
+            )  # fmt: skip
             if same and abs(figure.eps - eps) < 1e-9 and figure.attack in (attack, "clean"):
                 return figure
-        raise KeyError(f"{purifier} on {classifier}: {threat} {attack} at {eps:.4f}")
+        raise KeyError(f"{purifier} on {classifier}: {threat} {attack} at {eps:.4f} {norm}")
 
 
 def summarise(table: pa.Table) -> list[Figure]:
     """Figures from rows alone, in the order in which purifiers and attacks first appear in them."""
+    table = table.append_column("all_right", pc.equal(table["num_right"], table["num_draws"]))
     single = table.group_by([*_GROUP, "attack", "steps"], use_threads=False)
-    figures = [_figure(row) for row in single.aggregate([("correct", "sum"), ("correct", "count")]).to_pylist()]
-    attacked = table.filter(pc.not_equal(table["threat"], "clean"))
-    by_image = attacked.group_by([*_GROUP, "index"], use_threads=False)
-    least = by_image.aggregate([("correct", "min"), ("steps", "max")])
+    figures = [_figure(row) for row in single.aggregate(_SUMS).to_pylist()]
+    worst = table.filter(pc.invert(pc.is_in(table["threat"], pa.array(["clean", *CURVES]))))
+    by_image = worst.group_by([*_GROUP, "index"], use_threads=False)
+    least = by_image.aggregate([(name, "min") for name in ("correct", "num_right", "all_right")] + [("steps", "max")])
     least = least.rename_columns(
-        [name.replace("correct_min", "correct").replace("steps_max", "steps") for name in least.column_names]
+        [name.removesuffix("_min").replace("steps_max", "steps") for name in least.column_names]
     )
-    worst = least.group_by(_GROUP, use_threads=False)
-    counts = worst.aggregate([("correct", "sum"), ("correct", "count"), ("steps", "max")]).to_pylist()
-    figures += [_figure({**row, "attack": WORST, "steps": row["steps_max"]}) for row in counts]
+    groups = least.group_by(_GROUP, use_threads=False).aggregate([*_SUMS, ("steps", "max")]).to_pylist()
+    figures += [_figure({**row, "attack": WORST, "steps": row["steps_max"]}) for row in groups]
     seen = list(dict.fromkeys((figure.classifier, figure.purifier) for figure in figures))
     order = {pair: place for place, pair in enumerate(seen)}
     return sorted(
-        figures, key=lambda f: (order[f.classifier, f.purifier], THREATS.index(f.threat), f.eps, f.attack == WORST)
+        figures,
+        key=lambda f: (
+            order[f.classifier, f.purifier],
+            THREATS.index(f.threat),
+            *norm_order(f.norm),
+            f.eps,
+            f.attack == WORST,
+        ),
     )
+
+
+def norm_order(norm: str) -> tuple[bool, str]:
+    """Sorts Linf before the other norms."""
+    return norm != "Linf", norm
 
 
 def interval(num_correct: int, num_images: int) -> tuple[float, float]:
@@ -119,12 +144,14 @@ def interval(num_correct: int, num_images: int) -> tuple[float, float]:
     return float(bounds.low), float(bounds.high)
 
 
-def outcomes(table: pa.Table, purifier: str, classifier: str, threat: str, eps: float) -> dict[int, bool]:
-    """Official index -> whether the image is right after every attack of that threat and eps."""
-    chosen = pc.and_(
-        pc.and_(pc.equal(table["purifier"], purifier), pc.equal(table["classifier"], classifier)),
-        pc.and_(pc.equal(table["threat"], threat), pc.less(pc.abs(pc.subtract(table["eps"], eps)), 1e-9)),
-    )
+def outcomes(
+    table: pa.Table, purifier: str, classifier: str, threat: str, eps: float, norm: str = "Linf"
+) -> dict[int, bool]:
+    """Official index -> whether the image is right after every attack of that threat and budget."""
+    words = {"purifier": purifier, "classifier": classifier, "threat": threat, "norm": norm}
+    chosen = pc.less(pc.abs(pc.subtract(table["eps"], eps)), 1e-9)
+    for name, word in words.items():
+        chosen = pc.and_(chosen, pc.equal(table[name], word))
     least = table.filter(chosen).group_by("index", use_threads=False).aggregate([("correct", "min")])
     return dict(zip(least["index"].to_pylist(), least["correct_min"].to_pylist(), strict=True))
 
@@ -163,7 +190,12 @@ def read(folder: str | Path) -> Result:
 
 
 def _figure(row: Mapping[str, Any]) -> Figure:
-    right, total = int(row["correct_sum"]), int(row["correct_count"])
+    right, total, draws = int(row["correct_sum"]), int(row["correct_count"]), int(row["num_draws"])
     low, high = interval(right, total)
     named = {name: row[name] for name in [*_GROUP, "attack", "steps"]}
-    return Figure(**named, num_images=total, num_correct=right, accuracy=right / total, low=low, high=high)
+    over_draws: dict[str, Any] = {}
+    if draws > 1:
+        over_draws["mean_accuracy"] = int(row["num_right_sum"]) / (total * draws)
+        over_draws["worst_accuracy"] = int(row["all_right_sum"]) / total
+    accuracy = right / total
+    return Figure(**named, num_images=total, num_correct=right, accuracy=accuracy, low=low, high=high, **over_draws)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from torch import Tensor
 
-from maep import storage
 from maep.errors import DataError
 
 SCHEMA = pa.schema(
@@ -27,7 +27,7 @@ SCHEMA = pa.schema(
         ("purifier_sha256", pa.string()),
         ("classifier", pa.string()),
         ("classifier_sha256", pa.string()),
-        ("threat", pa.string()),  # clean, oblivious, bpda, adaptive
+        ("threat", pa.string()),  # see maep.evaluate.config.Threat
         ("norm", pa.string()),
         ("attack", pa.string()),
         ("eps", pa.float64()),
@@ -36,8 +36,10 @@ SCHEMA = pa.schema(
         ("seed", pa.int64()),
         ("prediction", pa.int64()),
         ("correct", pa.bool_()),
-        ("loss", pa.float32()),  # cross-entropy of the label
-        ("linf", pa.float32()),  # largest change of a pixel that the attack made
+        ("num_draws", pa.int64()),  # fresh draws of a randomised purifier, else 1; prediction is what most say
+        ("num_right", pa.int64()),  # draws of which the answer is right
+        ("loss", pa.float32()),  # cross-entropy of the label, mean over draws
+        ("change", pa.float32()),  # what the attack changed, in `norm` (see `change`)
         ("inherited", pa.bool_()),  # not attacked: wrong on the clean image, or after an earlier attack of the cascade
     ]
 )
@@ -67,15 +69,29 @@ def make(constants: Mapping[str, Any], columns: Mapping[str, Any]) -> pa.Table:
     return pa.table(arrays, schema=SCHEMA)
 
 
-def write_part(path: Path, rows: pa.Table, cost: Cost) -> None:
-    """Writes one finished unit, whole or not at all."""
+def change(difference: Tensor, norm: str) -> Tensor:
+    """float32 [B]: size of the change [B, 3, H, W] in `norm`; of a patch, the share of pixels that are changed, of a
+    spatial attack the largest change of a pixel.
+    """
+    flat = difference.flatten(1)
+    if norm == "L2":
+        return flat.square().sum(dim=1).sqrt()
+    if norm == "L1":
+        return flat.abs().sum(dim=1)
+    if norm == "patch":
+        return (difference.abs().amax(dim=1) > 0).flatten(1).float().mean(dim=1)
+    return flat.abs().amax(dim=1)
+
+
+def encode_part(rows: pa.Table, cost: Cost) -> bytes:
+    """One finished task as a file."""
     note = json.dumps([cost.forward_passes, cost.seconds]).encode()
-    storage.write_bytes(path, encode(rows.replace_schema_metadata({_COST: note})))
+    return encode(rows.replace_schema_metadata({_COST: note}))
 
 
-def read_part(path: Path) -> tuple[pa.Table, Cost]:
-    """The rows of a finished unit and what they took."""
-    table = pq.read_table(path, partitioning=None)
+def decode_part(data: bytes) -> tuple[pa.Table, Cost]:
+    """The rows of a finished task and what they took."""
+    table = pq.read_table(io.BytesIO(data))
     forward_passes, seconds = json.loads(table.schema.metadata[_COST])
     return table.replace_schema_metadata(None), Cost(forward_passes, seconds)
 
@@ -93,6 +109,11 @@ def read(path: str | Path) -> pa.Table:
         table = pq.read_table(path, partitioning=None)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: cannot read the rows of an evaluation: {' '.join(str(error).split())}") from None
+    if "linf" in table.column_names:  # schema 1, which had no draws and no other norm
+        once = pa.array([1] * len(table), pa.int64())
+        right = table["correct"].cast(pa.int64())
+        table = table.append_column("num_draws", once).append_column("num_right", right)
+        table = table.append_column("change", table["linf"])
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
         raise DataError(f"{path} has no column {missing[0]!r}: it is not images.parquet of an evaluation")

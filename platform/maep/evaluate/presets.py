@@ -1,0 +1,184 @@
+"""The presets as data: which attacks make which columns of the table, for a defence and a classifier.
+
+`quick` is for every candidate, `standard` for what is reported, `full` adds other norms and geometric attacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from maep.attacks.config import AttackConfig, Norm
+from maep.evaluate.config import EvaluateConfig, Threat
+
+CURVE_STEPS = (1, 5, 20, 50, 100)
+CURVE_EOT = (1, 5, 20, 50)
+L2_EPS, L1_EPS, SHIFT, PATCH_SIDE = 0.5, 12.0, 0.1, 0.2
+"""Usual budgets of the other norms at 32 x 32 (RobustBench's L2; Croce and Hein 2021 for L1), Engstrom et al.'s shift
+of a tenth of the side with 30 degrees, and a patch of a fifth of the side."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model on which images are attacked that others then see; purifier None: the bare classifier."""
+
+    purifier: str | None
+    classifier: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One attack of a column, made through the defended model itself or (`source`) on another one."""
+
+    config: AttackConfig
+    source: Source | None = None
+    seed: int = 0
+    """Added to the evaluation's own."""
+
+    def label(self, names: dict[str, str]) -> str:
+        """As in the table: PGD-20, PGD-20 from conv; `names` are the classifiers' names by spec."""
+        text = self.config.label
+        if self.source is not None and self.source.purifier is not None:
+            text += f" from {self.source.purifier} before {names[self.source.classifier]}"
+        return text + (f" seed {self.seed}" if self.seed else "")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A threat model at one budget: what stands in one column of a table, and the attacks that make it."""
+
+    threat: Threat
+    steps: tuple[Step, ...] = ()
+    eps: float = 0.0
+    norm: Norm = "Linf"
+    num_images: int = 0
+    eot: int = 1
+    """Passes that a gradient is averaged over."""
+
+    @property
+    def cascade(self) -> bool:
+        """Whether each attack takes only the images that those before it have left (of a deterministic model)."""
+        return self.threat in ("adaptive", "bpda", "black-box", "fixed-mask")
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a preset needs to know of a defence."""
+
+    name: str
+    baseline: bool
+    differentiable: bool
+    randomised: bool
+
+
+def oblivious_attacks(config: EvaluateConfig) -> tuple[AttackConfig, ...]:
+    """Attacks on the bare classifier, full budget: the worst case over them is the oblivious figure."""
+    eps = config.oblivious_eps
+    few = AttackConfig("fgsm", eps, 1), AttackConfig("pgd", eps, 20), AttackConfig("apgd-ce", eps, 20)
+    if config.preset == "quick":
+        return few
+    more = AttackConfig("pgd", eps, 100), AttackConfig("pgd-cw", eps, 40), AttackConfig("apgd-t", eps, 20)
+    return few + more
+
+
+def autoattack(eps: float, norm: Norm, randomised: bool) -> tuple[AttackConfig, ...]:
+    """AutoAttack's attacks (Croce and Hein 2020): `standard`, or `rand` for a randomised model."""
+    if randomised:
+        return AttackConfig("apgd-ce", eps, 100, norm=norm), AttackConfig("apgd-dlr", eps, 100, norm=norm)
+    square = () if norm == "L1" else (AttackConfig("square", eps, 5000, norm=norm),)
+    return (
+        AttackConfig("apgd-ce", eps, 100, norm=norm),
+        AttackConfig("apgd-t", eps, 100, norm=norm),
+        AttackConfig("fab-t", eps, 100, norm=norm),
+        *square,
+    )
+
+
+def columns(
+    config: EvaluateConfig, defence: Traits, spec: str, others: Sequence[Traits], total: int
+) -> tuple[Column, ...]:
+    """Every column of `defence` before classifier `spec` on `total` images; `others` are the table's other defences."""
+    few = min(total, config.num_adaptive or total)
+    bare = tuple(Step(attack, Source(None, spec)) for attack in oblivious_attacks(config))
+    found = [Column("clean", num_images=total), Column("oblivious", bare, config.oblivious_eps, num_images=total)]
+    if config.preset != "quick":
+        found += _transfer(config, defence, spec, others, few)
+    through: Threat = "adaptive" if defence.differentiable else "bpda"
+    eot = config.eot if defence.randomised else 1
+    for eps in sorted(config.eps):
+        if through == "adaptive" and not defence.baseline and config.preset != "quick":
+            found.append(Column("bpda", _steps(_brief(eps)), eps, num_images=few, eot=eot))
+        found.append(Column(through, _through(config, defence, eps), eps, num_images=few, eot=eot))
+        if config.preset != "quick":
+            found += _black_box(config, defence, eps, few)
+    if config.preset != "quick" and through == "adaptive":
+        curve = sorted(set(config.curve_eps) - set(config.eps))
+        found += [Column("adaptive", _steps(_brief(eps)), eps, num_images=few, eot=eot) for eps in curve]
+        if not defence.baseline:
+            found += _curves(config, defence, min([*config.eps, *curve]), few, eot)
+    if config.preset == "full" and through == "adaptive":
+        found += _other_norms(defence, few, eot)
+    return tuple(found)
+
+
+def _steps(attacks: Sequence[AttackConfig], seeds: int = 1) -> tuple[Step, ...]:
+    return tuple(Step(attack, seed=seed) for seed in range(seeds) for attack in attacks)
+
+
+def _brief(eps: float, norm: Norm = "Linf") -> tuple[AttackConfig, ...]:
+    return AttackConfig("pgd", eps, 20, norm=norm), AttackConfig("apgd-ce", eps, 50, norm=norm)
+
+
+def _through(config: EvaluateConfig, defence: Traits, eps: float) -> tuple[Step, ...]:
+    """The cascade through a defence: each attack takes the images that those before it did not break."""
+    if config.preset == "quick" or not defence.differentiable:
+        return _steps(_brief(eps))
+    pgd = AttackConfig("pgd", eps, 200 if defence.randomised else 100)
+    again = tuple(Step(pgd, seed=seed) for seed in (1, 2)) if config.preset == "full" else ()
+    return (Step(pgd), *_steps(autoattack(eps, "Linf", defence.randomised)), *again)
+
+
+def _black_box(config: EvaluateConfig, defence: Traits, eps: float, count: int) -> list[Column]:
+    """What asks purifier and classifier and takes no gradient; and the masks known, where there are any."""
+    asked = [AttackConfig("square", eps, 1000 if defence.baseline else 5000)]
+    if config.preset == "full":
+        asked += [AttackConfig("hard-label", eps, 2000), AttackConfig("noise", eps, 50)]
+    found = [Column("black-box", _steps(asked), eps, num_images=count)]
+    if defence.randomised:
+        found.append(Column("fixed-mask", _steps(_brief(eps)), eps, num_images=count))
+    return found
+
+
+def _transfer(config: EvaluateConfig, defence: Traits, spec: str, others: Sequence[Traits], count: int) -> list[Column]:
+    """Images attacked through other purifiers before the same classifier, and through this one before the others."""
+    if defence.baseline:
+        return []
+    sources = [Source(other.name, spec) for other in others if other.differentiable and not other.baseline]
+    sources += [Source(defence.name, classifier) for classifier in config.classifiers if classifier != spec]
+    attack = AttackConfig("pgd", config.oblivious_eps, 20)
+    steps = tuple(Step(attack, source) for source in sources)
+    return [Column("transfer", steps, config.oblivious_eps, num_images=count)] if steps else []
+
+
+def _curves(config: EvaluateConfig, defence: Traits, eps: float, count: int, eot: int) -> list[Column]:
+    """Accuracy over steps, and over the passes that a randomised gradient is averaged over, at the least budget."""
+    probes = min(count, config.num_probes)
+    attacks = [AttackConfig("pgd", eps, steps) for steps in CURVE_STEPS]
+    found = [Column("adaptive-steps", _steps(attacks), eps, num_images=probes, eot=eot)]
+    if defence.randomised:
+        once = _steps([AttackConfig("pgd", eps, 20)])
+        found += [Column("adaptive-eot", once, eps, num_images=probes, eot=passes) for passes in CURVE_EOT]
+    return found
+
+
+def _other_norms(defence: Traits, count: int, eot: int) -> list[Column]:
+    def column(norm: Norm, eps: float, attacks: Sequence[AttackConfig], seeds: int = 1) -> Column:
+        return Column("adaptive", _steps(attacks, seeds), eps, norm, count, eot)
+
+    cw = (AttackConfig("cw", L2_EPS, 100, norm="L2"),)
+    return [
+        column("L2", L2_EPS, (*_brief(L2_EPS, "L2"), *autoattack(L2_EPS, "L2", defence.randomised), *cw)),
+        column("L1", L1_EPS, (*_brief(L1_EPS, "L1"), *autoattack(L1_EPS, "L1", defence.randomised))),
+        column("spatial", SHIFT, [AttackConfig("spatial", SHIFT, norm="spatial")]),
+        column("patch", PATCH_SIDE, [AttackConfig("patch", PATCH_SIDE, 100, norm="patch")], seeds=3),
+    ]
