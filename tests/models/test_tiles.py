@@ -155,6 +155,18 @@ def test_a_gradient_reaches_every_pixel_and_is_that_of_one_by_one(max_tiles):
     assert bool((found != 0).all())
 
 
+def test_what_autograd_keeps_does_not_grow_with_the_number_of_tiles():
+    def kept(max_tiles: int) -> int:
+        """Numbers that autograd saves for the way back."""
+        sizes: list[int] = []
+        images = torch.rand(1, 3, 64, 64, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            Tiled(conv(), 16, max_tiles)(images)
+        return sum(sizes)
+
+    assert 5 * kept(4) < kept(1000)
+
+
 def test_a_randomised_purifier_stays_one_and_its_gradient_is_of_the_masks_it_drew():
     purifier = vit(mask_ratio=0.5)
     tiled = for_size(purifier, (40, 40), "tiles")
