@@ -14,9 +14,9 @@ from torch import Tensor
 from maep import seeding
 from maep.attacks.config import Norm
 
-SPARSITY = 0.05
-"""Share of the values that one L1 step of PGD moves. The steepest step moves a single one, which is slow; SLIDE
-(Tramèr and Boneh 2019, arXiv 1904.13000, section 4) moves a few per cent."""
+SPARSITY = 0.01
+"""Share of the values that one L1 step of PGD moves. The steepest step moves a single one, which is slow: SLIDE
+(Tramèr and Boneh 2019, arXiv 1904.13000, section 4) moves some per cent."""
 
 _TINY = 1e-12
 
@@ -106,10 +106,15 @@ class L1:
 
     @staticmethod
     def steepest(slope: Tensor, points: Tensor) -> Tensor:
-        """Along the few steepest of the values that [0, 1] still lets move."""
+        """Along the gradient of the few steepest of the values that [0, 1] still lets move.
+
+        SLIDE moves those by their signs. In proportion, the steepest of them take over from step to step, which broke
+        more images of ResNet-20 and finds the optimum of a linear model.
+        """
         stuck = ((points <= 0) & (slope < 0)) | ((points >= 1) & (slope > 0))
-        share = torch.full((len(slope),), SPARSITY, device=slope.device, dtype=slope.dtype)
-        return sparse_sign(slope.masked_fill(stuck, 0), share)
+        free = torch.where(stuck, 0, slope)
+        steps = free * (sparse_sign(free, free.new_full((len(free),), SPARSITY)) != 0)
+        return steps / (_total(steps.abs()) + _TINY)
 
     @staticmethod
     def start(images: Tensor, keys: Tensor, eps: Tensor) -> Tensor:
