@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from maep.data.image_set import to_float, to_uint8
+from maep.attacks.config import AttackConfig
+from maep.attacks.run import attack
+from maep.data import adversarial
+from maep.data.image_set import ImageSet, to_float, to_uint8
 
 GAIN = 8
 _HEADS = ("clean", "attacked", "purified", f"attack x{GAIN}", f"what is left x{GAIN}")
@@ -29,7 +32,8 @@ def strip(
     """One row for each image: clean, attacked, purified, and what attack and purifier leave of the difference.
 
     `clean` and `attacked` are uint8 [N, H, W, 3]. Under each of the first three stands what `classifier` sees
-    there: green if that is the label, else red. Differences are to the clean image, times 8, grey is none.
+    there: green if that is the label, else red and underlined. Differences are to the clean image, times 8, grey is
+    none.
     """
     with torch.no_grad():
         purified = to_uint8(purifier(to_float(torch.from_numpy(attacked)))).numpy()
@@ -55,6 +59,20 @@ def strip(
     return canvas
 
 
+def one_of_each(images: ImageSet, count: int) -> ImageSet:
+    """The first image of each of the first `count` classes there are."""
+    classes = np.unique(images.labels)[:count]
+    return images.select([int(np.flatnonzero(images.labels == label)[0]) for label in classes])
+
+
+def attacked(model: nn.Module, images: ImageSet, config: AttackConfig, seed: int) -> NDArray[np.uint8]:
+    """uint8 [N, H, W, 3]: `images` attacked on `model` (images to logits) as an evaluation of that seed does it."""
+    clean, labels = images.batch(range(len(images)))
+    keys = adversarial.attack_keys(config, seed, torch.from_numpy(images.indices))
+    found = attack(model, clean, labels, config, keys)
+    return adversarial.round_to_budget(found, clean, config.eps).numpy()
+
+
 def difference(images: NDArray[np.uint8], originals: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """uint8 [N, H, W, 3]: the difference times 8 around mid-grey, cut to what a pixel can show."""
     change = images.astype(np.int16) - originals.astype(np.int16)
@@ -77,4 +95,8 @@ def _write(
     left = _GAP + place * (_SIDE + _GAP)
     while text and draw.textlength(text, font) > _SIDE:
         text = text[:-2] + "…" if len(text) > 2 else ""
-    draw.text((left + (_SIDE - draw.textlength(text, font)) / 2, top), text, colour, font)
+    length = draw.textlength(text, font)
+    start = left + (_SIDE - length) / 2
+    draw.text((start, top), text, colour, font)
+    if colour == _WRONG:  # seen without colours too
+        draw.line((start, top + _FONT + 3, start + length, top + _FONT + 3), colour)
