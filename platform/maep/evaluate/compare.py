@@ -20,9 +20,9 @@ from maep.evaluate import results
 from maep.evaluate.config import eps_label
 from maep.evaluate.gate import Paired, paired
 from maep.evaluate.pairs import difference_interval, holm
-from maep.evaluate.results import Result
+from maep.evaluate.results import CURVES, Result
 from maep.evaluate.table import Table, markdown
-from maep.evaluate.verdict import CURVES, THREATS
+from maep.evaluate.verdict import THREATS
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -112,7 +112,7 @@ def compare(a: Result, b: Result, a_name: str | None = None, b_name: str | None 
     common = [key for key in shared if key[1] != "transfer" or keys[0][key] == keys[1][key]]
     if not common:
         raise ConfigError(f"{names[0]} of {a.folder} and {names[1]} of {b.folder} have no figure in common")
-    outcomes = [(_outcomes(tables[0], key), _outcomes(tables[1], key)) for key in common]
+    outcomes = [(_outcomes(tables[0], names[0], key), _outcomes(tables[1], names[1], key)) for key in common]
     tests = [_paired(key, *pair) for key, pair in zip(common, outcomes, strict=True)]
     adjusted = holm([test.p_value for test in tests])
     rows = [_row(*line) for line in zip(common, outcomes, tests, adjusted, strict=True)]
@@ -222,14 +222,9 @@ def _other_attacks(key: _Key, a: list[str], b: list[str]) -> str:
     return f"other attacks: {_words(key)}: A by {', '.join(a)}; B by {', '.join(b)}"
 
 
-def _outcomes(rows: pa.Table, key: _Key) -> dict[int, bool]:
-    """Official index -> whether the image is right after every attack of that key."""
-    wanted = dict(zip(("classifier", "threat", "norm"), key[:3], strict=True))
-    mask = pc.less(pc.abs(pc.subtract(rows["eps"], key[3])), 1e-8)
-    for name, value in wanted.items():
-        mask = pc.and_(mask, pc.equal(rows[name], value))
-    least = rows.filter(mask).group_by("index", use_threads=False).aggregate([("correct", "min")])
-    return dict(zip(least["index"].to_pylist(), least["correct_min"].to_pylist(), strict=True))
+def _outcomes(rows: pa.Table, name: str, key: _Key) -> dict[int, bool]:
+    classifier, threat, norm, eps = key
+    return results.outcomes(rows, name, classifier, threat, eps, norm)
 
 
 def _paired(key: _Key, a: Mapping[int, bool], b: Mapping[int, bool]) -> Paired:

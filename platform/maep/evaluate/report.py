@@ -22,7 +22,7 @@ from markupsafe import Markup
 from maep import storage
 from maep.evaluate import charts, results, verdict
 from maep.evaluate.charts import Chart, Point, Series
-from maep.evaluate.results import WORST, Figure, Result
+from maep.evaluate.results import CURVES, WORST, Figure, Result
 from maep.evaluate.table import MARK, Table, detailed, headline, notes
 
 REPORT = "report.html"
@@ -90,11 +90,11 @@ def draws(figures: Sequence[Figure]) -> Table | None:
     """What the draws of randomised purifiers do to their worst cases; None where none was randomised."""
     body = []
     for figure in figures:
-        count, mean, worst = (getattr(figure, key, None) for key in ("num_draws", "mean_accuracy", "worst_accuracy"))
-        if figure.attack in (WORST, "clean") and count and mean is not None and worst is not None:
+        mean, worst = figure.mean_accuracy, figure.worst_accuracy
+        if figure.attack in (WORST, "clean") and mean is not None and worst is not None:
             where = f"{figure.threat} {verdict.budget(figure)}" if figure.threat != "clean" else "clean"
             cells = (verdict.cell(figure), f"{100 * mean:.1f}", f"{100 * worst:.1f}")
-            body.append((figure.purifier, figure.classifier, where, str(figure.eot), str(count), *cells))
+            body.append((figure.purifier, figure.classifier, where, str(figure.eot), str(figure.num_draws), *cells))
     head = ("purifier", "classifier", "threat model", "EOT", "draws K", "majority vote", "mean of draws", "worst of K")
     return Table("Fresh draws after the attack: accuracy in %", head, tuple(body)) if body else None
 
@@ -105,13 +105,13 @@ def curves(result: Result, rows: pa.Table) -> list[Chart]:
     found = []
     for classifier in result.values["classifiers"]:
         mine = [figure for figure in result.figures if figure.classifier == classifier]
-        worst = [f for f in mine if f.attack == WORST and f.threat not in verdict.CURVES]
+        worst = [f for f in mine if f.attack == WORST and f.threat not in CURVES]
         for threat, norm in dict.fromkeys((f.threat, f.norm) for f in worst):
             chosen = [f for f in worst if (f.threat, f.norm) == (threat, norm)]
             if len({f.eps for f in chosen}) > 1:
                 note = _attacks([f for f in mine if (f.threat, f.norm) == (threat, norm)])
                 found.append(dataclasses.replace(_over_eps(classifier, chosen, rows, place), note=note))
-        for threat, x_label in zip(verdict.CURVES, ("attack steps", "passes a gradient is averaged over"), strict=True):
+        for threat, x_label in zip(CURVES, ("attack steps", "passes a gradient is averaged over"), strict=True):
             chosen = [f for f in mine if f.threat == threat and f.attack != WORST]
             for eps, norm in dict.fromkeys((f.eps, f.norm) for f in chosen):
                 found.append(_over_effort(x_label, [f for f in chosen if (f.eps, f.norm) == (eps, norm)], place))
@@ -179,7 +179,7 @@ def _only(result: Result, keep: Any) -> Result:
 
 
 def _without_curves(result: Result) -> Result:
-    return _only(result, lambda figure: figure.threat not in verdict.CURVES)
+    return _only(result, lambda figure: figure.threat not in CURVES)
 
 
 def _title(result: Result) -> str:

@@ -29,8 +29,6 @@ THREATS = {
     ),
 }
 """Who knows what, in the order of the report. What a later maep adds is shown without such words."""
-CURVES = ("adaptive-steps", "adaptive-eot")
-"""Threat models that are measured for a curve only."""
 FELL = 0.05
 """Below this, by the upper end of the interval, nearly every image is broken."""
 
