@@ -62,3 +62,98 @@ def damaged() -> nn.Module:
     layer = nn.Linear(3 * 16 * 16, 10)
     nn.init.constant_(layer.weight, float("nan"))
     return nn.Sequential(nn.Flatten(), layer)
+
+
+class Shattered(nn.Module):
+    """A fine ripple on every pixel, of a phase of its own: nothing forwards, but the gradient is that of the ripple."""
+
+    differentiable = True
+    randomised = False
+
+    def __init__(self, slope: float = 5.0, height: float = 0.001) -> None:
+        super().__init__()
+        self.slope, self.height = slope, height
+
+    def forward(self, images: Tensor) -> Tensor:
+        phase = torch.arange(images[0].numel()).mul(2.399963).view(1, *images.shape[1:])  # the golden angle
+        return (images + self.height * torch.sin(self.slope / self.height * images + phase)).clamp(0, 1)
+
+
+class Saturated(nn.Module):
+    """Logits so large that float32 rounds every probability to 0 or 1, and the cross-entropy's gradient to nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Linear()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 1e4 * self.model(images)
+
+
+class Sigmoid(nn.Module):
+    """A steep sigmoid at each grey level, of which float32 leaves no slope: a quantiser that looks differentiable."""
+
+    differentiable = True
+    randomised = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.sigmoid(1e5 * (images - 0.48))
+
+
+class Noise(nn.Module):
+    """Gaussian noise on every pixel, which it says nothing of."""
+
+    differentiable = True
+    randomised = False
+
+    def __init__(self, sigma: float = 0.1) -> None:
+        super().__init__()
+        self.sigma = sigma
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images + self.sigma * torch.randn_like(images)).clamp(0, 1)
+
+
+class NoisyInGradient(nn.Module):
+    """Draws only where a gradient is asked for: whoever only calls it sees nothing."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + 0.1 * torch.randn_like(images) if torch.is_grad_enabled() else images
+
+
+class Contrast(nn.Module):
+    """A smooth purifier that takes contrast away, after which the linear model's answer is known."""
+
+    differentiable = True
+    randomised = False
+    KEPT = 0.8
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 0.5 + self.KEPT * (images - 0.5)
+
+
+class Shifted(Linear):
+    """The linear model with its boundary moved towards both digits: easily broken, and along the same direction."""
+
+    def __init__(self, towards: float) -> None:
+        super().__init__()
+        self.towards = towards
+
+    def margin(self, pixels: Tensor) -> Tensor:
+        plain = super().margin(pixels)
+        return plain - self.towards * plain.detach().sign()
+
+
+class Trapped(Linear):
+    """The linear model with ripples on its margin, steeper than it: an attack settles in the first of them."""
+
+    def margin(self, pixels: Tensor) -> Tensor:
+        plain = super().margin(pixels) / 10
+        return plain + 0.5 * torch.sin(2 * torch.pi * plain)
+
+
+class NotANumber(nn.Module):
+    """The square root of nothing: right forwards, and a gradient of NaN at every black pixel."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + 0 * (images * 0).sqrt()

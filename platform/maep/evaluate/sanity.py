@@ -1,97 +1,40 @@
 """The sanity battery: what must hold for a robustness figure to mean anything. A failure makes a result `unreliable`.
 
 Follows Carlini et al. 2019 (arXiv 1902.06705, section 4.2) and Athalye et al. 2018 (arXiv 1802.00420, section 3.1).
+`battery` tries a model on a few images; the other checks compare figures, and are functions of what was found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maep import seeding
 from maep.attacks.config import AttackConfig
-from maep.attacks.gradient import attack
 from maep.data import adversarial
-from maep.evaluate.bench import Expectation, check_images, looks_like_probabilities
+from maep.evaluate.bench import check_images, looks_like_probabilities
 from maep.evaluate.config import Threat, eps_label
+from maep.evaluate.findings import TOLERANCE, Check, Flag, by_chance, failures, risen
+from maep.evaluate.indicators import indicate, nothing_to_attack
+from maep.evaluate.probes import Probes, own_draws, seed_stream
 
-LARGE = AttackConfig("pgd", 0.5, 50, random_start=False)
-"""Half the range: uniform grey is within reach of every image, so no defence can stand. No random start, for noise of
-that size would break what the gradient cannot."""
-LEFT_AT_LARGE = 0.05
-DEAD_GRADIENTS = 0.05
-TOLERANCE = 0.01
-"""One point, for more effort that by chance finds less; on few images, one image."""
+__all__ = [
+    "Answers", "Check", "Flag", "at_eps_zero", "battery", "black_box_within", "budget_rounded", "eps_zero", "failures",
+    "monotone", "monotone_steps", "within_oblivious",
+]  # fmt: skip
+
 FEWER_STEPS = (1, 5)
 """PGD of so few steps beside the battery's 20: one step that finds more than many is the mark of a masked gradient."""
 VANISHING = 1e-9
 """A budget that float32 loses in all but nearly black pixels, yet one for which the attack does all that it does."""
-AGREEMENT = 0.2
-"""Least cosine of two means of a randomised model's gradient. For Gaussian draws a mean of cosine c has each sign right
-with probability Phi(sqrt(c / (1 - c))), 0.69 here: PGD's steps, 2.5 eps together, then still drift by one eps."""
-CHANCE = 0.01
-"""What a randomised model's draws explain with at least this probability is not held against it."""
+BLACK_BOX = 0.02
+"""Two points, by which an attacker who knows less may find more."""
 
 Answers = Mapping[int, tuple[int, bool]]
 """Official index -> the predicted class, and whether it is right."""
-
-_UNDIFFERENTIABLE = "no gradient reaches the image: the defence is not differentiable, it belongs under bpda"
-
-
-@dataclass(frozen=True)
-class _Probes:
-    """The images of a battery (float [B, 3, H, W], int64 [B] twice) and the model that it tries."""
-
-    model: nn.Module
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
-    seed: int
-    passes: int | None
-
-    @property
-    def target(self) -> nn.Module:
-        """What an attack takes the gradient of."""
-        return self.model if self.passes is None else Expectation(self.model, self.passes)
-
-    def attacked(self, config: AttackConfig) -> Tensor:
-        """The images after an attack, as the protocol makes it."""
-        keys = adversarial.attack_keys(config, self.seed, self.indices)
-        return attack(self.target, self.images, self.labels, config, keys, stop_when_broken=True)
-
-    def predictions(self, images: Tensor) -> Tensor:
-        """int64 [B]: what the model, called anew, says of `images`; always with the same draws."""
-        torch.manual_seed(self.seed)
-        with torch.no_grad():
-            logits: Tensor = self.model(images)
-        return logits.argmax(dim=1)
-
-    def stand(self, images: Tensor) -> list[bool]:
-        """[B]: which of `images` are classified right."""
-        right: list[bool] = (self.predictions(images) == self.labels).tolist()
-        return right
-
-    def risen(self, before: Sequence[bool], after: Sequence[bool]) -> bool:
-        """Whether more stand `after` than `before`, see `_risen`."""
-        return _risen(before, after, self.passes is not None)
-
-
-@dataclass(frozen=True)
-class Check:
-    """One check: whether it held, and one line that says what was seen."""
-
-    name: str
-    passed: bool
-    detail: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return asdict(self)
 
 
 def battery(
@@ -108,49 +51,51 @@ def battery(
 
     `indices` are the images' official indices (int64 [B]), `eps` the budget of the figures it stands beside,
     `passes` over how many passes a randomised model's gradient is averaged (None: the model draws nothing). `threat`
-    is `adaptive`, whose checks of the gradient are added, or `bpda`. Raises DataError for images that are not float
-    in [0, 1].
+    is `adaptive`, whose checks of the gradient are added, or `bpda`, where `model` has the identity for the defence's
+    gradient. Raises DataError for images that are not float in [0, 1].
     """
     check_images(images)
-    probes = _Probes(model, images, labels, indices, seed, passes)
-    checks = [_eval_mode(model), _logits(model, images)]
-    if passes is None:
-        checks.append(_draws_nothing(model, images, seed))
-    right = torch.tensor(probes.stand(images))
+    with own_draws(images.device):
+        return _battery(Probes(model, images, labels, indices, seed, passes), threat, eps)
+
+
+def _battery(everything: Probes, threat: Threat, eps: float) -> list[Check]:
+    model = everything.model
+    calls = _calls(everything)
+    checks = [_eval_mode(model), _logits(calls[0])]
+    if everything.passes is None:
+        checks.append(_draws_nothing(calls))
+    right = torch.tensor(everything.stand(everything.images))
     if not right.any():
-        return [*checks, Check("attackable", False, "no probe image is classified right, so nothing can be attacked")]
-    probes = _Probes(model, images[right], labels[right], indices[right], seed, passes)
+        return [*checks, nothing_to_attack()]
+    probes = everything.only(right)
+    indicated = indicate(probes, AttackConfig("pgd", eps, 20), model if threat == "bpda" else None)
+    checks += indicated.checks
+    if indicated.attacked is None:
+        return checks
+    checks.append(_budget(indicated.attacked, probes.images, eps))
     if threat == "adaptive":
-        slope = _slope(probes, seed)
-        checks.append(_gradients(slope, len(probes.images)))
-        if slope is None:
-            return checks
-        if passes is not None:
-            checks.append(_agreement(slope, _slope(probes, seed + 1), passes))
-    attacked = probes.attacked(AttackConfig("pgd", eps, 20))
-    checks.append(_budget(attacked, probes.images, eps))
-    if threat == "adaptive":
-        stand = probes.stand(attacked)
-        checks += [_noise(probes, stand, eps), _more_steps(probes, stand, eps), _large_eps(probes)]
+        checks += [_noise(probes, indicated.stand, eps), _more_steps(probes, indicated.stand, eps)]
     return checks
 
 
 def monotone(worst: Mapping[float, float], num_images: int) -> Check:
     """Adaptive worst-case accuracies by eps must not rise with eps, within one point (or one image)."""
-    slack = max(TOLERANCE, 1 / num_images)
-    budgets = sorted(worst)
-    risen = [(a, b) for i, a in enumerate(budgets) for b in budgets[i + 1 :] if worst[b] > worst[a] + slack + 1e-9]
-    seen = ", ".join(f"{worst[eps]:.1%} at {eps_label(eps)}" for eps in budgets)
-    return Check("monotone in eps", not risen, f"adaptive worst case {seen}")
+    return _monotone("monotone in eps", {eps_label(eps): worst[eps] for eps in sorted(worst)}, num_images)
+
+
+def monotone_steps(worst: Mapping[int, float], num_images: int) -> Check:
+    """Adaptive accuracies by the steps of one attack at one eps must not rise with them, as `monotone`'s."""
+    return _monotone("monotone in steps", {f"{steps} steps": worst[steps] for steps in sorted(worst)}, num_images)
 
 
 def at_eps_zero(
     model: nn.Module, images: Tensor, labels: Tensor, indices: Tensor, seed: int = 0, passes: int | None = None
 ) -> dict[int, tuple[int, bool]]:
     """Answers of `model`, called anew, on images attacked within a budget of nothing; arguments as `battery`'s."""
-    probes = _Probes(model, images, labels, indices, seed, passes)
-    torch.manual_seed(seed)
-    predictions = probes.predictions(probes.attacked(AttackConfig("pgd", VANISHING, 2)))
+    with own_draws(images.device):
+        probes = Probes(model, images, labels, indices, seed, passes)
+        predictions = probes.predictions(probes.attacked(AttackConfig("pgd", VANISHING, 2)))
     right = (predictions == labels).tolist()
     return dict(zip(indices.tolist(), zip(predictions.tolist(), right, strict=True), strict=True))
 
@@ -166,7 +111,7 @@ def eps_zero(found: Answers, clean: Answers, randomised: bool = False) -> Check:
     before = [index in clean and clean[index][1] for index in found]
     after = [right for _, right in found.values()]
     detail = f"{sum(after)} of {len(after)} right at eps 0, {sum(before)} clean; answers that differ: {differing}"
-    passed = _by_chance(before, after) and _by_chance(after, before) if randomised else differing == 0
+    passed = by_chance(before, after) and by_chance(after, before) if randomised else differing == 0
     return Check("eps 0 is clean", passed, detail)
 
 
@@ -181,12 +126,50 @@ def within_oblivious(
     common = sorted(adaptive.keys() & oblivious.keys())
     ours, theirs = [adaptive[index] for index in common], [oblivious[index] for index in common]
     detail = f"{sum(ours)} of {len(common)} stand adaptive and {sum(theirs)} oblivious attacks at {eps_label(eps)}"
-    return Check("adaptive is not above oblivious", not _risen(theirs, ours, randomised), detail)
+    return Check("adaptive is not above oblivious", not risen(theirs, ours, randomised), detail)
 
 
-def failures(checks: Iterable[Check]) -> list[str]:
-    """One line for each check that failed."""
-    return [f"{check.name}: {check.detail}" for check in checks if not check.passed]
+def black_box_within(
+    adaptive: Mapping[int, bool],
+    other: Mapping[int, bool],
+    eps: float,
+    threat: str = "black-box",
+    randomised: bool = False,
+) -> Check:
+    """Official index -> whether the image stands: at equal budget hardly more may stand `adaptive` than an attacker who
+    knows less (`threat`: black-box, transfer, bpda).
+
+    All that such a one finds is there for the adaptive attacker, so two points fewer (and one image) mean that the
+    adaptive attack was too weak. On the images that both have attacked; it fails where there are none.
+    """
+    name = f"adaptive is not above {threat}"
+    common = sorted(adaptive.keys() & other.keys())
+    if not common:
+        return Check(name, False, f"no image was attacked both ways at {eps_label(eps)}")
+    ours, theirs = [adaptive[index] for index in common], [other[index] for index in common]
+    detail = f"{sum(ours)} of {len(common)} stand adaptive and {sum(theirs)} {threat} attacks at {eps_label(eps)}"
+    return Check(name, not risen(theirs, ours, randomised, BLACK_BOX), detail)
+
+
+def budget_rounded(changes: Sequence[float], eps: float) -> Check:
+    """Largest change of each attacked image (Linf, of images on the 8-bit grid): within `eps`, in 8 bits too.
+
+    An eps off the grid may round up to the next level. NaN is no change within anything.
+    """
+    levels = math.ceil(eps * 255 - 1e-4)
+    beyond = [c for c in changes if not (0 <= c <= eps + 1e-6 and round(c * 255) <= levels)]
+    furthest = max(changes, default=0.0, key=lambda c: math.inf if math.isnan(c) else c)
+    seen = f"{len(beyond)} of {len(changes)} beyond {eps_label(eps)}, furthest {furthest * 255:.3f}/255"
+    return Check("budget of the rows", not beyond, seen)
+
+
+def _monotone(name: str, worst: Mapping[str, float], num_images: int) -> Check:
+    """`worst`: accuracies by effort, the least first."""
+    slack = max(TOLERANCE, 1 / num_images)
+    accuracies = list(worst.values())
+    rises = any(after > before + slack + 1e-9 for i, before in enumerate(accuracies) for after in accuracies[i + 1 :])
+    seen = ", ".join(f"{accuracy:.1%} at {effort}" for effort, accuracy in worst.items())
+    return Check(name, not rises, f"adaptive worst case {seen}")
 
 
 def _eval_mode(model: nn.Module) -> Check:
@@ -194,9 +177,17 @@ def _eval_mode(model: nn.Module) -> Check:
     return Check("eval mode", not training, f"{training[0]} is in training mode" if training else "every module")
 
 
-def _logits(model: nn.Module, images: Tensor) -> Check:
-    with torch.no_grad():
-        logits = model(images)
+def _calls(probes: Probes) -> list[Tensor]:
+    """Logits of three calls with draws of their own: the last one with a gradient, as an attack calls the model."""
+    found = []
+    for call, gradient in enumerate((False, False, True)):
+        seed_stream(probes.seed, call)
+        with torch.set_grad_enabled(gradient):
+            found.append(probes.model(probes.images).detach())
+    return found
+
+
+def _logits(logits: Tensor) -> Check:
     if not torch.isfinite(logits).all():
         return Check("logits", False, "NaN or infinite on clean images")
     probabilities = looks_like_probabilities(logits)
@@ -204,45 +195,14 @@ def _logits(model: nn.Module, images: Tensor) -> Check:
     return Check("logits", not probabilities, detail)
 
 
-def _draws_nothing(model: nn.Module, images: Tensor, seed: int) -> Check:
+def _draws_nothing(calls: Sequence[Tensor]) -> Check:
     """A model that draws without saying so would be attacked through a single draw."""
-    with torch.no_grad():
-        torch.manual_seed(seed)
-        first = model(images)
-        torch.manual_seed(seed + 1)
-        second = model(images)
-    if torch.allclose(first, second, rtol=1e-4, atol=1e-5):
-        return Check("draws nothing", True, "two calls give the same logits")
-    apart = float((first - second).abs().max())
-    return Check("draws nothing", False, f"two calls are up to {apart:.2g} apart, of a model that is not randomised")
-
-
-def _slope(probes: _Probes, seed: int) -> Tensor | None:
-    """[B, 3, H, W]: the gradient of the loss; None where there is none to take."""
-    torch.manual_seed(seed)
-    point = probes.images.clone().requires_grad_(True)
-    loss = F.cross_entropy(probes.target(point), probes.labels, reduction="sum")
-    if loss.grad_fn is None:
-        return None
-    return torch.autograd.grad(loss, point, allow_unused=True, materialize_grads=True)[0]
-
-
-def _gradients(slope: Tensor | None, count: int) -> Check:
-    if slope is None:
-        return Check("gradients", False, _UNDIFFERENTIABLE)
-    peak = slope.abs().amax(dim=(1, 2, 3))
-    bad, zero = int((~torch.isfinite(peak)).sum()), int((peak == 0).sum())
-    passed = bad == 0 and zero <= DEAD_GRADIENTS * count
-    return Check("gradients", passed, f"{zero} zero and {bad} NaN or infinite of {count}")
-
-
-def _agreement(slope: Tensor, other: Tensor | None, passes: int) -> Check:
-    assert other is not None
-    # float64 at unit length: a confident model's gradients are too small for the square root of their squares' sum
-    one, two = (F.normalize(part.flatten(1).double(), eps=1e-300) for part in (slope, other))
-    cosine = float((one * two).sum(dim=1).mean())
-    detail = f"two means of {passes} passes have a cosine of {cosine:.2f}, at least {AGREEMENT} is needed (eot)"
-    return Check("gradients agree", cosine >= AGREEMENT, detail)
+    if all(torch.allclose(calls[0], other, rtol=1e-4, atol=1e-5) for other in calls[1:]):
+        return Check("draws nothing", True, f"{len(calls)} calls give the same logits")
+    apart = max(float((other - calls[0]).abs().max()) for other in calls[1:])
+    return Check(
+        "draws nothing", False, f"calls are up to {apart:.2g} apart, of a model that is not randomised: use EOT"
+    )
 
 
 def _budget(attacked: Tensor, images: Tensor, eps: float) -> Check:
@@ -253,43 +213,20 @@ def _budget(attacked: Tensor, images: Tensor, eps: float) -> Check:
     return Check("budget and range", passed, f"change {furthest * 255:.3f}/255 of {eps_label(eps)}, in 8 bits too")
 
 
-def _noise(probes: _Probes, stand: Sequence[bool], eps: float) -> Check:
+def _noise(probes: Probes, stand: Sequence[bool], eps: float) -> Check:
     """`stand` [B]: what PGD-20 leaves; noise of the same size must leave no less."""
     images = probes.images
     draws = seeding.uniform(seeding.mix(probes.seed, 1, probes.indices), images[0].numel()).view(images.shape)
     noisy = probes.stand((images + (2 * draws - 1).sign() * eps).clamp(0, 1))
-    passed = sum(stand) <= sum(noisy) or (probes.passes is not None and _by_chance(noisy, stand))
+    passed = sum(stand) <= sum(noisy) or (probes.passes is not None and by_chance(noisy, stand))
     broken = f"noise breaks {noisy.count(False)} and PGD-20 {stand.count(False)} of {len(images)}"
     return Check("noise is weaker than PGD", passed, f"{broken} at {eps_label(eps)}")
 
 
-def _more_steps(probes: _Probes, stand: Sequence[bool], eps: float) -> Check:
+def _more_steps(probes: Probes, stand: Sequence[bool], eps: float) -> Check:
     """`stand` [B]: what PGD-20 leaves; PGD of fewer steps from the same start must leave no less."""
     fewer = [AttackConfig("pgd", eps, steps) for steps in FEWER_STEPS]
     left = {config.label: probes.stand(probes.attacked(config)) for config in fewer}
-    passed = not any(probes.risen(before, stand) for before in left.values())
+    passed = not any(risen(before, stand, probes.passes is not None) for before in left.values())
     seen = ", ".join(f"{sum(stands)} stand {label}" for label, stands in {**left, "PGD-20": stand}.items())
     return Check("more steps are not weaker", passed, f"of {len(stand)} at {eps_label(eps)} {seen}")
-
-
-def _large_eps(probes: _Probes) -> Check:
-    stand = probes.stand(probes.attacked(LARGE))
-    passed = sum(stand) <= max(LEFT_AT_LARGE * len(stand), 1)
-    detail = f"{sum(stand)} of {len(stand)} stand {LARGE.label} at {eps_label(LARGE.eps)}"
-    return Check("a large eps breaks all", passed, detail)
-
-
-def _risen(before: Sequence[bool], after: Sequence[bool], randomised: bool) -> bool:
-    """Whether more images stand `after` than `before`, by more than the tolerance and, if randomised, than chance."""
-    if sum(after) - sum(before) <= max(TOLERANCE * len(before), 1):
-        return False
-    return not (randomised and _by_chance(before, after))
-
-
-def _by_chance(before: Sequence[bool], after: Sequence[bool]) -> bool:
-    """Whether draws alone may have left as many more standing `after`: the sign test of those gained against lost."""
-    from scipy.stats import binomtest  # half a second to import, and only needed for what is randomised
-
-    gained = sum(new > old for old, new in zip(before, after, strict=True))
-    lost = sum(new < old for old, new in zip(before, after, strict=True))
-    return gained <= lost or bool(binomtest(gained, gained + lost, alternative="greater").pvalue >= CHANCE)
