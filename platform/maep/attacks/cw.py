@@ -69,15 +69,16 @@ class _CarliniWagner(Search):
 
     def learn(self, which: Tensor, turn: Tensor, answer: Answer) -> Tensor:
         assert answer.slope is not None
-        moved = answer.candidates - self.images[which]
-        length = lengths(moved, "L2")
+        length = lengths(answer.candidates - self.images[which], "L2")
         within = answer.broken & (length <= self.config.eps)
         nearer = within & (length < self.nearest[which])
         self.best[which[nearer]], self.nearest[which[nearer]] = answer.candidates[nearer], length[nearer]
         self.found[which] |= answer.broken
 
-        by_image = 2 * moved - self.constant[which].view(-1, 1, 1, 1) * answer.slope
-        by_w = by_image * (1 - (2 * answer.candidates - 1) ** 2) / 2  # the slope of (tanh + 1) / 2
+        # distances from the image as tanh gives it back, as in the authors' code: it is no reason to move
+        there, origin = torch.tanh(self.origin[which] + self.change[which]), torch.tanh(self.origin[which])
+        by_image = there - origin - self.constant[which].view(-1, 1, 1, 1) * answer.slope
+        by_w = by_image * (1 - there**2) / 2
         step = turn % self.config.steps
         self._adam(which, by_w, step + 1)
         self._next_constant(which[step == self.config.steps - 1])

@@ -38,7 +38,8 @@ def attack(
     for rank in range(2, min(config.targets, logits.shape[1] - 1) + 2):  # the likeliest class is the label
         authors.target_class = rank
         bound = config.eps if stop_when_broken else 0.0
-        for which in torch.split((nearest > bound).nonzero()[:, 0], width):
+        left = (nearest > bound).nonzero()[:, 0]
+        for which in torch.split(left, width) if len(left) else ():
             original, label = images[which], labels[which]
             found = authors.attack_single_run(original, label, is_targeted=True).to(images.dtype)
             with torch.no_grad():
