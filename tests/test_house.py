@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "data": GROUND | {"models", "attacks"},  # adversarial.py attacks a classifier; the rest is held to GROUND below
     "models": GROUND | {"data"},
     "attacks": GROUND | {"data", "models"},
-    "evaluate": GROUND | {"data", "models", "attacks"},
+    "evaluate": GROUND | {"data", "models", "attacks", "cluster"},
     "train": GROUND | {"data", "models", "attacks", "evaluate", "cluster"},
     "tune": GROUND | {"data", "models", "attacks", "evaluate", "train", "cluster"},
     "tracking": GROUND,

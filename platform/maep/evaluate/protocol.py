@@ -188,6 +188,7 @@ def _merge(bench: Bench, identity: Mapping[str, Any]) -> Result:
     crafting = _crafting(bench)
     tables, cost = [], sum((took for took in crafting.values() if took), rows.Cost())
     reports: list[dict[str, Any]] = []
+    flagged: list[dict[str, str]] = []
     for name, spec in _pairs(bench):
         pair_tables = []
         for column in bench.columns(name, spec):
@@ -202,9 +203,9 @@ def _merge(bench: Bench, identity: Mapping[str, Any]) -> Result:
         cost += probed.cost
         across = pair_checks(bench, name, pair_table, probed.at_eps_zero)
         checks = [*probed.checks, *(check.to_dict() for check in across)]
-        reports.append(
-            {"purifier": name, "classifier": bench.classifier(spec).name, "checks": checks, "flags": probed.flags}
-        )
+        pair = {"purifier": name, "classifier": bench.classifier(spec).name}
+        reports.append({**pair, "checks": checks})
+        flagged += [{**pair, **flag} for flag in probed.flags]
     values = {
         "name": "maep evaluation",
         **identity,
@@ -213,6 +214,7 @@ def _merge(bench: Bench, identity: Mapping[str, Any]) -> Result:
             label: took and {"forward_passes": took.forward_passes, "thread_seconds": round(took.seconds, 1)}
             for label, took in crafting.items()
         },
+        "flags": flagged,
         "forward_passes": cost.forward_passes,
         "thread_seconds": round(cost.seconds, 1),
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "workers": bench.config.num_workers},

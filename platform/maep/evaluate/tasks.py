@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from maep import seeding, storage
+from maep import storage
 from maep.attacks.run import attack
 from maep.data import adversarial
 from maep.errors import ConfigError
 from maep.evaluate import rows, sanity
 from maep.evaluate.bench import Bench, Expectation, fast
 from maep.evaluate.config import Threat
+from maep.evaluate.outcome import Judge, Outcome, read_outcome
 from maep.evaluate.presets import Column, Source, Step
 
 
@@ -91,20 +91,6 @@ class Given:
     """The part that the attack before this one of the cascade has left."""
     attacked: NDArray[np.uint8] | None = None
     """uint8 [B, H, W, 3]: the task's share of a kept set."""
-
-
-@dataclass
-class Outcome:
-    """Of B images: prediction int64 (of most draws), loss float32 (mean over draws), num_right int64 (draws that are
-    right), change float32 (in the column's norm), inherited bool, all [B]; `num_draws` is the same for all.
-    """
-
-    prediction: Tensor
-    loss: Tensor
-    num_right: Tensor
-    change: Tensor
-    inherited: Tensor
-    num_draws: int
 
 
 @dataclass(frozen=True)
@@ -214,7 +200,7 @@ def _attack(bench: Bench, task: Attack, inputs: Given) -> bytes:
     model = bench.defended(task.purifier, task.classifier, task.column.threat)
     seed = _seed(bench, task)
     torch.manual_seed(seed)
-    judged = _Judge(model, images, labels, _num_draws(bench, task), seed, task.column.norm)
+    judged = Judge(model, images, labels, _num_draws(bench, task), seed, task.column.norm)
     meter = adversarial.Meter()
     with meter.on(model):
         if task.step is None:
@@ -229,7 +215,7 @@ def _attack(bench: Bench, task: Attack, inputs: Given) -> bytes:
     return rows.encode_part(_table(bench, task, where, labels, outcome), cost)
 
 
-def _through(bench: Bench, task: Attack, model: nn.Module, judge: _Judge, before: pa.Table | None) -> Outcome:
+def _through(bench: Bench, task: Attack, model: nn.Module, judge: Judge, before: pa.Table | None) -> Outcome:
     """One attack through the defended model. In a cascade, on the images that are still right: the others keep what
     the attack before has left.
     """
@@ -243,7 +229,7 @@ def _through(bench: Bench, task: Attack, model: nn.Module, judge: _Judge, before
     size = config.batch_size if not randomised else None
     if before is None:
         return judge.outcome(attack(target, images, judge.labels, step.config, keys, stop, size))
-    outcome = _read_outcome(before)
+    outcome = read_outcome(before)
     right = outcome.prediction == judge.labels
     outcome.inherited = ~right
     if right.any():
@@ -254,52 +240,9 @@ def _through(bench: Bench, task: Attack, model: nn.Module, judge: _Judge, before
     return outcome
 
 
-@dataclass(frozen=True)
-class _Judge:
-    """Asks the model, called anew, about attacked images: `num_draws` times where it is randomised."""
-
-    model: nn.Module
-    images: Tensor
-    labels: Tensor
-    num_draws: int
-    seed: int
-    norm: str
-
-    def on(self, chosen: Tensor) -> _Judge:
-        """The same for some of the images, bool [B]."""
-        return _Judge(self.model, self.images[chosen], self.labels[chosen], self.num_draws, self.seed, self.norm)
-
-    @torch.no_grad()
-    def outcome(self, attacked: Tensor) -> Outcome:
-        """What becomes of `attacked`, float [B, 3, H, W] in [0, 1]."""
-        answers, losses = [], []
-        for draw in range(self.num_draws):
-            torch.manual_seed(int(seeding.mix(self.seed, draw)))
-            logits = self.model(attacked)
-            if not torch.isfinite(logits).all():
-                raise FloatingPointError("the logits are NaN or infinite")
-            answers.append(logits.argmax(dim=1))
-            losses.append(F.cross_entropy(logits, self.labels, reduction="none"))
-        every = torch.stack(answers)
-        return Outcome(
-            prediction=every.mode(dim=0).values,
-            loss=torch.stack(losses).mean(dim=0),
-            num_right=(every == self.labels).sum(dim=0),
-            change=rows.change(attacked - self.images, self.norm),
-            inherited=torch.zeros(len(self.labels), dtype=torch.bool),
-            num_draws=self.num_draws,
-        )
-
-
 def _num_draws(bench: Bench, task: Attack) -> int:
     randomised = bench.defence(task.purifier).traits.randomised and task.column.threat != "fixed-mask"
     return bench.config.draws if randomised else 1
-
-
-def _read_outcome(table: pa.Table) -> Outcome:
-    names = ("prediction", "loss", "num_right", "change", "inherited")
-    columns = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in names}
-    return Outcome(**columns, num_draws=table["num_draws"][0].as_py())
 
 
 def _seed(bench: Bench, task: Task) -> int:
