@@ -118,6 +118,7 @@ def compare(model: nn.Module, images: Tensor, labels: Tensor, config: AttackConf
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.shared_data
 @pytest.mark.parametrize("config", RESNET, ids=name)
 def test_the_same_images_of_cifar_fall(shared_data: Path, config: AttackConfig) -> None:
