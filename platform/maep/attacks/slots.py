@@ -101,7 +101,7 @@ def climb(task: Task, method: Method[S], stop_when_broken: bool, batch_size: int
     """
     num, num_runs = len(task.images), task.targets.shape[1]
     found = task.images.clone()
-    waiting = min(num, batch_size or num)  # the number of the image that is next in the queue
+    full = waiting = min(num, batch_size or num)  # slots; and the number of the image that is next in the queue
     slots = _enter(task, torch.arange(waiting, device=task.images.device))
     state = method.start(slots.images, task.keys[slots.owner])
     while True:
@@ -132,7 +132,7 @@ def climb(task: Task, method: Method[S], stop_when_broken: bool, batch_size: int
             entering = _enter(task, newcomers)
             slots.put(free[: len(newcomers)], entering)
             state.put(free[: len(newcomers)], method.start(entering.images, task.keys[newcomers]))
-        size = batch_sizes(len(slots.live), int(slots.live.sum()))
+        size = batch_sizes(full, int(slots.live.sum()))
         if size < len(slots.live):
             stay = slots.live.sort(descending=True, stable=True).indices[:size]
             slots, state = slots.take(stay), state.take(stay)
