@@ -1,0 +1,113 @@
+"""Models whose right answer is known: the masked and the random ones are flagged, the honest ones are not.
+
+And a linear model is left exactly the images that no change within the budget can turn.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from evaluate_toys import Contrast, Linear, Noise, Saturated, Shattered, Sigmoid, robust
+from torch import Tensor, nn
+
+from maep import artifact
+from maep.attacks.bpda import BackwardIdentity
+from maep.attacks.config import AttackConfig
+from maep.attacks.run import attack
+from maep.data.adversarial import Meter
+from maep.data.datasets import DataConfig, load
+from maep.evaluate import baselines, sanity
+from maep.evaluate.flags import flags
+from maep.models import build
+from maep.models.classifiers import load_classifier
+from maep.models.purifier import defend
+
+EPS = 40 / 255
+Digits = tuple[Tensor, Tensor, Tensor]
+BUNDLED = Path(build.__file__).parents[1] / "bundled" / "cifar10"
+
+
+@pytest.fixture(scope="module")
+def digits() -> Digits:
+    """51 zeros and ones, of which the linear model keeps about three quarters at EPS."""
+    everything = load(DataConfig("digits"), "dev")
+    images, labels = everything.batch(range(240))
+    indices = torch.from_numpy(everything.indices[:240])
+    return images[labels < 2], labels[labels < 2], indices[labels < 2]
+
+
+def failed(checks: list[sanity.Check]) -> dict[str, str]:
+    return {check.name: check.detail for check in checks if not check.passed}
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (defend(Linear(), Sigmoid()), "unavailable gradients"),
+        (Saturated().eval(), "unavailable gradients"),
+        (defend(Linear(), Shattered()), "unstable predictions"),
+        (defend(Linear(), Noise()), "draws nothing"),
+    ],
+    ids=["steep sigmoid", "saturated loss", "shattered", "undeclared noise"],
+)
+def test_what_masks_its_gradient_is_flagged(digits: Digits, model: nn.Module, name: str) -> None:
+    images, labels, indices = digits
+    attacked = attack(model, images, labels, AttackConfig("pgd", EPS, 20), indices, stop_when_broken=True)
+    with torch.no_grad():  # what must not be believed: more stand than the undefended model can keep
+        assert int((model(attacked).argmax(dim=1) == labels).sum()) > int(robust(Linear(), images, labels, EPS).sum())
+    found = failed(sanity.battery(model, *digits, "adaptive", EPS))
+    assert {name, "unconstrained attack failure"} <= found.keys()
+    assert "EOT" in found[name] or "BPDA" in found[name]
+
+
+def test_what_has_no_gradient_belongs_under_bpda(digits: Digits) -> None:
+    jpeg = baselines.build("jpeg-q50")
+    found = failed(sanity.battery(defend(Linear(), jpeg), *digits, "adaptive", EPS))
+    assert found.keys() == {"unavailable gradients"}
+    assert "use BPDA (threat model bpda)" in found["unavailable gradients"]
+    assert not failed(sanity.battery(defend(Linear(), BackwardIdentity(jpeg)), *digits, "bpda", EPS))
+
+
+@pytest.mark.parametrize("defence", ["none", "blur", "median"])
+def test_honest_defences_are_not_flagged(digits: Digits, defence: Any) -> None:
+    assert not failed(sanity.battery(defend(Linear(), baselines.build(defence)), *digits, "adaptive", EPS))
+
+
+@pytest.mark.parametrize("name", ["pgd", "pgd-cw", "apgd-ce"])
+def test_linear_model_is_left_what_no_change_can_turn(digits: Digits, name: Any) -> None:
+    images, labels, indices = digits
+    for kept, model in ((1.0, Linear().eval()), (Contrast.KEPT, defend(Linear(), Contrast()))):
+        seen = 0.5 + kept * (images - 0.5)
+        for eps in (32 / 255, EPS, 56 / 255):
+            attacked = attack(model, images, labels, AttackConfig(name, eps, 40), indices, stop_when_broken=True)
+            with torch.no_grad():
+                stand = model(attacked).argmax(dim=1) == labels
+            worst = 0.5 + kept * ((images - eps * _direction(labels)).clamp(0, 1) - 0.5)
+            known = (Linear()(worst).argmax(dim=1) == labels) & (Linear()(seen).argmax(dim=1) == labels)
+            assert torch.equal(stand, known)
+            if kept == 1:
+                assert torch.equal(known, robust(Linear(), images, labels, eps))
+
+
+def _direction(labels: Tensor) -> Tensor:
+    """[B, 3, H, W]: the sign of the margin's gradient of the own class."""
+    sign = torch.where(labels == 0, 1.0, -1.0)[:, None]
+    return (sign * Linear().weight.sign()).view(-1, 3, 16, 16)
+
+
+@pytest.mark.shared_data
+def test_bundled_purifier_is_not_flagged(shared_data: Path) -> None:
+    """And its battery costs what an attack of 20 steps does: about 20 passes an image."""
+    classifier = load_classifier("cifar10_resnet20", shared_data)
+    model = defend(classifier, build.load_purifier_artifact(artifact.read(BUNDLED)))
+    dev = load(DataConfig("cifar10", root=str(shared_data)), "dev")
+    images, labels = dev.batch(range(16))
+    meter = Meter()
+    with meter.on(model):
+        checks = sanity.battery(model, images, labels, torch.from_numpy(dev.indices[:16]), "adaptive", 8 / 255)
+    assert not failed(checks)
+    assert not flags(model, images, labels)
+    assert meter.forward_passes <= 25 * len(images)
