@@ -51,7 +51,12 @@ def outcome(folder: Path, counts: Mapping[str, Mapping[str, int]], failed: str |
                 "label": 0,
             }
             correct = np.arange(NUM) < right
-            columns = {"index": np.arange(NUM), "prediction": (~correct).astype(int), "correct": correct, "num_right": correct.astype(int)}
+            columns = {
+                "index": np.arange(NUM),
+                "prediction": (~correct).astype(int),
+                "correct": correct,
+                "num_right": correct.astype(int),
+            }
             tables.append(rows.make(constants, columns))
     values = {
         "split": "dev",

@@ -218,7 +218,7 @@ def test_images_that_the_patches_do_not_divide_are_one_line(small: EvaluateConfi
     described = PurifierConfig(mae=mae, stem_channels=(4,), stem_blocks=1)
     weights = Purifier(described).state_dict()
     wide = artifact.write(tmp_path / "wide", "purifier", {"model": config.to_dict(described)}, weights, "A test's.")
-    with pytest.raises(ConfigError, match=r"interpolate needs image sides that are multiples of 5, not 16x16") as caught:
+    with pytest.raises(ConfigError, match=r"interpolate needs .* multiples of 5, not 16x16") as caught:
         evaluate(replace(small, sizes="interpolate"), {"wide": wide}, tmp_path / "out")
     assert "\n" not in str(caught.value)
 

@@ -15,7 +15,7 @@ from maep import artifact, config
 from maep.data import lists
 from maep.data.datasets import DataConfig, load
 from maep.evaluate import baselines, sanity
-from maep.evaluate.bench import Expectation
+from maep.evaluate.bench import Expectation, FixedDraws
 from maep.evaluate.config import EvaluateConfig
 from maep.evaluate.protocol import evaluate
 from maep.models.classifiers import Classifier
@@ -152,3 +152,31 @@ def test_noise_before_a_classifier_needs_more_than_one_draw(classifier: Classifi
     probes = *digits.batch(range(60)), torch.from_numpy(digits.indices[:60])
     checks = sanity.battery(defend(classifier, Noise()), *probes, "adaptive", 8 / 255, passes=passes)
     assert next(check.passed for check in checks if check.name == "gradients agree") == enough
+
+
+def test_a_randomised_purifier_is_judged_by_fresh_draws(linear: EvaluateConfig, tmp_path: Path) -> None:
+    found = evaluate(replace(linear, baselines=("smooth", "none"), num_images=60, draws=12), {}, tmp_path / "out")
+    table = found.rows().to_pandas()
+    drawn = table[table["purifier"] == "smooth"]
+    assert set(drawn["num_draws"]) == {12}
+    assert set(table[table["purifier"] == "none"]["num_draws"]) == {1}
+    assert ((drawn["num_right"] > 6) <= drawn["correct"]).all()
+    assert drawn["num_right"].between(1, 11).any(), "some image is right in some draws only"
+    figure = found.figure("smooth", LINEAR, "adaptive", EPS)
+    assert figure.mean_accuracy is not None
+    assert figure.worst_accuracy is not None
+    assert figure.worst_accuracy <= figure.mean_accuracy
+    assert figure.worst_accuracy <= figure.accuracy
+    assert found.figure("none", LINEAR, "adaptive", EPS).mean_accuracy is None
+    assert not drawn[drawn["threat"] == "adaptive"]["inherited"].any(), "one draw breaks no randomised model"
+
+
+def test_fixed_draws_are_the_same_in_every_call() -> None:
+    model = FixedDraws(Ripple(slope=2), seed=3)
+    images = torch.full((2, 3, 16, 16), 0.5)
+    torch.manual_seed(0)
+    first = model(images)
+    state = torch.get_rng_state()
+    assert torch.equal(first, model(images))
+    assert torch.equal(state, torch.get_rng_state())
+    assert not torch.equal(first, FixedDraws(Ripple(slope=2), seed=4)(images))

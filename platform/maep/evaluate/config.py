@@ -9,9 +9,9 @@ from maep import config
 from maep.data.datasets import DataConfig
 
 Threat = Literal[
-    "clean", "oblivious", "transfer", "bpda", "black-box", "fixed-mask", "adaptive", "adaptive-steps", "adaptive-eot"
-]
-"""Who attacks what, see docs/threat-models.md; the last two are curves, not figures to report."""
+    "clean", "adaptive", "bpda", "black-box", "fixed-mask", "transfer", "oblivious", "adaptive-steps", "adaptive-eot"
+]  # fmt: skip
+"""Who attacks what, see docs/threat-models.md, in the order of tables; the last two only draw curves."""
 Baseline = Literal["none", "jpeg-q50", "jpeg-q75", "blur", "median", "bits-4"]
 Preset = Literal["quick", "standard", "full"]
 

@@ -77,7 +77,12 @@ def oblivious_attacks(config: EvaluateConfig) -> tuple[AttackConfig, ...]:
     few = AttackConfig("fgsm", eps, 1), AttackConfig("pgd", eps, 20), AttackConfig("apgd-ce", eps, 20)
     if config.preset == "quick":
         return few
-    more = AttackConfig("pgd", eps, 100), AttackConfig("pgd-cw", eps, 40), AttackConfig("apgd-t", eps, 20)
+    targets = 9 if config.preset == "full" else 3
+    more = (
+        AttackConfig("pgd", eps, 100),
+        AttackConfig("pgd-cw", eps, 40),
+        AttackConfig("apgd-t", eps, 20, targets=targets),
+    )
     return few + more
 
 
@@ -103,14 +108,13 @@ def columns(
     found = [Column("clean", num_images=total), Column("oblivious", bare, config.oblivious_eps, num_images=total)]
     if config.preset != "quick":
         found += _transfer(config, defence, spec, others, few)
+        found += _black_box(config, defence, few)
     through: Threat = "adaptive" if defence.differentiable else "bpda"
     eot = config.eot if defence.randomised else 1
     for eps in sorted(config.eps):
         if through == "adaptive" and not defence.baseline and config.preset != "quick":
             found.append(Column("bpda", _steps(_brief(eps)), eps, num_images=few, eot=eot))
         found.append(Column(through, _through(config, defence, eps), eps, num_images=few, eot=eot))
-        if config.preset != "quick":
-            found += _black_box(config, defence, eps, few)
     if config.preset != "quick" and through == "adaptive":
         curve = sorted(set(config.curve_eps) - set(config.eps))
         found += [Column("adaptive", _steps(_brief(eps)), eps, num_images=few, eot=eot) for eps in curve]
@@ -138,10 +142,11 @@ def _through(config: EvaluateConfig, defence: Traits, eps: float) -> tuple[Step,
     return (Step(pgd), *_steps(autoattack(eps, "Linf", defence.randomised)), *again)
 
 
-def _black_box(config: EvaluateConfig, defence: Traits, eps: float, count: int) -> list[Column]:
+def _black_box(config: EvaluateConfig, defence: Traits, count: int) -> list[Column]:
     """What asks purifier and classifier and takes no gradient; and the masks known, where there are any."""
-    asked = [AttackConfig("square", eps, 1000 if defence.baseline else 5000)]
-    if config.preset == "full":
+    eps, many = config.oblivious_eps, config.preset == "full"
+    asked = [AttackConfig("square", eps, 5000 if many else 1000)]
+    if many:
         asked += [AttackConfig("hard-label", eps, 2000), AttackConfig("noise", eps, 50)]
     found = [Column("black-box", _steps(asked), eps, num_images=count)]
     if defence.randomised:

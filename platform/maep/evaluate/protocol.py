@@ -27,7 +27,7 @@ from maep.data.adversarial import AttackedSet
 from maep.errors import ConfigError, UserError
 from maep.evaluate import pool, results, rows, tasks
 from maep.evaluate.bench import Bench, Setup, check
-from maep.evaluate.checks import pair_checks
+from maep.evaluate.checks import pair_checks, pair_flags
 from maep.evaluate.config import EvaluateConfig, deciding
 from maep.evaluate.presets import Column, Source, Step
 from maep.evaluate.results import Result
@@ -205,7 +205,8 @@ def _merge(bench: Bench, identity: Mapping[str, Any]) -> Result:
         checks = [*probed.checks, *(check.to_dict() for check in across)]
         pair = {"purifier": name, "classifier": bench.classifier(spec).name}
         reports.append({**pair, "checks": checks})
-        flagged += [{**pair, **flag} for flag in probed.flags]
+        found = [*probed.flags, *(flag.to_dict() for flag in pair_flags(pair_table))]
+        flagged += [{**pair, "flag": flag["name"], "detail": flag["detail"]} for flag in found]
     values = {
         "name": "maep evaluation",
         **identity,

@@ -25,6 +25,7 @@ from maep.errors import ConfigError
 from maep.evaluate import rows, sanity
 from maep.evaluate.bench import Bench, Expectation, fast
 from maep.evaluate.config import Threat
+from maep.evaluate.flags import flags
 from maep.evaluate.outcome import Judge, Outcome, read_outcome
 from maep.evaluate.presets import Column, Source, Step
 
@@ -182,13 +183,14 @@ def _probe(bench: Bench, probe: Probe) -> bytes:
     passes = bench.config.eot if traits.randomised else None
     meter = adversarial.Meter()
     with meter.on(model):
+        warnings = flags(model, images, labels, passes, seed)
         checks = sanity.battery(model, images, labels, indices, threat, max(bench.config.eps), seed, passes)
         # After the battery, so that a model which an attack has changed is seen.
         answers = sanity.at_eps_zero(model, images, labels, indices, seed, passes)
     found = {
         "checks": [check.to_dict() for check in checks],
         "at_eps_zero": [(index, *answer) for index, answer in answers.items()],
-        "flags": [],
+        "flags": [flag.to_dict() for flag in warnings],
         "cost": [meter.forward_passes, meter.seconds],
     }
     return json.dumps(found, indent=2).encode()
