@@ -10,8 +10,9 @@ from torchvision.transforms import functional as reference
 
 from maep.attacks import patch, spatial
 from maep.attacks.config import AttackConfig, Norm
+from maep.attacks.losses import margin
 from maep.attacks.run import attack
-from maep.attacks.search import lengths, margin
+from maep.attacks.search import lengths
 
 
 def _each(value: float, num: int = 2) -> Tensor:

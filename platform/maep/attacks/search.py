@@ -12,12 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from maep.attacks.config import AttackConfig
-
-
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """float [B]: the highest logit of another class less the label's own; above 0 where the model is wrong."""
-    own = logits.gather(1, labels[:, None])[:, 0]
-    return logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1) - own
+from maep.attacks.losses import margin
 
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 Untargeted on the margin, in Linf (algorithm 2) and L2 (algorithm 3), with the schedule and the draws of the authors'
 code in AutoAttack, but for two: the authors draw one square and one set of signs for the whole batch each time, here
-every image has its own, from its key; and `steps` counts the start as a query. Written by hand for speed.
+every image has its own, from its key; and `steps` counts the start as a query. The schedule is stretched to `steps`
+(their `resc_schedule`, which AutoAttack itself leaves off). Written by hand for speed.
 """
 
 from __future__ import annotations
