@@ -64,7 +64,7 @@ def test_a_randomised_purifier_gets_more_draws_and_its_masks_known() -> None:
 def test_what_has_no_gradient_is_never_called_adaptive() -> None:
     assert not of("adaptive", JPEG)
     assert [names(column) for column in of("bpda", JPEG)] == [["PGD-20", "APGD-CE-50"]] * 2
-    assert of("black-box", JPEG)
+    assert of("black-box", JPEG, replace(STANDARD, preset="full"))
     assert of("bpda", PURIFIER), "an extra beside its own gradient"
 
 

@@ -48,6 +48,15 @@ class Ripple(nn.Module):
         return self.HEIGHT + (1 - 2 * self.HEIGHT) * images
 
 
+class Shaken(nn.Module):
+    """Noise so strong that the answer hangs on the draw."""
+
+    differentiable = randomised = True
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images + 0.5 * torch.randn_like(images)).clamp(0, 1)
+
+
 class Unsaid(Ripple):
     """The same, and says nothing of it."""
 
@@ -154,15 +163,19 @@ def test_noise_before_a_classifier_needs_more_than_one_draw(classifier: Classifi
     assert next(check.passed for check in checks if check.name == "gradients agree") == enough
 
 
-def test_a_randomised_purifier_is_judged_by_fresh_draws(linear: EvaluateConfig, tmp_path: Path) -> None:
-    found = evaluate(replace(linear, baselines=("smooth", "none"), num_images=60, draws=12), {}, tmp_path / "out")
+def test_a_randomised_purifier_is_judged_by_fresh_draws(
+    linear: EvaluateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(baselines._BASELINES, "shaken", Shaken)
+    few = replace(linear, baselines=("shaken", "none"), num_images=60, draws=12, eps=(EPS,))
+    found = evaluate(few, {}, tmp_path / "out")
     table = found.rows().to_pandas()
-    drawn = table[table["purifier"] == "smooth"]
+    drawn = table[table["purifier"] == "shaken"]
     assert set(drawn["num_draws"]) == {12}
     assert set(table[table["purifier"] == "none"]["num_draws"]) == {1}
     assert ((drawn["num_right"] > 6) <= drawn["correct"]).all()
     assert drawn["num_right"].between(1, 11).any(), "some image is right in some draws only"
-    figure = found.figure("smooth", LINEAR, "adaptive", EPS)
+    figure = found.figure("shaken", LINEAR, "adaptive", EPS)
     assert figure.mean_accuracy is not None
     assert figure.worst_accuracy is not None
     assert figure.worst_accuracy <= figure.mean_accuracy
