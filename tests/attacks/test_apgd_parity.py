@@ -127,7 +127,8 @@ def test_the_same_images_of_cifar_fall(shared_data: Path, config: AttackConfig) 
     named = lists.named("cifar10-dev-500")
     chosen = lists.pick(datasets.load(DataConfig("cifar10", str(shared_data)), named.split), named)
     images, labels = chosen.batch(range(NUM))
-    compare(classifier, images, labels, config)
+    # In float32 the two round differently, and DLR's steps follow the signs of next to nothing: 1 to 3 images of 200.
+    compare(classifier.double(), images.double(), labels, config)
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])

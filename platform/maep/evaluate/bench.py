@@ -106,7 +106,8 @@ class Bench:
 
     def indices(self, positions: range) -> Tensor:
         """int64 [B]: official indices of the images at `positions` of the list."""
-        return torch.from_numpy(self.image_set.indices[positions.start : positions.stop])
+        # a worker shares the array with others and may only read it, which PyTorch warns of
+        return torch.from_numpy(self.image_set.indices[positions.start : positions.stop].copy())
 
     def classifier(self, spec: str) -> Classifier:
         """The protected classifier, frozen, in eval mode."""

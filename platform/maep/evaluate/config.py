@@ -46,7 +46,7 @@ class EvaluateConfig:
     baselines: tuple[Baseline, ...] = ("none", "jpeg-q50", "jpeg-q75", "blur", "median")
     preset: Preset = "quick"
     eps: tuple[float, ...] = (2 / 255, 8 / 255)
-    curve_eps: tuple[float, ...] = (0.25 / 255, 0.5 / 255, 1 / 255, 4 / 255)
+    curve_eps: tuple[float, ...] = (0.5 / 255, 1 / 255, 4 / 255)
     oblivious_eps: float = 8 / 255
     num_adaptive: int | None = None
     num_probes: int = 64

@@ -192,7 +192,7 @@ def _facts(result: Result) -> dict[str, str]:
     values = result.values
     facts = {
         "images": f"{values['num_images']:,} of the list {values['image_list']}, split {values['split']}",
-        "norm and preset": f"{values['norm']}, {values['preset']}",
+        "preset": str(values["preset"]),
         "seed": str(values["seed"]),
         "versions": ", ".join(f"{name} {version}" for name, version in values["versions"].items()),
         "machine": _words(values.get("machine", "not recorded")),
