@@ -49,8 +49,8 @@ class Progress(Best):
 class APGD:
     """Algorithm 1 of the paper.
 
-    Follows the authors' code where it differs: in Linf it starts on the ball's surface, in a random direction, and
-    checkpoints are counted in whole iterations.
+    Follows the authors' code where it differs: in Linf it starts on the ball's surface, in a random direction,
+    checkpoints are counted in whole iterations, and the first step counts as a rise where the loss is then above 0.
     """
 
     first_counted = 0
@@ -110,7 +110,9 @@ class APGD:
         following = self.ball.project(
             current + share * (moved - current) + (1 - share) * (current - state.previous), images, eps
         )
-        return Progress(following, best, best_slope, best_loss, current, losses, step_size, risen, halved, best_then)
+        # The authors' first step is compared with a record that is still empty (check_oscillation reads its index -1).
+        last_loss = torch.where(looks == 0, torch.zeros_like(losses), losses)
+        return Progress(following, best, best_slope, best_loss, current, last_loss, step_size, risen, halved, best_then)
 
 
 def _periods(steps: int) -> Tensor:

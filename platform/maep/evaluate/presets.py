@@ -144,7 +144,8 @@ def _through(config: EvaluateConfig, defence: Traits, eps: float) -> tuple[Step,
 
 def _black_box(config: EvaluateConfig, defence: Traits, count: int) -> list[Column]:
     """What asks purifier and classifier and takes no gradient; and the masks known, where there are any. Of baselines
-    in `full` only: thousands of queries an image are the dearest attack there is."""
+    in `full` only: thousands of queries an image are the dearest attack there is.
+    """
     eps, many = config.oblivious_eps, config.preset == "full"
     if defence.baseline and not many:
         return []
