@@ -73,6 +73,6 @@ def test_what_cannot_be_compared_is_one_line(maep: Any, tmp_path: Path) -> None:
 
 
 def test_the_plan_names_the_attacks(maep: Any) -> None:
-    ran = maep("evaluate", "--config", "cifar10/evaluate", "--dry-run")
+    ran = maep("evaluate", "--config", "cifar10/quick", "--dry-run")
     assert "# oblivious at 8/255, 1000 images: FGSM, PGD-20, APGD-CE-20" in ran.out
     assert "# adaptive at 8/255, 256 images: PGD-20, APGD-CE-50" in ran.out
