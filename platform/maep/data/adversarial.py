@@ -192,7 +192,7 @@ def round_to_budget(attacked: Tensor, images: Tensor, eps: float) -> Tensor:
 
 def as_tensor(pixels: NDArray[np.uint8]) -> Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [0, 1]."""
-    return to_float(torch.from_numpy(pixels))
+    return to_float(torch.tensor(pixels))  # a copy: a worker may only read what it shares with others
 
 
 def _shard_name(shard: int) -> str:
