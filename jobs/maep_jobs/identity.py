@@ -15,7 +15,7 @@ from maep import artifact
 from maep.data.datasets import data_root, inventory
 from maep.evaluate import config as evaluate
 from maep.evaluate.config import EvaluateConfig
-from maep.models.classifiers import weights_file
+from maep.models.classifiers import load_classifier, weights_file
 from maep.storage import sha256_file
 from maep.train import config as train
 from maep.train.classifier import ClassifierConfig
@@ -47,8 +47,10 @@ def digest(values: dict[str, Any], inputs: list[Any]) -> str:
 
 
 def _classifier(spec: str, root: Path) -> str:
-    """A digest of the weights where they lie on disk, else the spec itself."""
+    """A digest of the weights where they lie on disk, of the user's model and its code, else the spec itself."""
     if artifact.is_valid(spec):
         return artifact.read(spec).sha256
+    if spec.startswith("import:"):
+        return load_classifier(spec, root).sha256
     file = weights_file(spec, root)
     return sha256_file(file) if file is not None and file.is_file() else spec

@@ -44,7 +44,8 @@ class AttackConfig:
     name: AttackName = "pgd"
     eps: float = 8 / 255
     steps: int = 20
-    """Gradient steps, or queries of `square` and `hard-label`, or draws of `noise`; for each target."""
+    """Gradient steps, or queries of `square` and `hard-label`, or draws of `noise`; for each target, and for
+    each of C&W's nine constants. FGSM and `spatial` make their own."""
     step_size: float | None = None
     """PGD's step, None: 2.5 eps / steps (Madry et al. 2018, section 5.2). The others step by themselves."""
     random_start: bool = True

@@ -22,7 +22,7 @@ from markupsafe import Markup
 from maep import storage
 from maep.evaluate import charts, results, verdict
 from maep.evaluate.charts import Chart, Point, Series
-from maep.evaluate.results import CURVES, WORST, Figure, Result
+from maep.evaluate.results import CURVES, THREATS, WORST, Figure, Result
 from maep.evaluate.table import MARK, Table, detailed, headline, notes
 
 REPORT = "report.html"
@@ -78,7 +78,7 @@ def write_report(result: Result, path: str | Path, strips: Mapping[str, bytes], 
 def sections(result: Result) -> list[Section]:
     """The tables, one section for each threat model and norm: none shares a column, or a table, with another."""
     measured = {(figure.threat, figure.norm) for figure in _without_curves(result).figures if figure.threat != "clean"}
-    places = {threat: place for place, threat in enumerate(verdict.THREATS)}
+    places: dict[str, int] = {threat: place for place, threat in enumerate(THREATS)}
     found = []
     for threat, norm in sorted(measured, key=lambda key: (places.get(key[0], len(places)), key[1] != "Linf", key)):
         only = _only(result, lambda f, t=threat, n=norm: f.threat == "clean" or (f.threat, f.norm) == (t, n))

@@ -28,7 +28,7 @@ THREATS = {
         " purifier draws (EOT). The figure to judge a purifier by."
     ),
 }
-"""Who knows what, in the order of the report. What a later maep adds is shown without such words."""
+"""Who knows what. What a later maep adds is shown without such words."""
 FELL = 0.05
 """Below this, by the upper end of the interval, nearly every image is broken."""
 

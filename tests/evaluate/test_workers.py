@@ -1,0 +1,56 @@
+"""Workers of an evaluation: one that dies costs the task it was at, and no cluster is one line."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from maep import artifact
+from maep.errors import UnavailableError
+from maep.evaluate.config import EvaluateConfig
+from maep.evaluate.protocol import Progress, evaluate
+from maep.evaluate.results import Result
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_worker_costs_no_row(
+    small: EvaluateConfig, purifier: artifact.Artifact, result: Result, tmp_path: Path
+) -> None:
+    killed: list[int] = []
+
+    def kill_one(progress: Progress) -> None:
+        if progress.done >= 8 and not killed:
+            worker = next(
+                each
+                for each in psutil.Process(os.getpid()).children(recursive=True)
+                if each.name().startswith("ray::_Worker") or "ray::_Worker" in " ".join(each.cmdline())
+            )
+            worker.send_signal(signal.SIGKILL)
+            killed.append(worker.pid)
+
+    two = replace(small, num_workers=2, cache=str(tmp_path / "cache"))
+    found = evaluate(two, {"conv": purifier}, tmp_path / "out", kill_one)
+    assert killed
+    assert not psutil.pid_exists(killed[0])
+    assert found.rows().equals(result.rows())
+
+
+def test_no_cluster_is_one_line(small: EvaluateConfig, tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match=r"no Ray cluster answers at 127\.0\.0\.1:9"):
+        evaluate(replace(small, num_workers=2, address="127.0.0.1:9"), {}, tmp_path / "out")
+
+
+def test_batches_decide_next_to_nothing(
+    small: EvaluateConfig, purifier: artifact.Artifact, result: Result, tmp_path: Path
+) -> None:
+    """Other batches sum in another order: at most one image in 200 may fall on the other side of a boundary."""
+    other = evaluate(replace(small, batch_size=5, cache=str(tmp_path / "cache")), {"conv": purifier}, tmp_path / "out")
+    ours, theirs = result.rows().to_pandas(), other.rows().to_pandas()
+    assert len(ours) == len(theirs)
+    assert (ours["correct"] != theirs["correct"]).mean() <= 0.005
