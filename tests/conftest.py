@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ def pytest_configure(config: pytest.Config) -> None:
         if name != "MAEP_DATA":
             del os.environ[name]
     os.environ.update(_QUIET)
+    # Ray reads its token once a process, from the home folder, which each test has one of its own.
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -7,8 +7,8 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
+from processes import children, is_running
 
 from maep import artifact
 from maep.errors import UnavailableError
@@ -27,17 +27,15 @@ def test_a_killed_worker_costs_no_row(
     def kill_one(progress: Progress) -> None:
         if progress.done >= 8 and not killed:
             worker = next(
-                each
-                for each in psutil.Process(os.getpid()).children(recursive=True)
-                if each.name().startswith("ray::_Worker") or "ray::_Worker" in " ".join(each.cmdline())
+                pid for pid in children(os.getpid()) if b"ray::_Worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
             )
-            worker.send_signal(signal.SIGKILL)
-            killed.append(worker.pid)
+            os.kill(worker, signal.SIGKILL)
+            killed.append(worker)
 
     two = replace(small, num_workers=2, cache=str(tmp_path / "cache"))
     found = evaluate(two, {"conv": purifier}, tmp_path / "out", kill_one)
     assert killed
-    assert not psutil.pid_exists(killed[0])
+    assert not is_running(killed[0])
     assert found.rows().equals(result.rows())
 
 

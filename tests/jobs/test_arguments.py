@@ -21,6 +21,7 @@ def line(name: str) -> list[str]:
         "classifier": ["classifier", "train", name.partition("/")[0]],
         "vgg": ["classifier", "train", "cifar10"],
         "conv": ["finetune"],
+        "quick": ["evaluate"],
         "promote": ["promote", "some/model"],
         "pipeline": ["run"],
     }
