@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +138,12 @@ def one(name: str, verb: tuple[str, ...], folder: Path, after: tuple[str, ...] =
 
 
 def test_a_stage_that_fails_ends_the_others_and_names_itself(tmp_path: Path, capfd: Any) -> None:
-    """A verb that does not exist ends at once, while the other one still starts."""
+    """A verb that does not exist ends at once, while the other one still trains."""
+    long = one("long", ("pretrain",), tmp_path)
+    assert isinstance(long.settings, pipeline.PretrainConfig)
+    loop = replace(long.settings.loop, samples=10**8)
     training = [
-        one("long", ("pretrain",), tmp_path),
+        replace(long, settings=replace(long.settings, loop=loop)),
         one("broken", ("nonexistent",), tmp_path),
         one("later", ("pretrain",), tmp_path, after=("broken",)),
     ]
