@@ -39,7 +39,7 @@ STILL_RISING = 0.01
 """An attack whose best loss has risen by this share of it in its last steps has not converged."""
 LONGER = 5
 INCOMPLETE = 0.05
-"""Share of the images that more steps may break: the figures have stronger attacks than this one."""
+"""Share of the images that more steps may break, of few images two: the figures have stronger attacks than this one."""
 NOT_TRANSFERRED = 0.1
 NOT_DRAWN = 0.5
 """The same of a single draw of a randomised model, whose mean is over the boundary where half the draws are."""
@@ -192,7 +192,7 @@ def _incomplete_optimization(
         longer = replace(config, steps=LONGER * config.steps, step_size=size)
         part = probes.only(rising)
         fallen = part.stand(part.attacked(longer, target)).count(False)
-    passed = fallen <= max(INCOMPLETE * len(stand), 1)
+    passed = fallen <= max(INCOMPLETE * len(stand), 2)
     seen = f"the loss of {int(rising.sum())} of {len(stand)} stands and still rises; {LONGER} times the steps break"
     mitigation = "more steps or a larger step"
     return Check("incomplete optimization", passed, _with(f"{seen} {fallen}", passed, mitigation))
