@@ -19,8 +19,8 @@ help: ## this list
 setup: ## makes .venv from requirements.lock (once; immediate afterwards)
 	@.ci/setup
 
-demo: setup ## sets up, then trains, evaluates, promotes and serves a small purifier: about 3 minutes
-	@echo "demo: the whole path on scikit-learn's digits, about 3 minutes on 2 cores; again: at once, finished stages are kept"
+demo: setup ## sets up, then trains, evaluates, promotes and serves a small purifier: about 4 minutes
+	@echo "demo: the whole path on scikit-learn's digits, about 4 minutes on 2 cores; again: at once, finished stages are kept"
 	@$(MAEP) demo
 
 test: setup ## sets up, then runs the tests: under 10 minutes
