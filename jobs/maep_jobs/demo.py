@@ -13,7 +13,7 @@ from maep_jobs.pipeline import PipelineConfig, stages
 from maep_jobs.run import execute, with_options
 from maep_jobs.shell import program
 
-_SUMMARY = "Run the whole chain on scikit-learn's digits, about 3 minutes on 2 cores; writes below the current folder."
+_SUMMARY = "Run the whole chain on scikit-learn's digits, about 4 minutes on 2 cores; writes below the current folder."
 _EXAMPLES = """  maep demo
   maep demo --serve.port 8080 --keep
   maep demo --output outputs/longer --finetune.loop.samples 60000"""
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     os.environ.setdefault("MAEP_CACHE", str((output / "cache").absolute()))  # nothing is left elsewhere
     if not job.options.dry_run:
         print(
-            "demo: classifiers, autoencoder, purifier and rival on digits; about 3 minutes on 2 cores", file=sys.stderr
+            "demo: classifiers, autoencoder, purifier and rival on digits; about 4 minutes on 2 cores", file=sys.stderr
         )
     status = execute(job)
     if status == 0 and not job.options.dry_run and not job.options.json:
