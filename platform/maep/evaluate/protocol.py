@@ -86,7 +86,9 @@ def _evaluate(setup: Setup, progress: Callable[[Progress], None]) -> Result:
             for attacked in _sets(bench):
                 if not attacked.is_finished:
                     attacked.finish()
-            run(rest, clock.tick)
+            # Cascades start from the clean answers, which a worker may still be at, or have died at.
+            run([part for part in rest if _is_clean(part)], clock.tick)
+            run([part for part in rest if not _is_clean(part)], clock.tick)
         return _merge(bench, identity)
 
 
@@ -168,6 +170,10 @@ def _rest(bench: Bench) -> list[pool.Chain]:
     probes: list[pool.Chain] = [[tasks.Probe(*pair)] for pair in _pairs(bench)]
     chains = [part for pair in _pairs(bench) for column in bench.columns(*pair) for part in _parts(bench, pair, column)]
     return probes + sorted(chains, key=lambda part: (part[0].column.threat != "clean", part[0].shard))
+
+
+def _is_clean(part: pool.Chain) -> bool:
+    return isinstance(part[0], tasks.Attack) and part[0].column.threat == "clean"
 
 
 def _parts(bench: Bench, pair: tuple[str, str], column: Column) -> list[list[tasks.Attack]]:
