@@ -6,6 +6,7 @@ the next takes its place, so batches stay full and the result is the same for an
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +41,7 @@ class Answer:
     slope: Tensor | None
 
 
-class Search:
+class Search(ABC):
     """The best candidate of every image so far, and the rule for the next: `propose`, and `learn` where it has memory.
 
     `which` (int64 [A]) are the images in the batch, `turn` (int64 [A]) how many candidates each has had.
@@ -57,9 +58,9 @@ class Search:
         self.best = self.images.clone()
         self.best_loss = torch.full_like(images[:, 0, 0, 0], -torch.inf)
 
+    @abstractmethod
     def propose(self, which: Tensor, turn: Tensor) -> Tensor:
         """The candidates [A, 3, H, W] to show next, in budget and in [0, 1]."""
-        raise NotImplementedError
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """float [A], which the search raises."""

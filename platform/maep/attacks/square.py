@@ -9,6 +9,7 @@ every image has its own, from its key; and `steps` counts the start as a query. 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from functools import lru_cache
 
 import torch
@@ -74,11 +75,13 @@ class _Square(Search):
         candidates[~start] = self._change(which[~start], turn[~start])
         return candidates
 
+    @abstractmethod
     def _start(self, which: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The first candidates [A, 3, H, W]."""
 
+    @abstractmethod
     def _change(self, which: Tensor, turn: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The best so far with one more square, [A, 3, H, W]."""
 
     def _signs(self, draws: Tensor) -> Tensor:
         """-1 or +1 from draws in [0, 1)."""
