@@ -9,9 +9,9 @@ import torch
 from query_toys import Counter, curved, gap, images_and_labels, inner_images, keys, linear
 from torch import Tensor, nn
 
+from maep.attacks.balls import lengths
 from maep.attacks.config import AttackConfig, Norm
 from maep.attacks.run import attack
-from maep.attacks.search import lengths
 
 DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 CASES: list[Any] = [("fab-t", "Linf", 30), ("fab-t", "L2", 30), ("fab-t", "L1", 30), ("cw", "L2", 150)]

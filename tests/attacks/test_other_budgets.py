@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torchvision.transforms import functional as reference
 
 from maep.attacks import patch, spatial
+from maep.attacks.balls import lengths
 from maep.attacks.config import AttackConfig, Norm
 from maep.attacks.losses import margin
 from maep.attacks.run import attack
-from maep.attacks.search import lengths
 
 
 def _each(value: float, num: int = 2) -> Tensor:

@@ -9,10 +9,10 @@ import torch
 from query_toys import Counter, curved, images_and_labels, keys, linear
 from torch import Tensor, nn
 
+from maep.attacks.balls import lengths
 from maep.attacks.config import AttackConfig
 from maep.attacks.losses import margin
 from maep.attacks.run import attack
-from maep.attacks.search import lengths
 
 ATTACKS = [
     AttackConfig("square", 8 / 255, 15),

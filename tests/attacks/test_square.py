@@ -10,8 +10,8 @@ from query_toys import gap, inner_images, keys, linear
 
 from maep import seeding
 from maep.attacks import square
+from maep.attacks.balls import lengths
 from maep.attacks.config import AttackConfig
-from maep.attacks.search import lengths
 from maep.data import datasets, lists
 from maep.data.datasets import DataConfig
 from maep.models.classifiers import load_classifier

@@ -150,3 +150,10 @@ def _total(sizes: Tensor) -> Tensor:
 
 def _normal(images: Tensor, keys: Tensor) -> Tensor:
     return seeding.normal(keys, images[0].numel()).view_as(images).to(images.dtype)
+
+
+def lengths(change: Tensor, norm: str) -> Tensor:
+    """float [B]: the Linf, L2 or L1 norm of each image's change."""
+    order = {"Linf": torch.inf, "L2": 2, "L1": 1}[norm]
+    measured: Tensor = torch.linalg.vector_norm(change.flatten(1), ord=order, dim=1)
+    return measured

@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from maep.attacks.balls import lengths
 from maep.attacks.config import AttackConfig
-from maep.attacks.search import Answer, Search, lengths
+from maep.attacks.search import Answer, Search
 
 NUM_CONSTANTS = 9
 """Values that the constant c takes, by bisection, as in the authors' code."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """logits, labels -> [B]"""
@@ -18,6 +18,14 @@ TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """logits, labels, targets -> [B]"""
 
 _TINY = 1e-12
+
+
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """The model's logits [B, classes]; raises FloatingPointError where they are NaN or infinite."""
+    logits: Tensor = model(images)
+    if not torch.isfinite(logits).all():
+        raise FloatingPointError("the model's logits are NaN or infinite")
+    return logits
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from maep import seeding
+from maep.attacks.balls import lengths
 from maep.attacks.config import AttackConfig
-from maep.attacks.search import Search, lengths
+from maep.attacks.search import Search
 
 
 def attack(

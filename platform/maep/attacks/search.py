@@ -13,22 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from maep.attacks.config import AttackConfig
-from maep.attacks.losses import margin
-
-
-def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """The model's logits [B, classes]; raises FloatingPointError where they are NaN or infinite."""
-    logits: Tensor = model(images)
-    if not torch.isfinite(logits).all():
-        raise FloatingPointError("the attacked model's logits are NaN or infinite")
-    return logits
-
-
-def lengths(change: Tensor, norm: str) -> Tensor:
-    """float [B]: the Linf, L2 or L1 norm of each image's change."""
-    order = {"Linf": torch.inf, "L2": 2, "L1": 1}[norm]
-    measured: Tensor = torch.linalg.vector_norm(change.flatten(1), ord=order, dim=1)
-    return measured
+from maep.attacks.losses import logits_of, margin
 
 
 @dataclass(frozen=True)

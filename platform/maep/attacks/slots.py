@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from maep import seeding
 from maep.attacks.balls import per_image
-from maep.attacks.losses import Loss, TargetedLoss
+from maep.attacks.losses import Loss, TargetedLoss, logits_of
 
 
 @dataclass
@@ -168,23 +168,17 @@ def evaluate(
     """
     with torch.set_grad_enabled(gradient):
         points = points.detach().requires_grad_(gradient)
-        logits: Tensor = model(points)
+        logits = logits_of(model, points)
         losses = loss(logits)
         slope = torch.autograd.grad(losses.sum(), points)[0] if gradient else torch.zeros_like(points)
-    return _finite(logits.detach()), losses.detach().to(points.dtype), slope
+    return logits.detach(), losses.detach().to(points.dtype), slope
 
 
 @torch.no_grad()
 def predict(model: nn.Module, images: Tensor, batch_size: int | None) -> Tensor:
     """Logits [B, classes], `batch_size` images at a time. Raises FloatingPointError as `evaluate` does."""
     size = batch_size or len(images)
-    return _finite(torch.cat([model(images[start : start + size]) for start in range(0, len(images), size)]))
-
-
-def _finite(logits: Tensor) -> Tensor:
-    if not torch.isfinite(logits).all():
-        raise FloatingPointError("the attacked model's logits are NaN or infinite")
-    return logits
+    return torch.cat([logits_of(model, images[start : start + size]) for start in range(0, len(images), size)])
 
 
 def batch_sizes(size: int, needed: int) -> int:

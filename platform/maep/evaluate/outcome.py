@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maep import seeding
+from maep.attacks.losses import logits_of
 from maep.evaluate import rows
 
 
@@ -48,9 +49,7 @@ class Judge:
         answers, losses = [], []
         for draw in range(self.num_draws):
             torch.manual_seed(int(seeding.mix(self.seed, draw)))
-            logits = self.model(attacked)
-            if not torch.isfinite(logits).all():
-                raise FloatingPointError("the logits are NaN or infinite")
+            logits = logits_of(self.model, attacked)
             answers.append(logits.argmax(dim=1))
             losses.append(F.cross_entropy(logits, self.labels, reduction="none"))
         every = torch.stack(answers)

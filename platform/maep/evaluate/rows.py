@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from maep.attacks.balls import lengths
 from maep.errors import DataError
 
 SCHEMA = pa.schema(
@@ -73,14 +74,9 @@ def change(difference: Tensor, norm: str) -> Tensor:
     """float32 [B]: size of the change [B, 3, H, W] in `norm`; of a patch, the share of pixels that are changed, of a
     spatial attack the largest change of a pixel.
     """
-    flat = difference.flatten(1)
-    if norm == "L2":
-        return flat.square().sum(dim=1).sqrt()
-    if norm == "L1":
-        return flat.abs().sum(dim=1)
     if norm == "patch":
         return (difference.abs().amax(dim=1) > 0).flatten(1).float().mean(dim=1)
-    return flat.abs().amax(dim=1)
+    return lengths(difference, "Linf" if norm == "spatial" else norm)
 
 
 def encode_part(rows: pa.Table, cost: Cost) -> bytes:
