@@ -2,8 +2,7 @@
 
 Untargeted on the margin, in Linf (algorithm 2) and L2 (algorithm 3), with the schedule and the draws of the authors'
 code in AutoAttack, but for two: the authors draw one square and one set of signs for the whole batch each time, here
-every image has its own, from its key; and `steps` counts the start as a query. The schedule is stretched to `steps`
-(their `resc_schedule`, which AutoAttack itself leaves off). Written by hand for speed.
+every image has its own, from its key; and `steps` counts the start as a query. Written by hand for speed.
 """
 
 from __future__ import annotations
@@ -23,7 +22,8 @@ from maep.attacks.search import Search
 P_INIT = 0.8
 """Share of the pixels in the first squares."""
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""Queries of 10,000 after which that share halves (section 5)."""
+"""Queries after which that share halves (section 5). Not stretched to the budget, as in AutoAttack: so a run of fewer
+queries is the beginning of one of more."""
 _TINY = 1e-12
 
 
@@ -41,9 +41,9 @@ def attack(
     return search(model, images, labels, config, keys, stop_when_broken).run(config.steps, batch_size)
 
 
-def share(query: int, steps: int) -> float:
-    """The share of the pixels that query number `query` (from 0) of `steps` changes."""
-    return P_INIT / 2.0 ** sum(int(query / steps * 10_000) > bound for bound in _HALVINGS)
+def share(query: int) -> float:
+    """The share of the pixels that query number `query` (from 0) changes."""
+    return P_INIT / 2.0 ** sum(query > bound for bound in _HALVINGS)
 
 
 class _Square(Search):
@@ -58,7 +58,7 @@ class _Square(Search):
 
     def _side(self, turn: int) -> int:
         pixels = self.height * self.width
-        side = max(round(math.sqrt(share(turn - 1, self.config.steps) * pixels)), self.smallest)
+        side = max(round(math.sqrt(share(turn - 1) * pixels)), self.smallest)
         return min(self._fitting(side), self.height, self.width)
 
     def _fitting(self, side: int) -> int:
