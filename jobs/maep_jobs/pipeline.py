@@ -29,16 +29,15 @@ from maep.evaluate.config import EvaluateConfig
 from maep.evaluate.gate import GateConfig
 from maep.evaluate.results import RESULT, Result
 from maep.evaluate.table import headline, markdown, notes, terminal
-from maep.tracking.client import TrackingConfig, absolute, connect
+from maep.tracking.client import TrackingConfig, absolute, connect, hide_secrets
 from maep.tracking.runs import ui_command
 from maep.train.classifier import ClassifierConfig
 from maep.train.config import FinetuneConfig, PretrainConfig
-from maep_jobs import identity
+from maep_jobs import identity, report
 from maep_jobs.endpoint import check_endpoint
 from maep_jobs.evaluate import run_evaluation
 from maep_jobs.failure import JobFailed
 from maep_jobs.gate import send_through_gate
-from maep_jobs.pictures import write_strip
 from maep_jobs.progress import wide
 from maep_serve.config import ServeConfig
 from maep_serve.server import check_port, endpoint_token
@@ -180,7 +179,8 @@ def _report(base: EvaluateConfig, compared: dict[str, Artifact], output: Path, t
     result = run_evaluation(base, compared, folder)
     storage.write_bytes(output / "table.md", markdown(headline(result), notes(result)).encode())
     table.print(terminal(result))
-    _say(f"pictures: {write_strip(base, compared['maep'], output / PICTURE)}")
+    _say(f"pictures: {report.write_strip(base, compared['maep'], output / PICTURE)}")
+    _say(f"report: {report.write(result, base, compared, hide_secrets(shlex.join(['maep', *sys.argv[1:]])))}")
     return result
 
 

@@ -6,6 +6,8 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
+from PIL import Image
+
 from maep.artifact import Artifact
 from maep.attacks.config import AttackConfig
 from maep.evaluate import pictures
@@ -15,7 +17,6 @@ from maep.evaluate.presets import Source
 from maep.evaluate.report import REPORT, write_report
 from maep.evaluate.results import Result
 
-_IMAGES = 4
 _STEPS = 20
 
 
@@ -31,19 +32,34 @@ def strips(settings: EvaluateConfig, artifacts: Mapping[str, Artifact]) -> dict[
 
     PGD-20 at the oblivious budget, on the evaluation's first image of each of four classes.
     """
-    folders = tuple((name, str(saved.folder)) for name, saved in artifacts.items())
-    bench, spec = Bench(Setup(settings, folders, Path())), settings.classifiers[0]
-    chosen = pictures.one_of_each(bench.image_set, _IMAGES)
-    clean, labels = chosen.pixels(range(len(chosen))), chosen.labels.tolist()
-    classifier, attack = bench.classifier(spec), AttackConfig("pgd", settings.oblivious_eps, _STEPS)
+    bench, spec = _bench(settings, artifacts), settings.classifiers[0]
+    where = f"PGD-{_STEPS} at {eps_label(settings.oblivious_eps)}"
     found: dict[str, bytes] = {}
     for name in artifacts:
         for threat, source in (("oblivious", Source(None, spec)), ("adaptive", Source(name, spec))):
-            attacked = pictures.attacked(bench.source_model(source), chosen, attack, settings.seed)
-            picture = pictures.strip(classifier, bench.defence(name).module, clean, attacked, labels, chosen.classes)
             data = io.BytesIO()
-            picture.save(data, "PNG", optimize=True)
-            found[f"{name} before {classifier.name}, {threat} {attack.label} at {eps_label(attack.eps)}"] = (
-                data.getvalue()
-            )
+            _strip(bench, name, source, num_images=4).save(data, "PNG", optimize=True)
+            found[f"{name} before {bench.classifier(spec).name}, {threat} {where}"] = data.getvalue()
     return found
+
+
+def write_strip(settings: EvaluateConfig, purifier: Artifact, path: Path) -> Path:
+    """Writes a PNG: the first image of each of six classes, attacked by PGD-20 on the last classifier, purified."""
+    bench = _bench(settings, {"purifier": purifier})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _strip(bench, "purifier", Source(None, settings.classifiers[-1]), num_images=6).save(path)
+    return path
+
+
+def _bench(settings: EvaluateConfig, artifacts: Mapping[str, Artifact]) -> Bench:
+    return Bench(Setup(settings, tuple((name, str(saved.folder)) for name, saved in artifacts.items()), Path()))
+
+
+def _strip(bench: Bench, name: str, source: Source, num_images: int) -> Image.Image:
+    settings = bench.config
+    chosen = pictures.one_of_each(bench.image_set, num_images)
+    attack = AttackConfig("pgd", settings.oblivious_eps, _STEPS)
+    attacked = pictures.attacked(bench.source_model(source), chosen, attack, settings.seed)
+    clean, labels = chosen.pixels(range(len(chosen))), chosen.labels.tolist()
+    classifier, purifier = bench.classifier(source.classifier), bench.defence(name).module
+    return pictures.strip(classifier, purifier, clean, attacked, labels, chosen.classes)
