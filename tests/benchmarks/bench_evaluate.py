@@ -5,6 +5,7 @@ Work is counted in attacks on CIFAR-10-sized random images by a fixed network, s
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -59,3 +60,32 @@ def test_two_workers_are_nearly_twice_as_fast(shared_data: Path, tmp_path: Path)
         ratios.append(one / two)
     print(f"\ntwo workers of an evaluation over one: {', '.join(f'{ratio:.2f}' for ratio in ratios)} times as fast")
     assert max(ratios) >= 1.8
+
+
+def _resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.shared_data
+def test_memory_does_not_grow_with_the_images(shared_data: Path, tmp_path: Path) -> None:
+    """The 2,000 images of `dev`, in this process: from a quarter of the tasks on, what is held stays what it is."""
+    seen: list[float] = []
+
+    def tick(progress: Progress) -> None:
+        del progress
+        seen.append(_resident_mib())
+
+    settings = replace(
+        _settings(shared_data, tmp_path / "cache"),
+        images="cifar10-dev",
+        num_images=None,
+        num_adaptive=512,
+        baselines=("none",),
+        eps=(1 / 255,),
+    )
+    evaluate(settings, {}, tmp_path / "out", tick)
+    early, late = max(seen[: len(seen) // 4]), max(seen)
+    print(f"\nmemory of a worker: {early:.0f} MiB after a quarter of {len(seen)} tasks, {late:.0f} MiB at most")
+    assert late <= 1.05 * early
