@@ -29,7 +29,7 @@ def run_training(job: Job[Settings], phase: str) -> Artifact | None:
         print(plan_text(job, plan(settings, output)), end="")
         return None
     address = getattr(options, "address", None)
-    if address is not None and settings.workers.num_workers == 0:
+    if address is not None and settings.workers.most == 0:
         raise ConfigError(f"--address {address}: no worker would run there: give --workers.num_workers, 1 or more")
     with storage.alone_in(output):
         resume = resolve(options.resume, job.tracking) if getattr(options, "resume", None) else None
@@ -47,7 +47,8 @@ def run_training(job: Job[Settings], phase: str) -> Artifact | None:
 def plan(settings: Settings, output: Path) -> list[str]:
     """What would be done, a line each."""
     loop, workers = settings.loop, settings.workers
-    where = f"{workers.num_workers} Ray Train workers" if workers.num_workers else "this process"
+    count = f"{workers.least} to {workers.most}" if workers.most > workers.least else str(workers.most)
+    where = f"{count} Ray Train workers" if workers.most else "this process"
     return [
         f"trains on {settings.data.name}: {loop.num_steps:,} steps of {loop.batch_size} images in {where}",
         f"checkpoint every {loop.checkpoint_every:,} images, the last {loop.keep_checkpoints} kept",
