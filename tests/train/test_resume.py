@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from train_toys import weights
 from maep import artifact, config
 from maep.artifact import Artifact
 from maep.train.config import FinetuneConfig, PretrainConfig
+from maep.train.history import read
 from maep.train.loop import run
 from maep.train.phases import pretraining, purification
 from maep_jobs.arguments import find
@@ -48,10 +50,12 @@ def newest(output: Path) -> int:
         return 0
 
 
-def kill_and_go_on(line: list[str], output: Path, samples: int, seed: int) -> Artifact:
-    """Kills the command once it has a checkpoint at or after a number of images drawn from `seed`, and reruns it."""
+def kill_and_go_on(
+    line: list[str], output: Path, samples: int, seed: int, number: signal.Signals = signal.SIGKILL
+) -> Artifact:
+    """Ends the command once it has a checkpoint at or after a number of images drawn from `seed`, and reruns it."""
     at = random.Random(seed).randrange(1, samples // 2)
-    print(f"seed {seed}: kill -9 at the first checkpoint after {at} of {samples} images")
+    print(f"seed {seed}: {number.name} at the first checkpoint after {at} of {samples} images")
     command = [sys.executable, "-m", "maep_jobs.cli", *line, "--output", str(output), "--tracking.enabled", "false"]
     deadline = time.monotonic() + DEADLINE_S
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
@@ -60,17 +64,44 @@ def kill_and_go_on(line: list[str], output: Path, samples: int, seed: int) -> Ar
                 assert process.poll() is None, process.communicate()[1].decode()
                 assert time.monotonic() < deadline
                 time.sleep(0.002)  # between two looks at the index
+            process.send_signal(number)
+            said = process.communicate(timeout=DEADLINE_S)[1].decode()
         finally:
-            process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+            process.kill()
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 128 + number, said
+        assert re.search(r"stopped at [\d,]+ images, as was asked: the same line goes on from there\n$", said)
     assert not artifact.is_valid(output / "model")
     assert at <= newest(output) < samples
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=DEADLINE_S)
     assert done.returncode == 0, done.stderr
     result = artifact.read(output / "model")
     assert json.loads(done.stdout)["sha256"] == result.sha256
-    assert sorted(path.name for path in output.iterdir()) == ["config.yaml", "model"]
+    assert sorted(path.name for path in output.iterdir()) == ["config.yaml", "history.jsonl", "model"]
+    check_history(line, output, process.pid, number)
     return result
+
+
+def check_history(line: list[str], output: Path, pid: int, number: signal.Signals) -> None:
+    """The history names the process that ended, and the steps that were done again: none with a notice.
+
+    Without, those since the newest whole checkpoint: at most an interval, and what was done while one was written.
+    """
+    size, every = (int(line[line.index(f"--loop.{key}") + 1]) for key in ("batch_size", "checkpoint_every"))
+    lines = read(output)
+    resumed = next(each for each in lines if each["event"] == "resumed")
+    print(f"process {pid} ended by {number.name}: goes on at step {resumed['step']}, {resumed['redone']} steps again")
+    if number == signal.SIGKILL:
+        assert [each["event"] for each in lines] == ["started", "resumed", "finished"]
+        assert resumed["lost_pid"] == lines[0]["pid"] == pid
+        assert resumed["redone"] < 2 * every // size
+    else:
+        assert [each["event"] for each in lines] == ["started", "stopped", "resumed", "finished"]
+        assert "lost_pid" not in resumed
+        assert lines[1]["step"] == resumed["step"]
+        assert resumed["redone"] == 0
 
 
 @pytest.mark.parametrize(
@@ -80,6 +111,14 @@ def test_a_killed_pretraining_ends_with_the_same_bits(seed: int, unkilled: Artif
     line = ["pretrain", "--config", "digits/pretrain", *PRETRAIN]
     result = kill_and_go_on(line, tmp_path / "out", 12_800, seed)
     assert weights(result) == weights(unkilled)
+    assert result.sha256 == unkilled.sha256
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [14, 15])
+def test_a_pretraining_with_notice_loses_no_step(seed: int, unkilled: Artifact, tmp_path: Path) -> None:
+    line = ["pretrain", "--config", "digits/pretrain", *PRETRAIN]
+    result = kill_and_go_on(line, tmp_path / "out", 12_800, seed, signal.SIGTERM)
     assert result.sha256 == unkilled.sha256
 
 

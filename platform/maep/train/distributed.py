@@ -17,6 +17,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def train(
     for count in range(workers.least, workers.most + 1):
         if settings.loop.batch_size % count:
             raise ConfigError(f"loop.batch_size: {settings.loop.batch_size} does not divide among {count} workers")
+    output.mkdir(parents=True, exist_ok=True)
     stop = output.absolute() / _STOP
     with cluster.session(address, workers.most * workers.cpus_per_worker), on_sigterm(stop.touch) as told:
         _check_room(settings)
@@ -203,14 +205,16 @@ def _hear_sigterm() -> None:
 def _notice(rank: int, stop: Path) -> Notice:
     """Whether this worker was told to end, by SIGTERM, by Ray, or (rank 0 hears it) by the file `stop`."""
     import ray.train
+    from ray.exceptions import RayError
 
     drained = threading.Event()
 
     def watch() -> None:
         # All workers ask equally often, as Ray wants it: a barrier that the steps do not wait at.
-        while ray.train.get_preemption_info() is None:
-            time.sleep(_DRAIN_POLL_S)
-        drained.set()
+        with suppress(RayError):  # the group ends while this waits for the others
+            while ray.train.get_preemption_info() is None:
+                time.sleep(_DRAIN_POLL_S)
+            drained.set()
 
     threading.Thread(target=watch, name="maep-notice", daemon=True).start()
     looked = 0.0

@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -66,8 +67,12 @@ class History:
         if self._mute:
             return
         os.close(self._position)
-        values = {} if error is None else {"error": str(error) or type(error).__name__}
-        self._write("finished" if kind is None else "stopped" if kind is Stopped else "failed", self._step, values)
+        if error is None:
+            self._write("finished", self._step, {})
+            return
+        with suppress(OSError):  # on a disk that is full: the error that is on its way says so
+            values = {"error": str(error) or type(error).__name__}
+            self._write("stopped" if isinstance(error, Stopped) else "failed", self._step, values)
 
     def _write(self, event: str, step: int, values: Mapping[str, Any]) -> None:
         line = {"event": event, "step": step, "pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
