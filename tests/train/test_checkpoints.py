@@ -234,7 +234,7 @@ def test_a_process_that_was_cut_off_does_not_write_over_the_one_that_goes_on(tmp
     cut_off.claim()
     first = save(cut_off, 10)
     goes_on.claim()
-    with pytest.raises(UnavailableError, match="another process goes on with the run in .*: this one ends here"):
+    with pytest.raises(UnavailableError, match=r"another process goes on with the run in .*: this one ends here"):
         save(cut_off, 20)
     newest = goes_on.newest()
     assert newest is not None

@@ -7,6 +7,7 @@ between two steps. A kill at any moment leaves the one before whole.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import uuid
@@ -168,7 +169,7 @@ class Writer:
 
 @dataclass(frozen=True)
 class Score:
-    """What made a checkpoint the best: `metric` as it was named, its value, the images seen, the checkpoint's sha256."""
+    """What made a checkpoint the best: `metric` as it was named, its value, the images seen, the sha256."""
 
     metric: str
     value: float
@@ -194,6 +195,8 @@ class Best:
         if name not in metrics:
             raise ArtifactError(f"loop.keep_best: {name} was not measured: choose one of {', '.join(sorted(metrics))}")
         score = Score(self.metric, float(metrics[name]), samples_seen, saved.sha256)
+        if math.isnan(score.value):
+            return False
         best = self.score()
         if best is not None and best.metric == score.metric and not self._value(score) > self._value(best):
             return False

@@ -149,7 +149,7 @@ def _fit(settings: Settings, output: Path, make_callbacks: MakeCallbacks, resume
         ),
     )
     try:
-        ended = trainer.fit().return_value
+        ended: Stopped | UserError | FloatingPointError | None = trainer.fit().return_value
     except TrainingFailedError as error:
         raise _cause(error, workers.start_timeout_s) from None
     if ended is None or isinstance(ended, Stopped):
