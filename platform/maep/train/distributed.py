@@ -71,10 +71,12 @@ def train(
         _check_room(settings)
         settings = _rooted(settings)
         stop.unlink(missing_ok=True)
-        while (stopped := _fit(settings, output.absolute(), make_callbacks, resume)) is not None:
-            if told():
-                stop.unlink(missing_ok=True)
-                raise stopped
+        try:
+            while (stopped := _fit(settings, output.absolute(), make_callbacks, resume)) is not None:
+                if told():
+                    raise stopped
+        finally:
+            stop.unlink(missing_ok=True)
     return artifact.read(output / "model")
 
 
