@@ -71,8 +71,10 @@ class History:
             self._write("finished", self._step, {})
             return
         with suppress(OSError):  # on a disk that is full: the error that is on its way says so
-            values = {"error": str(error) or type(error).__name__}
-            self._write("stopped" if isinstance(error, Stopped) else "failed", self._step, values)
+            if isinstance(error, Stopped):
+                self._write("stopped", self._step, {})
+            else:
+                self._write("failed", self._step, {"error": str(error) or type(error).__name__})
 
     def _write(self, event: str, step: int, values: Mapping[str, Any]) -> None:
         line = {"event": event, "step": step, "pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
@@ -85,7 +87,7 @@ def read(output: Path) -> list[dict[str, Any]]:
 
     Each has event (started, resumed, finished, stopped after a notice, failed), step, pid, host, and time in s since
     the epoch. Starts also have num_workers, redone (steps), and, where the process before ended unheard, lost_pid and
-    lost_host; ends by an error have error.
+    lost_host; failures have error.
     """
     path = output / HISTORY
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
