@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from maep import config, storage
+from maep import artifact, config, storage
 from maep.artifact import Artifact
 from maep.errors import ConfigError
 from maep.tracking.client import TrackingConfig, absolute
@@ -19,6 +20,8 @@ from maep.train.distributed import Settings, train
 from maep.train.loop import Callback, Progress
 from maep_jobs.arguments import Job, plan_text
 from maep_jobs.progress import Bar
+
+_log = logging.getLogger("maep.train")
 
 
 def run_training(job: Job[Settings], phase: str) -> Artifact | None:
@@ -35,6 +38,11 @@ def run_training(job: Job[Settings], phase: str) -> Artifact | None:
         resume = resolve(options.resume, job.tracking) if getattr(options, "resume", None) else None
         make = functools.partial(make_callbacks, phase, settings, absolute(job.tracking), output.absolute())
         result = train(settings, output, make, address, resume)
+    wanted = settings.loop.keep_best
+    if wanted is not None and not artifact.is_valid(output / "best"):
+        _log.warning(
+            "loop.keep_best: no validation measured %s, so no best checkpoint is kept", wanted.removeprefix("-")
+        )
     if options.json:
         print(json.dumps({"model": str(result.folder), "kind": result.kind, "sha256": result.sha256}))
     else:
@@ -51,7 +59,8 @@ def plan(settings: Settings, output: Path) -> list[str]:
     where = f"{count} Ray Train workers" if workers.most else "this process"
     return [
         f"trains on {settings.data.name}: {loop.num_steps:,} steps of {loop.batch_size} images in {where}",
-        f"checkpoint every {loop.checkpoint_every:,} images, the last {loop.keep_checkpoints} kept",
+        f"checkpoint every {loop.checkpoint_every:,} images, the last {loop.keep_checkpoints} kept"
+        + (f", and the best by {loop.keep_best}" if loop.keep_best else ""),
         f"result: {output / 'model'}",
     ]
 
