@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from disk import mounted
 
 from maep import storage
-from maep.errors import UserError
+from maep.errors import UnavailableError, UserError
 
 
 @pytest.fixture
@@ -127,16 +129,35 @@ def test_addresses() -> None:
         storage.read_bytes("s3://")
 
 
-@pytest.mark.slow  # the real retries: forty seconds
-def test_an_s3_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+@pytest.fixture
+def s3_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """`s3_at("http://HOST:PORT")` is the S3 of this test, given up after a second."""
+
+    def at(endpoint: str) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+        storage._s3.cache_clear()
+
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("MAEP_S3_DEADLINE_S", "1")
+    yield at
     storage._s3.cache_clear()
-    try:
-        with pytest.raises(UserError, match=r"cannot read s3://bucket/key: .*check AWS_ENDPOINT_URL_S3"):
+
+
+@pytest.mark.slow  # boto3's own pauses
+@pytest.mark.parametrize("stalls", [False, True])
+def test_an_s3_that_does_not_answer(stalls: bool, s3_at: Callable[[str], None], tmp_path: Path) -> None:
+    """One that is not there, and one that takes the connection and then says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        s3_at(f"http://127.0.0.1:{server.getsockname()[1] if stalls else 9}")
+        began = time.monotonic()
+        with pytest.raises(UnavailableError, match=r"cannot read s3://bucket/key: .*check AWS_ENDPOINT_URL_S3"):
             storage.read_bytes("s3://bucket/key")
-    finally:
-        storage._s3.cache_clear()
+        assert time.monotonic() - began < 60
+
+
+def test_a_deadline_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAEP_S3_DEADLINE_S", "soon")
+    with pytest.raises(UserError, match="MAEP_S3_DEADLINE_S: 'soon' is no number of seconds above 0"):
+        storage.read_bytes("s3://bucket/key")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from maep.errors import UserError, nearest
+from maep.errors import Stopped, UserError, nearest
 from maep_jobs.failure import JobFailed
 
 VERBS = {
@@ -85,6 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"maep {verb}: {where}{error.strerror}: {_MENDABLE[error.errno]}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"maep {verb}: {stopped}", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print(f"maep {verb}: stopped; what is finished is kept, and the same line goes on from there", file=sys.stderr)
         return 130

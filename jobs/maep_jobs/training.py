@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from maep import config, storage
+from maep import artifact, config, storage
 from maep.artifact import Artifact
 from maep.errors import ConfigError
 from maep.tracking.client import TrackingConfig, absolute
@@ -20,6 +21,8 @@ from maep.train.loop import Callback, Progress
 from maep_jobs.arguments import Job, plan_text
 from maep_jobs.progress import Bar
 
+_log = logging.getLogger("maep.train")
+
 
 def run_training(job: Job[Settings], phase: str) -> Artifact | None:
     """Runs the job to its artifact and prints it; None after --dry-run."""
@@ -29,12 +32,17 @@ def run_training(job: Job[Settings], phase: str) -> Artifact | None:
         print(plan_text(job, plan(settings, output)), end="")
         return None
     address = getattr(options, "address", None)
-    if address is not None and settings.workers.num_workers == 0:
+    if address is not None and settings.workers.most == 0:
         raise ConfigError(f"--address {address}: no worker would run there: give --workers.num_workers, 1 or more")
     with storage.alone_in(output):
         resume = resolve(options.resume, job.tracking) if getattr(options, "resume", None) else None
         make = functools.partial(make_callbacks, phase, settings, absolute(job.tracking), output.absolute())
         result = train(settings, output, make, address, resume)
+    wanted = settings.loop.keep_best
+    if wanted is not None and not artifact.is_valid(output / "best"):
+        _log.warning(
+            "loop.keep_best: no validation measured %s, so no best checkpoint is kept", wanted.removeprefix("-")
+        )
     if options.json:
         print(json.dumps({"model": str(result.folder), "kind": result.kind, "sha256": result.sha256}))
     else:
@@ -47,10 +55,12 @@ def run_training(job: Job[Settings], phase: str) -> Artifact | None:
 def plan(settings: Settings, output: Path) -> list[str]:
     """What would be done, a line each."""
     loop, workers = settings.loop, settings.workers
-    where = f"{workers.num_workers} Ray Train workers" if workers.num_workers else "this process"
+    count = f"{workers.least} to {workers.most}" if workers.most > workers.least else str(workers.most)
+    where = f"{count} Ray Train workers" if workers.most else "this process"
     return [
         f"trains on {settings.data.name}: {loop.num_steps:,} steps of {loop.batch_size} images in {where}",
-        f"checkpoint every {loop.checkpoint_every:,} images, the last {loop.keep_checkpoints} kept",
+        f"checkpoint every {loop.checkpoint_every:,} images, the last {loop.keep_checkpoints} kept"
+        + (f", and the best by {loop.keep_best}" if loop.keep_best else ""),
         f"result: {output / 'model'}",
     ]
 

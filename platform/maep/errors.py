@@ -30,6 +30,17 @@ class WriteError(UserError, OSError):
     """A file or folder that cannot be written: a full disk, no permission, something in the way."""
 
 
+class Stopped(BaseException):
+    """A run that was told to end has ended, and the same call goes on from there: no mistake and no fault."""
+
+    def __init__(self, samples_seen: int) -> None:
+        super().__init__(samples_seen)
+        self.samples_seen = samples_seen
+
+    def __str__(self) -> str:
+        return f"stopped at {self.samples_seen:,} images, as was asked: the same line goes on from there"
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """The tail of an error line: the closest of `options` to `name`, else all of them."""
     names = sorted(options)

@@ -1,7 +1,8 @@
 """One way to read and write local paths and `s3://bucket/key`: whole files, atomic, verified.
 
 Local writes go beside the target, are flushed, and are renamed onto it. S3 writes are single objects or multipart
-uploads, both atomic and checksummed by boto3; the endpoint and keys come from the usual AWS_* variables.
+uploads, both atomic and checksummed by boto3; the endpoint and keys come from the usual AWS_* variables. What fails
+on the way is tried again until `$MAEP_S3_DEADLINE_S` (120) seconds have passed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -208,17 +210,31 @@ def _s3() -> Any:
     from botocore.config import Config
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("MLFLOW_S3_ENDPOINT_URL")
-    retries = Config(retries={"mode": "standard", "max_attempts": 10}, connect_timeout=5, read_timeout=60)
-    return boto3.client("s3", endpoint_url=endpoint, config=retries)
+    settings = Config(
+        retries={"mode": "standard", "total_max_attempts": 3}, connect_timeout=5, read_timeout=min(60.0, _deadline())
+    )
+    return boto3.client("s3", endpoint_url=endpoint, config=settings)
+
+
+def _deadline() -> float:
+    """Seconds after which an S3 that does not answer, or only with errors of its own, is given up."""
+    text = os.environ.get("MAEP_S3_DEADLINE_S", "120")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if seconds <= 0:
+        raise UserError(f"MAEP_S3_DEADLINE_S: {text!r} is no number of seconds above 0")
+    return seconds
 
 
 def _call(verb: str, uri: str | Path, action: Any) -> Any:
-    """Runs an S3 call; what the user can mend (keys, bucket, address) becomes one line."""
+    """Runs an S3 call, again while the deadline allows; what the user can mend (keys, bucket, address) is one line."""
     from boto3.exceptions import S3UploadFailedError
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        return action()
+        return _persistently(action)
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
         if code in ("NoSuchKey", "404"):
@@ -226,3 +242,20 @@ def _call(verb: str, uri: str | Path, action: Any) -> Any:
         raise UnavailableError(f"cannot {verb} {uri}: S3 answered {code or error}: check bucket and keys") from None
     except (BotoCoreError, S3UploadFailedError) as error:
         raise UnavailableError(f"cannot {verb} {uri}: {error}: check AWS_ENDPOINT_URL_S3 and the AWS keys") from None
+
+
+def _persistently(action: Any) -> Any:
+    """Runs `action` until it goes well, another try could not help, or the deadline has passed."""
+    from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, IncompleteReadError
+
+    ends, pause = time.monotonic() + _deadline(), 0.5
+    while True:
+        try:
+            return action()
+        except (BotoCoreError, ClientError) as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"] if isinstance(error, ClientError) else 0
+            passing = status >= 500 or isinstance(error, HTTPClientError | ConnectionError | IncompleteReadError)
+            if not passing or time.monotonic() + pause > ends:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, 15.0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ from maep import artifact, storage
 from maep.artifact import Artifact
 from maep.tracking import client as mlflow_client
 from maep.tracking.client import TrackingConfig, absolute
-from maep_jobs.training import _Tracked
+from maep.train.history import read
+from maep.train.loop import Progress
+from maep_jobs.training import _Shown, _Tracked
 
 Words = Callable[..., list[str]]
 
@@ -90,6 +94,33 @@ def test_a_new_training_in_an_emptied_folder_is_a_new_run(maep: Any, tiny: Words
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert len(runs) == 2
     assert first.info.run_id in {run.info.run_id for run in runs}
+
+
+def test_a_best_that_nothing_measured_is_said(
+    maep: Any, tiny: Words, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert maep(*tiny("--output", "out", "--loop.keep_best=-loss")).status == 0
+    assert "loop.keep_best: no validation measured loss, so no best checkpoint is kept" in caplog.text
+    assert not (tmp_path / "out" / "best").exists()
+
+
+def test_sigterm_ends_with_a_checkpoint_one_line_and_its_own_status(
+    maep: Any, tiny: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = _Shown.on_step
+
+    def end(bar: _Shown, progress: Progress) -> None:
+        shown(bar, progress)
+        if progress.samples_seen == 96:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Shown, "on_step", end)
+        ran = maep(*tiny("--output", "out"))
+    assert ran.status == 143
+    assert ran.end.err == "maep pretrain: stopped at 96 images, as was asked: the same line goes on from there\n"
+    assert maep(*tiny("--output", "out")).status == 0
+    assert [line["redone"] for line in read(tmp_path / "out") if "redone" in line] == [0, 0]
 
 
 def test_one_process_at_a_time_works_in_a_folder(maep: Any, tiny: Words, tmp_path: Path) -> None:

@@ -62,8 +62,10 @@ class Heard:
 class Written:
     """A callback for other processes: a line of JSON for each report, with the process's id."""
 
-    def __init__(self, path: Path, kill_at: int | None = None, fail_at: int | None = None) -> None:
-        self.path, self.kill_at, self.fail_at = path, kill_at, fail_at
+    def __init__(
+        self, path: Path, kill_at: int | None = None, fail_at: int | None = None, term_at: int | None = None
+    ) -> None:
+        self.path, self.kill_at, self.fail_at, self.term_at = path, kill_at, fail_at, term_at
 
     def on_step(self, progress: Progress) -> None:
         times = {"wall": time.perf_counter(), "cpu": time.process_time(), "thread": time.thread_time()}
@@ -72,13 +74,24 @@ class Written:
             file.write(json.dumps(line) + "\n")
         if self.fail_at == progress.samples_seen:
             raise ConfigError(f"what was given is wrong at {progress.samples_seen}")
+        if self.term_at == progress.samples_seen and self.first_time():
+            from maep.train.distributed import _sigterm
+
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert _sigterm.wait(120), "the worker's main thread heard no SIGTERM"
 
     def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
         """Dies as by the kernel's out-of-memory killer, the first time it comes by `kill_at`."""
-        died = self.path.with_suffix(".died")
-        if samples_seen == self.kill_at and not died.exists():
-            died.touch()
+        if samples_seen == self.kill_at and self.first_time():
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def first_time(self) -> bool:
+        """Whether the fault is still to come; then it has."""
+        died = self.path.with_suffix(".died")
+        if died.exists():
+            return False
+        died.touch()
+        return True
 
     def on_end(self, result: Artifact) -> None:
         pass
@@ -87,9 +100,11 @@ class Written:
         pass
 
 
-def written(path: Path, kill_at: int | None = None, fail_at: int | None = None) -> list[Written]:
+def written(
+    path: Path, kill_at: int | None = None, fail_at: int | None = None, term_at: int | None = None
+) -> list[Written]:
     """What makes the callbacks, in the process where they run."""
-    return [Written(path, kill_at, fail_at)]
+    return [Written(path, kill_at, fail_at, term_at)]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from stack import free_ports
 
-from maep import artifact, config
+from maep import artifact, config, storage
 from maep.errors import ConfigError, UnavailableError
 from maep.tracking import client as mlflow_client
 from maep.tracking.checkpoints import checkpoints, newest_checkpoint
@@ -136,6 +136,42 @@ def test_checkpoints_are_uploaded_and_recorded(
     assert recorded[0].uri.endswith(f"{run.run_id}/artifacts/checkpoints/1000")
     for checkpoint in recorded:
         assert artifact.read(checkpoint.uri).sha256 == checkpoint.manifest_sha256
+
+
+def test_an_upload_that_was_torn_is_never_named(
+    tracking: TrackingConfig,
+    make_artifact: Callable[..., artifact.Artifact],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A kill after two files: nothing is recorded, and the same upload again is whole."""
+
+    class Killed(BaseException):
+        pass
+
+    copied: list[str] = []
+    copy = storage._copy
+
+    def until_killed(source: str, target: str) -> None:
+        if len(copied) == 2:
+            raise Killed
+        copied.append(target)
+        copy(source, target)
+
+    made = make_artifact(1, state=True)
+    run = open_run(tracking, "a", "torn", {})
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_copy", until_killed)
+        with pytest.raises(Killed):
+            run.log_checkpoint(made, 10)
+    assert len(copied) == 2
+    assert newest_checkpoint(entity(tracking, run.run_id).data.tags) is None
+    with open_run(tracking, "a", "torn", {}) as again:
+        again.log_checkpoint(made, 10)
+    recorded = newest_checkpoint(entity(tracking, again.run_id).data.tags)
+    assert again.run_id == run.run_id
+    assert recorded is not None
+    assert artifact.read(recorded.uri).sha256 == made.sha256
 
 
 def test_artifact_uri_holds_for_an_experiment_made_without_it(

@@ -12,14 +12,19 @@ from pathlib import Path
 import boto3
 import pytest
 from stack import S3, MlflowServer, seaweedfs, weed_binary
+from train_toys import LOOP, MAE, Heard
 
-from maep import artifact, storage
+from maep import artifact, config, storage
 from maep.errors import ArtifactError, UnavailableError
 from maep.tracking import client as mlflow_client
 from maep.tracking import registry
 from maep.tracking.checkpoints import checkpoints
 from maep.tracking.resolve import cache_folder, resolve
 from maep.tracking.runs import TrackingConfig, open_run
+from maep.train.config import PretrainConfig
+from maep.train.distributed import train
+from maep.train.loop import Progress
+from maep_jobs.training import make_callbacks
 
 Make = Callable[..., artifact.Artifact]
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
@@ -71,6 +76,42 @@ def test_a_server_that_dies_mid_run_and_comes_back_has_every_metric(
     assert found.info.status == "FINISHED"
     assert [c.samples_seen for c in checkpoints(found.data.tags)] == [1500, 4000]
     assert [entry.path for entry in client.list_artifacts(run.run_id, "pictures")] == ["pictures/strip.png"]
+
+
+def test_a_training_through_whose_middle_mlflow_is_down_has_every_metric_and_one_run(
+    server: MlflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server dies after 160 of 640 images and is back after 480; checkpoints fall before, into it and after."""
+    loop = LOOP | {"samples": 640, "keep_checkpoints": 10}
+    settings = config.build(PretrainConfig, {"model": MAE, "mask_ratio": 0.5, "loop": loop})
+    tracking = TrackingConfig(uri=server.uri, experiment="outage")
+
+    class Outage(Heard):
+        def on_step(self, progress: Progress) -> None:
+            super().on_step(progress)
+            if progress.samples_seen == 160:
+                server.kill()
+            if progress.samples_seen == 480:
+                server.start()
+
+    heard = Outage()
+    output = tmp_path / "out"
+    result = train(settings, output, lambda: [*make_callbacks("pretrain", settings, tracking, output), heard])
+    assert any("is away" in record.getMessage() for record in caplog.records)
+    client = mlflow_client.connect(tracking)
+    (found,) = client.search_runs([mlflow_client.experiment(client, tracking).experiment_id])
+    assert found.info.status == "FINISHED"
+    steps = list(range(32, 641, 32))
+    assert [progress.samples_seen for progress in heard.steps] == steps
+    losses = [progress.metrics["loss"] for progress in heard.steps]
+    for key in ("loss", "lr", "images_per_s"):
+        history = client.get_metric_history(found.info.run_id, key)
+        assert sorted(point.step for point in history) == steps
+        if key == "loss":
+            assert [point.value for point in sorted(history, key=lambda point: point.step)] == losses
+    recorded = checkpoints(found.data.tags)
+    assert [c.samples_seen for c in recorded] == [96, 192, 288, 384, 480, 576, 640]
+    assert recorded[-1].manifest_sha256 == result.sha256
 
 
 def test_artifacts_through_the_servers_proxy(server: MlflowServer, make_artifact: Make) -> None:
@@ -168,6 +209,11 @@ def test_tampering_on_s3_is_refused(tracking: TrackingConfig, s3: S3, make_artif
     with pytest.raises(ArtifactError, match="not an artifact, or its upload never finished"):
         resolve(f"s3://{s3.bucket}/nothing/here", tracking)
     assert list(cache_folder().iterdir()) == []
+
+
+def test_a_missing_bucket_is_one_line(s3: S3) -> None:
+    with pytest.raises(UnavailableError, match=r"cannot \w+ s3://nowhere-at-all/.*: check bucket and keys"):
+        storage.list_files("s3://nowhere-at-all/x")
 
 
 def test_wrong_keys_are_one_line(

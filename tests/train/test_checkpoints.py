@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from disk import mounted
 from train_toys import Heard, Make, weights
 
 from maep import artifact, storage
 from maep.artifact import Artifact
-from maep.errors import ArtifactError
-from maep.train.checkpoints import Checkpoints
+from maep.errors import ArtifactError, UnavailableError, WriteError
+from maep.train.checkpoints import Best, Checkpoints, Score, Writer, hold, snapshot
 from maep.train.loop import run
 from maep.train.phases import pretraining
 
@@ -147,3 +150,138 @@ def test_a_damaged_index_is_one_line(pretrain: Make, tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "index.json").write_text('["0000')
     with pytest.raises(ArtifactError, match=r"index\.json is damaged: remove .* to start anew"):
         run(pretraining(pretrain()), tmp_path)
+
+
+def test_a_snapshot_stays_while_the_training_goes_on() -> None:
+    weight = torch.zeros(3)
+    taken = snapshot(1, {}, {"w": weight}, {"optimizer": {"state": {0: {"m": weight}}, "groups": [(weight, 2)]}})
+    weight.add_(1)
+    nested = taken.state["optimizer"]
+    assert [t.sum().item() for t in (taken.weights["w"], nested["state"][0]["m"], nested["groups"][0][0])] == [0, 0, 0]
+    assert nested["groups"][0][1] == 2
+
+
+class Slow(Heard):
+    """Holds the first checkpoint's thread until the steps after it are reported; counts how many are in flight."""
+
+    def __init__(self, until: int) -> None:
+        super().__init__()
+        self.until, self.went_on = until, threading.Event()
+        self.in_flight = self.most = 0
+
+    def on_step(self, progress: Any) -> None:
+        super().on_step(progress)
+        if progress.samples_seen == self.until:
+            self.went_on.set()
+
+    def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
+        self.in_flight += 1
+        self.most = max(self.most, self.in_flight)
+        assert threading.current_thread() is not threading.main_thread()
+        assert self.went_on.wait(60)
+        super().on_checkpoint(saved, samples_seen)
+        self.in_flight -= 1
+
+
+def test_the_steps_go_on_while_one_is_written(pretrain: Make, unkilled_pretrain: Any, tmp_path: Path) -> None:
+    """Until the next is due: that waits, so that never two are in flight."""
+    slow = Slow(until=192)
+    result = run(pretraining(pretrain()), tmp_path, [slow])
+    assert slow.most == 1
+    assert slow.checkpoints == [96, 192, 288]
+    assert result.sha256 == unkilled_pretrain[0].sha256
+
+
+class FailsAt(Heard):
+    def __init__(self, samples: int) -> None:
+        super().__init__()
+        self.at = samples
+
+    def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
+        super().on_checkpoint(saved, samples_seen)
+        if samples_seen == self.at:
+            raise UnavailableError("the upload was refused")
+
+
+@pytest.mark.parametrize("at", [96, 288])
+def test_what_goes_wrong_beside_the_steps_is_never_lost(at: int, pretrain: Make, tmp_path: Path) -> None:
+    heard = FailsAt(at)
+    with pytest.raises(UnavailableError, match="the upload was refused"):
+        run(pretraining(pretrain()), tmp_path, [heard])
+    assert heard.checkpoints[-1] == at
+    assert [str(error) for error in heard.failures] == ["the upload was refused"]
+    assert not heard.ends
+
+
+def test_of_two_errors_the_first_is_raised_and_the_second_said(tmp_path: Path) -> None:
+    def refuse(saved: Artifact, samples_seen: int) -> None:
+        raise UnavailableError("refused")
+
+    def fail_while_writing() -> None:
+        with Writer(Checkpoints(tmp_path, 2), refuse) as writer:
+            writer.put(snapshot(1, {"a": 1}, {"w": torch.zeros(1)}, {}))
+            raise FloatingPointError("the loss")
+
+    with (
+        pytest.warns(UserWarning, match="the last checkpoint was not saved: refused"),
+        pytest.raises(FloatingPointError, match="the loss"),
+    ):
+        fail_while_writing()
+
+
+def test_a_process_that_was_cut_off_does_not_write_over_the_one_that_goes_on(tmp_path: Path) -> None:
+    cut_off, goes_on = Checkpoints(tmp_path, 2), Checkpoints(tmp_path, 2)
+    cut_off.claim()
+    first = save(cut_off, 10)
+    goes_on.claim()
+    with pytest.raises(UnavailableError, match=r"another process goes on with the run in .*: this one ends here"):
+        save(cut_off, 20)
+    newest = goes_on.newest()
+    assert newest is not None
+    assert newest.sha256 == first.sha256
+    assert save(goes_on, 20).folder.name == "000000000020"
+
+
+def test_a_disk_that_fills_up_leaves_the_older_checkpoint_and_one_line(
+    pretrain: Make, unkilled_pretrain: Any, tmp_path: Path
+) -> None:
+    class Fill(Heard):
+        def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
+            super().on_checkpoint(saved, samples_seen)
+            free = shutil.disk_usage(saved.folder).free
+            (disk / "filler").write_bytes(bytes(free - 16_384))
+
+    with mounted(tmp_path / "disk", "size=8m") as disk:
+        heard = Fill()
+        with pytest.raises(WriteError, match="No space left on device: free some space") as caught:
+            run(pretraining(pretrain()), disk / "out", [heard])
+        assert "\n" not in str(caught.value)
+        assert heard.checkpoints == [96]
+        newest = Checkpoints(disk / "out" / "checkpoints", 2).newest()
+        assert newest is not None
+        assert newest.state()["step"] == 3
+        assert folders(disk / "out" / "checkpoints") == ["000000000096"]  # and no part of another
+        (disk / "filler").unlink()
+        again = Heard()
+        assert run(pretraining(pretrain()), disk / "out", [again]).sha256 == unkilled_pretrain[0].sha256
+        assert again.steps[0].samples_seen == 128
+
+
+def test_the_best_is_kept_by_what_a_validation_says(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 1)
+    best = Best(tmp_path / "best", "robust", "mae")
+    held = [hold(save(checkpoints, samples), tmp_path / f"held-{samples}") for samples in (10, 20, 30)]
+    assert folders(checkpoints.folder) == ["000000000030"]
+    measured = [{"robust": 0.4, "clean": 0.9}, {"robust": 0.6, "clean": 0.8}, {"robust": 0.5, "clean": 1.0}]
+    kept = [best.offer(each, n * 10, values) for n, (each, values) in enumerate(zip(held, measured, strict=True), 1)]
+    assert kept == [True, True, False]
+    score = Best(tmp_path / "best", "robust", "mae").score()
+    assert score == Score("robust", 0.6, 20, held[1].sha256)
+    found = artifact.read(tmp_path / "best")
+    assert found.kind == "mae"
+    assert found.weights()["w"].tolist() == [20, 20, 20]
+    assert not Best(tmp_path / "best", "robust", "mae").offer(held[0], 10, {"robust": float("nan")})
+    assert Best(tmp_path / "best", "-clean", "mae").offer(held[0], 10, {"clean": 0.1})  # another metric: anew
+    assert not Best(tmp_path / "best", "-clean", "mae").offer(held[1], 20, {"clean": 0.2})
+    with pytest.raises(ArtifactError, match=r"keep_best: robust was not measured: choose one of clean, loss"):
+        best.offer(held[0], 10, {"loss": 1.0, "clean": 0.1})

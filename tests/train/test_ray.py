@@ -15,9 +15,10 @@ import pytest
 import train_toys
 from train_toys import LOOP, Heard, Make, lines, weights, written
 
-from maep import artifact, cluster
+from maep import artifact, cluster, config
 from maep.artifact import Artifact
 from maep.errors import ArtifactError, ConfigError, UnavailableError
+from maep.train import history
 from maep.train.config import WorkersConfig
 from maep.train.distributed import _rooted, train
 from maep_jobs import cli
@@ -81,9 +82,46 @@ def test_a_killed_worker_is_replaced_and_the_bits_are_the_same(pretrain: Make, w
     assert weights(result) == weights(whole[0])
     reported = lines(tmp_path / "log")
     first, second = dict.fromkeys(line["pid"] for line in reported)
-    assert [line["seen"] for line in reported if line["pid"] == first][-1] == 288
-    assert next(line["seen"] for line in reported if line["pid"] == second) == 320  # no step was done twice
+    lost = [line["seen"] for line in reported if line["pid"] == first][-1]
+    assert next(line["seen"] for line in reported if line["pid"] == second) == 320
     assert not (tmp_path / "out" / "checkpoints").exists()
+    started, resumed, finished = history.read(tmp_path / "out")
+    assert (started["event"], resumed["event"], finished["event"]) == ("started", "resumed", "finished")
+    assert (started["pid"], resumed["lost_pid"], resumed["pid"]) == (first, first, second)
+    assert resumed["step"] == 9
+    print(f"worker {first} killed: {resumed['redone']} steps again")
+    assert (lost - 288) // 32 <= resumed["redone"] <= 3  # one interval at most
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_workers_with_notice_stop_at_the_same_step_and_others_go_on(pretrain: Make, whole: Any, tmp_path: Path) -> None:
+    """SIGTERM to the process of rank 0: both take the next common step, one checkpoint, and a new group goes on."""
+    settings = on_ray(pretrain(samples=640, checkpoint_every=10**6), 2)
+    result = train(settings, tmp_path / "out", functools.partial(written, tmp_path / "log", term_at=96))
+    assert result.config == whole[0].config
+    seen = [line["seen"] for line in lines(tmp_path / "log")]
+    assert seen == [line["seen"] for line in whole[1]]  # no step was done twice
+    _, stopped, resumed, finished = history.read(tmp_path / "out")
+    assert (stopped["event"], stopped["step"], resumed["step"], resumed["redone"]) == ("stopped", 10, 10, 0)
+    assert finished["event"] == "finished"
+    assert lines(tmp_path / "log")[-1]["loss"] == pytest.approx(whole[1][-1]["loss"], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_a_range_of_workers_takes_what_there_is(pretrain: Make, whole: Any, tmp_path: Path) -> None:
+    settings = replace(pretrain(samples=640), workers=WorkersConfig(num_workers=(1, 2)))
+    train(settings, tmp_path / "out", functools.partial(written, tmp_path / "log"))
+    assert [line["num_workers"] for line in history.read(tmp_path / "out") if "num_workers" in line] == [2]
+    for mine, other in zip(lines(tmp_path / "log"), whole[1], strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("number", [(0, 2), (3, 2), -1])
+def test_a_range_that_is_none_is_one_line(number: Any) -> None:
+    with pytest.raises(ConfigError, match=r"workers: num_workers: .* must be 0 .*, a number, or a range \[1, 2\]"):
+        config.build(WorkersConfig, {"num_workers": number}, "workers")
 
 
 @pytest.mark.slow
@@ -160,6 +198,8 @@ def test_a_dead_address_is_one_line_within_seconds(
 def test_a_batch_that_does_not_divide_is_refused_before_ray_starts(pretrain: Make, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="batch_size: 32 does not divide among 5 workers"):
         train(on_ray(pretrain(), 5), tmp_path, list)
+    with pytest.raises(ConfigError, match="batch_size: 32 does not divide among 3 workers"):
+        train(replace(pretrain(), workers=WorkersConfig(num_workers=(1, 4))), tmp_path, list)
 
 
 def test_what_is_no_path_stays_as_it_is(

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kills import DEADLINE_S, kill_and_go_on
 from train_toys import weights
 
-from maep import artifact, config
+from maep import config
 from maep.artifact import Artifact
 from maep.train.config import FinetuneConfig, PretrainConfig
 from maep.train.loop import run
@@ -27,7 +25,6 @@ PRETRAIN += [word for key, value in SMALL.items() for word in (f"--model.{key}",
 FINETUNE = ["--loop.samples", "3840", "--loop.batch_size", "32", "--loop.checkpoint_every", "320"]
 FINETUNE += [word for key, value in SMALL.items() for word in (f"--model.mae.{key}", value)]
 FINETUNE += ["--loop.replays", "2", "--loop.augment", "true", "--loss.masked.weight", "0.5"]
-DEADLINE_S = 280
 
 
 def reference(cls: type[Any], name: str, words: list[str], task: Any, output: Path) -> Artifact:
@@ -40,39 +37,6 @@ def unkilled(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return reference(PretrainConfig, "digits/pretrain", PRETRAIN, pretraining, tmp_path_factory.mktemp("whole"))
 
 
-def newest(output: Path) -> int:
-    """Images seen at the newest checkpoint; 0 where there is none."""
-    try:
-        return int(json.loads((output / "checkpoints" / "index.json").read_text())[-1])
-    except FileNotFoundError:
-        return 0
-
-
-def kill_and_go_on(line: list[str], output: Path, samples: int, seed: int) -> Artifact:
-    """Kills the command once it has a checkpoint at or after a number of images drawn from `seed`, and reruns it."""
-    at = random.Random(seed).randrange(1, samples // 2)
-    print(f"seed {seed}: kill -9 at the first checkpoint after {at} of {samples} images")
-    command = [sys.executable, "-m", "maep_jobs.cli", *line, "--output", str(output), "--tracking.enabled", "false"]
-    deadline = time.monotonic() + DEADLINE_S
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
-        try:
-            while newest(output) < at:
-                assert process.poll() is None, process.communicate()[1].decode()
-                assert time.monotonic() < deadline
-                time.sleep(0.002)  # between two looks at the index
-        finally:
-            process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    assert not artifact.is_valid(output / "model")
-    assert at <= newest(output) < samples
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=DEADLINE_S)
-    assert done.returncode == 0, done.stderr
-    result = artifact.read(output / "model")
-    assert json.loads(done.stdout)["sha256"] == result.sha256
-    assert sorted(path.name for path in output.iterdir()) == ["config.yaml", "model"]
-    return result
-
-
 @pytest.mark.parametrize(
     "seed", [11, pytest.param(12, marks=pytest.mark.slow), pytest.param(13, marks=pytest.mark.slow)]
 )
@@ -80,6 +44,14 @@ def test_a_killed_pretraining_ends_with_the_same_bits(seed: int, unkilled: Artif
     line = ["pretrain", "--config", "digits/pretrain", *PRETRAIN]
     result = kill_and_go_on(line, tmp_path / "out", 12_800, seed)
     assert weights(result) == weights(unkilled)
+    assert result.sha256 == unkilled.sha256
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [14, 15])
+def test_a_pretraining_with_notice_loses_no_step(seed: int, unkilled: Artifact, tmp_path: Path) -> None:
+    line = ["pretrain", "--config", "digits/pretrain", *PRETRAIN]
+    result = kill_and_go_on(line, tmp_path / "out", 12_800, seed, signal.SIGTERM)
     assert result.sha256 == unkilled.sha256
 
 

@@ -106,8 +106,8 @@ def test_both_phases_run_and_go_on_where_nothing_but_torch_is(machine: tuple[Pat
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "statuses 0 0 0 0" in done.stdout
-    assert "at 64 images: the same line goes on from here" in done.stdout
-    assert "at 128 images: the same line goes on from here" in done.stdout
+    assert "stopped at 32 images, as was asked: the same line goes on from there" in done.stdout
+    assert "stopped at 64 images" in done.stdout  # a notice costs no step, and each start takes at least one
     assert "pretrain 256/256" in done.stdout
     assert done.stdout.count("finetune 192/192") == 1  # the last line found both phases done
     assert artifact.read(root / "alone" / "finetune" / "model").sha256 == whole.sha256

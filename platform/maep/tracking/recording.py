@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ class MlflowRun:
         self._checkpoints = {c.manifest_sha256: c for c in checkpoints(run.data.tags)}
         self._later: list[tuple[str, Callable[[], None]]] = []
         self._complained: set[str] = set()
+        self._turn = threading.RLock()  # checkpoints come from a thread of their own, pictures and the end from others
         self._finished = False
         self._outbox = Outbox(self._send, hide_secrets(self._uri))
 
@@ -132,15 +134,17 @@ class MlflowRun:
 
     def _try(self, what: str, action: Callable[[], None]) -> None:
         """Runs what failed earlier, then `action`; from the first that fails on, all wait for the next call."""
-        self._later.append((what, action))
-        self._drain()
+        with self._turn:
+            self._later.append((what, action))
+            self._drain()
 
     def _drain(self) -> bool:
-        while self._later:
-            if not self._attempt(*self._later[0]):
-                return False
-            self._later.pop(0)
-        return True
+        with self._turn:
+            while self._later:
+                if not self._attempt(*self._later[0]):
+                    return False
+                self._later.pop(0)
+            return True
 
     def _attempt(self, what: str, action: Callable[[], None]) -> bool:
         """Whether `action` is done with, be it that no later try could help."""

@@ -4,13 +4,14 @@
 
 The files are those of `maep pretrain` and `maep finetune`; what they say of tracking and workers is left aside.
 Further words override keys of either phase: `--finetune.loop.samples 500000`. `--minutes M` stops cleanly after M
-minutes, with a checkpoint, and the same line goes on from there.
+minutes, and SIGTERM at once, with a checkpoint, and the same line goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -19,9 +20,10 @@ from typing import Any, TypeVar
 
 from maep import config
 from maep.artifact import Artifact
-from maep.errors import ConfigError, UserError
+from maep.errors import ConfigError, Stopped, UserError
 from maep.train.config import FinetuneConfig, PretrainConfig, WorkersConfig
 from maep.train.loop import Progress, run
+from maep.train.notice import Notice, on_sigterm
 from maep.train.phases import pretraining, purification
 
 T = TypeVar("T", PretrainConfig, FinetuneConfig)
@@ -37,25 +39,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder for results and checkpoints")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes, resumable")
     arguments, overrides = parser.parse_known_args(argv)
-    deadline = time.monotonic() + 60 * arguments.minutes if arguments.minutes else None
+    deadline = time.monotonic() + 60 * arguments.minutes if arguments.minutes else math.inf
     try:
-        _phases(arguments, overrides, deadline)
+        with on_sigterm() as told:
+            _phases(arguments, overrides, lambda: told() or time.monotonic() > deadline)
     except UserError as error:
         print(f"maep.train: {error}", file=sys.stderr)
         return 2
     except FloatingPointError as error:
         print(f"maep.train: {error}", file=sys.stderr)
         return 1
-    except TimeUp as stop:
-        print(f"stopped after {arguments.minutes:g} minutes at {stop}: the same line goes on from here")
+    except Stopped as stopped:
+        print(stopped)
     return 0
 
 
-class TimeUp(Exception):
-    """The time given is over; a checkpoint lies there."""
-
-
-def _phases(arguments: argparse.Namespace, overrides: Sequence[str], deadline: float | None) -> None:
+def _phases(arguments: argparse.Namespace, overrides: Sequence[str], notice: Notice) -> None:
     if not arguments.pretrain and not arguments.finetune:
         raise UserError("nothing to do: give --pretrain FILE, --finetune FILE or both")
     phases = [phase for phase in ("pretrain", "finetune") if getattr(arguments, phase)]
@@ -67,11 +66,11 @@ def _phases(arguments: argparse.Namespace, overrides: Sequence[str], deadline: f
     first = _load(PretrainConfig, arguments.pretrain, over.get("pretrain", {})) if arguments.pretrain else None
     second = _load(FinetuneConfig, arguments.finetune, over.get("finetune", {})) if arguments.finetune else None
     if first is not None:
-        run(pretraining(first), autoencoder, [_Lines("pretrain", deadline)])
+        run(pretraining(first), autoencoder, [_Lines("pretrain")], notice=notice)
     if second is not None:
         if second.init is None and first is not None:
             second = dataclasses.replace(second, init=str(autoencoder / "model"))
-        run(purification(second), arguments.output / "finetune", [_Lines("finetune", deadline)])
+        run(purification(second), arguments.output / "finetune", [_Lines("finetune")], notice=notice)
 
 
 def _load(cls: type[T], path: Path, over: dict[str, Any]) -> T:
@@ -89,10 +88,10 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Lines:
-    """Says in plain lines how a phase goes on, and stops it when its time is over."""
+    """Says in plain lines how a phase goes on."""
 
-    def __init__(self, phase: str, deadline: float | None) -> None:
-        self.phase, self.deadline = phase, deadline
+    def __init__(self, phase: str) -> None:
+        self.phase = phase
 
     def on_step(self, progress: Progress) -> None:
         """One line."""
@@ -103,9 +102,7 @@ class _Lines:
         )
 
     def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
-        """A checkpoint is a place to stop at."""
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            raise TimeUp(f"{samples_seen:,} images")
+        """Nothing to say."""
 
     def on_end(self, result: Artifact) -> None:
         """Names the result."""

@@ -34,6 +34,9 @@ class LoopConfig:
     augment: bool = True
     checkpoint_every: int = 20_000
     keep_checkpoints: int = 2
+    keep_best: str | None = None
+    """A metric of the validation whose best checkpoint is kept beside the result, as `best`: the highest value, or,
+    with a `-` before its name, the lowest; null: none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
@@ -55,20 +58,40 @@ class LoopConfig:
 class WorkersConfig:
     """Where the loop runs: `num_workers` 0 is this process; 1 and more are Ray Train workers."""
 
-    num_workers: int = 0
+    num_workers: int | tuple[int, int] = 0
+    """A range, as [1, 8]: as many as the cluster has room for, fewer when a machine dies and more when one comes."""
     cpus_per_worker: float = 1.0
     use_gpu: bool = False
     max_failures: int = 3
     """How often Ray may start a group of workers anew, each time from the newest checkpoint."""
     start_timeout_s: float = 300.0
     """How long the cluster may take to place the workers before the run is given up."""
+    resize_every_s: float = 60.0
+    """How often a range of workers looks for room for more."""
+
+    def __post_init__(self) -> None:
+        """Refuses a range that is none."""
+        if self.least < (0 if isinstance(self.num_workers, int) else 1) or self.most < self.least:
+            raise ValueError(
+                f"num_workers: {self.num_workers} must be 0 (this process), a number, or a range [1, 2] of workers"
+            )
+
+    @property
+    def least(self) -> int:
+        """The smallest number of workers."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most(self) -> int:
+        """The largest number of workers."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 def deciding(settings: Any) -> dict[str, Any]:
     """A phase's settings without those of where and how often it runs, which change no weight."""
     values = config.to_dict(settings)
     del values["workers"], values["data"]["root"]
-    for key in ("device", "checkpoint_every", "keep_checkpoints"):
+    for key in ("device", "checkpoint_every", "keep_checkpoints", "keep_best"):
         del values["loop"][key]
     return values
 

@@ -1,14 +1,23 @@
 """The same loop on Ray Train: N workers share each batch, Ray starts them and starts them anew when one dies.
 
 Nothing of Ray is in the step. Checkpoints are the loop's own, on storage that all workers see; a new group of
-workers resumes from the newest as any other process would.
+workers resumes from the newest as any other process would. A range of workers is Ray Train's own elasticity: the
+batch stays the same, so a group of another size takes the same steps, up to the order of sums.
+
+A notice reaches the steps from four sides: SIGTERM of this process, which leaves a file that rank 0 looks for;
+SIGTERM of a worker; Ray's own, of a machine that is drained (a spot machine that is reclaimed). The first ends the
+run, the others only the group: a new one goes on elsewhere.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +27,18 @@ import torch
 from maep import artifact, cluster, config
 from maep.artifact import Artifact
 from maep.data.datasets import data_root
-from maep.errors import ConfigError, UnavailableError, UserError
+from maep.errors import ConfigError, Stopped, UnavailableError, UserError, WriteError
 from maep.train.classifier import ClassifierConfig, classification
 from maep.train.config import FinetuneConfig, PretrainConfig
 from maep.train.loop import Callback, Task, World, run, starting_point
+from maep.train.notice import Notice, on_sigterm
 from maep.train.phases import pretraining, purification
 
 Settings = PretrainConfig | FinetuneConfig | ClassifierConfig
+
+_STOP = "stop"
+_LOOK_EVERY_S = 1.0
+_DRAIN_POLL_S = 5.0
 
 MakeCallbacks = Callable[[], Sequence[Callback]]
 """Makes the callbacks in the process where they run (connections do not travel), once nothing refuses the run."""
@@ -39,20 +53,30 @@ def train(
 ) -> Artifact:
     """Trains a phase in this process (`workers.num_workers` 0) or on that many Ray Train workers.
 
-    Raises UnavailableError where the cluster cannot place the workers, and what the loop raises.
+    Raises UnavailableError where the cluster cannot place the workers, Stopped after a SIGTERM of this process, and
+    what the loop raises.
     """
-    if settings.workers.num_workers == 0:
+    workers = settings.workers
+    if workers.most == 0:
         task = _task(settings)
         starting_point(task, output, resume)  # refuses before the callbacks write anything
-        return run(task, output, make_callbacks(), World(), resume)
-    workers = settings.workers
-    if settings.loop.batch_size % workers.num_workers:
-        raise ConfigError(
-            f"loop.batch_size: {settings.loop.batch_size} does not divide among {workers.num_workers} workers"
-        )
-    with cluster.session(address, workers.num_workers * workers.cpus_per_worker):
+        with on_sigterm() as notice:
+            return run(task, output, make_callbacks(), World(), resume, notice)
+    for count in range(workers.least, workers.most + 1):
+        if settings.loop.batch_size % count:
+            raise ConfigError(f"loop.batch_size: {settings.loop.batch_size} does not divide among {count} workers")
+    output.mkdir(parents=True, exist_ok=True)
+    stop = output.absolute() / _STOP
+    with cluster.session(address, workers.most * workers.cpus_per_worker), on_sigterm(stop.touch) as told:
         _check_room(settings)
-        _fit(_rooted(settings), output.absolute(), make_callbacks, resume)
+        settings = _rooted(settings)
+        stop.unlink(missing_ok=True)
+        try:
+            while (stopped := _fit(settings, output.absolute(), make_callbacks, resume)) is not None:
+                if told():
+                    raise stopped
+        finally:
+            stop.unlink(missing_ok=True)
     return artifact.read(output / "model")
 
 
@@ -84,16 +108,17 @@ def _rooted(settings: Settings) -> Settings:
 def _check_room(settings: Settings) -> None:
     """Refuses at once what this cluster can never place; Ray itself would wait for ever."""
     workers, have = settings.workers, cluster.resources()
-    need = {"CPU": workers.num_workers * workers.cpus_per_worker, "GPU": workers.num_workers * int(workers.use_gpu)}
+    need = {"CPU": workers.least * workers.cpus_per_worker, "GPU": workers.least * int(workers.use_gpu)}
     for kind, amount in need.items():
         if have.get(kind, 0) < amount:
             raise UnavailableError(
-                f"workers.num_workers: {workers.num_workers} need {amount:g} {kind}s, the cluster has"
+                f"workers.num_workers: {workers.least} need {amount:g} {kind}s, the cluster has"
                 f" {have.get(kind, 0):g}: lower it, or workers.cpus_per_worker"
             )
 
 
-def _fit(settings: Settings, output: Path, make_callbacks: MakeCallbacks, resume: Artifact | None) -> None:
+def _fit(settings: Settings, output: Path, make_callbacks: MakeCallbacks, resume: Artifact | None) -> Stopped | None:
+    """Trains with workers until the result is there, or a notice has stopped them: then it says so."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -110,8 +135,10 @@ def _fit(settings: Settings, output: Path, make_callbacks: MakeCallbacks, resume
             "make_callbacks": make_callbacks,
             "resume": str(_shared(resume, output)) if resume else None,
         },
+        torch_config=_hearing(),
         scaling_config=ScalingConfig(
             num_workers=workers.num_workers,
+            elastic_resize_monitor_interval_s=workers.resize_every_s,
             use_gpu=workers.use_gpu,
             resources_per_worker={"CPU": workers.cpus_per_worker, "GPU": int(workers.use_gpu)},
         ),
@@ -124,11 +151,12 @@ def _fit(settings: Settings, output: Path, make_callbacks: MakeCallbacks, resume
         ),
     )
     try:
-        mistake = trainer.fit().return_value
+        ended: Stopped | UserError | FloatingPointError | None = trainer.fit().return_value
     except TrainingFailedError as error:
         raise _cause(error, workers.start_timeout_s) from None
-    if mistake is not None:
-        raise mistake
+    if ended is None or isinstance(ended, Stopped):
+        return ended
+    raise ended
 
 
 def _shared(resume: Artifact, output: Path) -> Path:
@@ -152,7 +180,60 @@ def _cause(error: Exception, patience: float) -> Exception:
     return error
 
 
-def _worker(values: dict[str, Any]) -> UserError | FloatingPointError | None:
+def _hearing() -> Any:
+    """Ray's setting-up of PyTorch, and in each worker's main thread an ear for SIGTERM (the run has another thread)."""
+    from ray.train.torch import TorchConfig
+
+    class Backend(TorchConfig().backend_cls):  # type: ignore[misc]
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            super().on_start(worker_group, backend_config)
+            worker_group.execute(_hear_sigterm)
+
+    class Hearing(TorchConfig):  # type: ignore[misc]
+        @property
+        def backend_cls(self) -> type:
+            return Backend
+
+    return Hearing()
+
+
+_sigterm = threading.Event()
+
+
+def _hear_sigterm() -> None:
+    signal.signal(signal.SIGTERM, lambda number, frame: _sigterm.set())
+
+
+def _notice(rank: int, stop: Path) -> Notice:
+    """Whether this worker was told to end, by SIGTERM, by Ray, or (rank 0 hears it) by the file `stop`."""
+    import ray.train
+    from ray.exceptions import RayError
+
+    drained = threading.Event()
+
+    def watch() -> None:
+        # All workers ask equally often, as Ray wants it: a barrier that the steps do not wait at.
+        with suppress(RayError):  # the group ends while this waits for the others
+            while ray.train.get_preemption_info() is None:
+                time.sleep(_DRAIN_POLL_S)
+            drained.set()
+
+    threading.Thread(target=watch, name="maep-notice", daemon=True).start()
+    looked = 0.0
+
+    def told() -> bool:
+        nonlocal looked
+        if _sigterm.is_set() or drained.is_set():
+            return True
+        if rank or time.monotonic() < looked + _LOOK_EVERY_S:
+            return False
+        looked = time.monotonic()
+        return stop.exists()
+
+    return told
+
+
+def _worker(values: dict[str, Any]) -> UserError | FloatingPointError | Stopped | None:
     """One worker's run. A mistake that a restart would repeat is returned, because Ray retries what is raised."""
     import ray.train
 
@@ -172,13 +253,21 @@ def _worker(values: dict[str, Any]) -> UserError | FloatingPointError | None:
     mistake = _anyones(mistake, world)
     if mistake is not None:
         return mistake
+    notice = _notice(world.rank, output / _STOP)
     try:
-        run(task, output, values["make_callbacks"]() if world.rank == 0 else (), world, resume)
+        run(task, output, values["make_callbacks"]() if world.rank == 0 else (), world, resume, notice)
+    except Stopped as stopped:
+        return stopped
     except (UserError, FloatingPointError) as error:
         if world.size > 1:
-            raise  # the others wait for this worker, and only Ray can end them
+            raise _of(world.rank, error) from None  # the others wait for this worker, and only Ray can end them
         return error
     return None
+
+
+def _of(rank: int, error: UserError | FloatingPointError) -> UserError | FloatingPointError:
+    """`error` with the worker it happened to: the storage of one machine is not that of another."""
+    return type(error)(f"worker {rank}: {error}") if isinstance(error, UnavailableError | WriteError) else error
 
 
 def _anyones(mistake: UserError | None, world: World) -> UserError | None:

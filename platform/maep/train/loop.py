@@ -22,10 +22,12 @@ from maep import artifact, seeding
 from maep.artifact import Artifact
 from maep.data.augmentation import crop_and_flip, epoch_order
 from maep.data.image_set import ImageSet, to_float
-from maep.errors import ConfigError
-from maep.train.checkpoints import Checkpoints, check_same
+from maep.errors import ConfigError, Stopped
+from maep.train.checkpoints import Checkpoints, Writer, check_same, snapshot
 from maep.train.config import LoopConfig
+from maep.train.history import History
 from maep.train.meter import Meter, Progress
+from maep.train.notice import Notice, agreed, never
 from maep.train.objectives import Batch, Losses, Objective
 
 __all__ = ["Callback", "Progress", "Task", "World", "learning_rate", "pick_device", "run", "starting_point"]
@@ -49,13 +51,13 @@ class Callback(Protocol):
         """About 200 times a run."""
 
     def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
-        """After a checkpoint lies complete on disk."""
+        """After a checkpoint lies complete on disk; in the thread that wrote it, while the next steps are taken."""
 
     def on_end(self, result: Artifact) -> None:
         """After the result lies complete on disk; also where it lay there already."""
 
     def on_failure(self, error: BaseException) -> None:
-        """Where the run ends without a result: a mistake, a fault, Ctrl-C. A killed process says nothing."""
+        """Where the run ends without a result: a mistake, a fault, Ctrl-C, a notice. A killed process says nothing."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,13 @@ def run(
     callbacks: Sequence[Callback] = (),
     world: World | None = None,
     resume: Artifact | None = None,
+    notice: Notice = never,
 ) -> Artifact:
     """Trains to the end and returns the artifact at `output/model`.
 
     A finished `output` is returned as it is; an unfinished one goes on from its newest sound checkpoint, else from
-    the checkpoint `resume`. Raises ConfigError where either is of another configuration, and FloatingPointError,
-    naming the step, where the loss is no longer finite.
+    the checkpoint `resume`. Raises ConfigError where either is of another configuration, FloatingPointError, naming
+    the step, where the loss is no longer finite, and Stopped, with a checkpoint at that step, after a `notice`.
     """
     world = world or World()
     start = starting_point(task, output, resume)
@@ -95,7 +98,7 @@ def run(
         return start
     heard = callbacks if world.rank == 0 else ()
     try:
-        return _Run(task, checkpoints, heard, world).to_end(start, output)
+        return _Run(task, checkpoints, heard, world, notice).to_end(start, output)
     except BaseException as error:
         for callback in heard:
             callback.on_failure(error)
@@ -125,7 +128,9 @@ def _checkpoints(task: Task, output: Path) -> Checkpoints:
 class _Run:
     """One process's share of a run."""
 
-    def __init__(self, task: Task, checkpoints: Checkpoints, callbacks: Sequence[Callback], world: World) -> None:
+    def __init__(
+        self, task: Task, checkpoints: Checkpoints, callbacks: Sequence[Callback], world: World, notice: Notice
+    ) -> None:
         loop = task.loop
         if loop.batch_size % world.size:
             raise ConfigError(f"loop.batch_size: {loop.batch_size} does not divide among {world.size} workers")
@@ -134,6 +139,7 @@ class _Run:
                 f"loop.batch_size: {loop.batch_size} is more than the {len(task.images)} images there are"
             )
         self.task, self.checkpoints, self.callbacks, self.world = task, checkpoints, callbacks, world
+        self.writer, self.notice = Writer(checkpoints, self._tell), notice
         self.device = pick_device(loop.device)
         self.objective = task.objective.to(self.device).to(memory_format=torch.channels_last).train()  # 2x on CPUs
         self.model = task.objective.model
@@ -143,9 +149,18 @@ class _Run:
 
     def to_end(self, newest: Artifact | None, output: Path) -> Artifact:
         """All the steps that are left, then the result."""
-        loop = self.task.loop
         if newest is not None:
             self._restore(newest)
+        if self.world.rank == 0:
+            self.checkpoints.claim()
+        with History(output, self.checkpoints.folder, self.world.rank) as history, self.writer:
+            history.begin(self.step, self.world.size)
+            self._steps(history)
+            return self._finish(output)
+
+    def _steps(self, history: History) -> None:
+        """Takes, reports and saves the steps that are left. Raises Stopped after a notice."""
+        loop = self.task.loop
         step_of: nn.Module = self.objective
         if self.world.size > 1:
             step_of = DistributedDataParallel(self.objective, find_unused_parameters=True, broadcast_buffers=False)
@@ -154,15 +169,20 @@ class _Run:
         while self.step < loop.num_steps:
             losses = self._take_step(step_of)
             self.step += 1
+            history.at(self.step)
             meter.add(losses)
             if self.step % log_every == 0 or self.step == loop.num_steps:
                 progress = meter.report(self.step, self.optimizer.param_groups[0]["lr"])
                 for callback in self.callbacks:
                     callback.on_step(progress)
+            self.writer.check()
             before, after = (s * loop.batch_size // loop.checkpoint_every for s in (self.step - 1, self.step))
-            if after > before and self.step < loop.num_steps:
+            told = agreed(self.notice, self.step, self.world.size, self.device)
+            if (after > before or told) and self.step < loop.num_steps:
                 self._save()
-        return self._finish(output)
+                if told:
+                    self.writer.wait()
+                    raise Stopped(self.step * loop.batch_size)
 
     def _take_step(self, step_of: nn.Module) -> Losses:
         loop = self.task.loop
@@ -191,13 +211,16 @@ class _Run:
         return losses
 
     def _save(self) -> None:
+        """Begins to save where the run stands."""
         if self.world.rank:
             return
         state = {"optimizer": self.optimizer.state_dict(), "step": self.step}
         seen = self.step * self.task.loop.batch_size
-        saved = self.checkpoints.save(seen, self.task.config, self.model.state_dict(), state)
+        self.writer.put(snapshot(seen, self.task.config, self.model.state_dict(), state))
+
+    def _tell(self, saved: Artifact, samples_seen: int) -> None:
         for callback in self.callbacks:
-            callback.on_checkpoint(saved, seen)
+            callback.on_checkpoint(saved, samples_seen)
 
     def _restore(self, saved: Artifact) -> None:
         state = saved.state()
@@ -206,6 +229,7 @@ class _Run:
         self.step = state["step"]
 
     def _finish(self, output: Path) -> Artifact:
+        self.writer.wait()
         if self.world.rank == 0:
             task = self.task
             artifact.write(output / "model", task.kind, task.config, self.model.state_dict(), task.card)
