@@ -86,8 +86,7 @@ def deciding(settings: EvaluateConfig) -> dict[str, Any]:
     values = config.to_dict(settings)
     for key in ("num_workers", "address", "cache", "classifiers"):
         del values[key]
-    del values["data"]["root"]
-    return values
+    return values | {"data": datasets.deciding(settings.data)}
 
 
 def eps_label(eps: float, norm: str = "Linf") -> str:
