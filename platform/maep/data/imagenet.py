@@ -165,6 +165,7 @@ def _from_folder(folder: Path, part: str) -> Found:
 
 
 def index_of(name: str) -> int:
+    """The official index of a file SYNSET/NAME: a hash, in [0, 2**63)."""
     # Not its position: a removed file would move every later image to another index, and some from test to dev.
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) >> 1
 

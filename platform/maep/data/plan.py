@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from maep.data.augmentation import epoch_order
 
@@ -34,6 +35,23 @@ class Sampling:
     def share(self) -> int:
         """Images of a step that are this worker's."""
         return self.batch_size // self.size
+
+
+@dataclass(frozen=True)
+class Part:
+    """One worker's part of a step, on the device."""
+
+    pixels: Tensor
+    """uint8 [b, H, W, 3], augmented."""
+    labels: Tensor
+    """int64 [b]."""
+    indices: Tensor
+    """int64 [b]: official indices."""
+    places: Tensor
+    """int64 [b]: where each image stands in the batch of all workers together."""
+    epoch: int
+    num_replaced: int = 0
+    """Images of this part that stand for corrupt ones."""
 
 
 @dataclass(eq=False)

@@ -177,7 +177,9 @@ def listing(folder: str, timeout_s: float, pattern: str = "*", recursive: bool =
     def action() -> list[File]:
         system, base = _system(folder)
         found = system.get_file_info(FileSelector(base, allow_not_found=True, recursive=recursive))
-        names = [File(each.path[len(base.rstrip("/")) + 1 :], each.size) for each in found if each.type == FileType.File]
+        names = [
+            File(each.path[len(base.rstrip("/")) + 1 :], each.size) for each in found if each.type == FileType.File
+        ]
         return sorted((f for f in names if fnmatch.fnmatch(PurePosixPath(f.name).name, pattern)), key=lambda f: f.name)
 
     return _within(timeout_s, folder, action)

@@ -17,7 +17,8 @@ import torch
 
 from maep import artifact, cluster, config
 from maep.artifact import Artifact
-from maep.data.datasets import data_root
+from maep.data.datasets import data_uri
+from maep.data.loaders import resolved
 from maep.errors import ConfigError, UnavailableError, UserError
 from maep.train.classifier import ClassifierConfig, classification
 from maep.train.config import FinetuneConfig, PretrainConfig
@@ -50,7 +51,7 @@ def train(
         raise ConfigError(
             f"loop.batch_size: {settings.loop.batch_size} does not divide among {workers.num_workers} workers"
         )
-    with cluster.session(address, workers.num_workers * workers.cpus_per_worker):
+    with cluster.session(address, workers.num_workers * (workers.cpus_per_worker + _loader_cpus(settings))):
         _check_room(settings)
         _fit(_rooted(settings), output.absolute(), make_callbacks, resume)
     return artifact.read(output / "model")
@@ -68,7 +69,7 @@ def _task(settings: Settings) -> Task:
 
 def _rooted(settings: Settings) -> Settings:
     """`settings` with what lies below the working directory named from the root: Ray gives workers another one."""
-    root = data_root(settings.data)
+    root = Path(data_uri(settings.data))
     if not root.is_absolute() and root.is_dir():
         settings = replace(settings, data=replace(settings.data, root=str(root.absolute())))
     if isinstance(settings, FinetuneConfig):
@@ -84,13 +85,20 @@ def _rooted(settings: Settings) -> Settings:
 def _check_room(settings: Settings) -> None:
     """Refuses at once what this cluster can never place; Ray itself would wait for ever."""
     workers, have = settings.workers, cluster.resources()
-    need = {"CPU": workers.num_workers * workers.cpus_per_worker, "GPU": workers.num_workers * int(workers.use_gpu)}
+    cpus = workers.cpus_per_worker + _loader_cpus(settings)
+    need = {"CPU": workers.num_workers * cpus, "GPU": workers.num_workers * int(workers.use_gpu)}
     for kind, amount in need.items():
         if have.get(kind, 0) < amount:
             raise UnavailableError(
                 f"workers.num_workers: {workers.num_workers} need {amount:g} {kind}s, the cluster has"
                 f" {have.get(kind, 0):g}: lower it, or workers.cpus_per_worker"
             )
+
+
+def _loader_cpus(settings: Settings) -> float:
+    """Logical CPUs that a worker's loader needs beside the worker's own: Ray Data would starve without, and not say."""
+    loader = resolved(settings.loader, settings.data, on_ray=True)
+    return loader.cpus if loader.kind == "ray" else 0.0
 
 
 def _fit(settings: Settings, output: Path, make_callbacks: MakeCallbacks, resume: Artifact | None) -> None:
