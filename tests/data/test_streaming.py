@@ -114,7 +114,7 @@ def test_augmentation_changes_with_the_epoch_and_can_be_left_out(packed: Make) -
         assert (plain[index].numpy() == centre[index]).all()
 
 
-def test_a_corrupt_image_is_replaced_by_another_of_its_group_and_counted(packed: Make) -> None:
+def test_a_corrupt_image_is_replaced_by_the_next_one_and_counted(packed: Make) -> None:
     data = packed(damaged=(3, 4), max_corrupt_share=0.05)
     given = parts(opened(data), 0, 3)
     indices = torch.cat([part.indices for part in given]).tolist()
@@ -130,8 +130,8 @@ def test_more_corrupt_images_than_may_be_are_named_with_the_cure(packed: Make) -
         DataError, match=r"train-0-of-2\.parquet row [34]: .*: [12] corrupt in epoch 0, 0 may be: repair"
     ):
         parts(opened(packed(damaged=(3, 4))), 0, 3)
-    with pytest.raises(DataError, match=r"row \d+: .*, and so is every image of its group of 8: pack the file anew"):
-        parts(opened(packed(damaged=tuple(range(8)), max_corrupt_share=0.9)), 0, 3)
+    with pytest.raises(DataError, match=r"row \d+: .*, and so are the 15 images after it: pack or fetch them anew"):
+        parts(opened(packed(damaged=tuple(range(20)), max_corrupt_share=0.9)), 0, 3)
 
 
 def test_a_shard_that_is_empty_or_damaged_is_named(packed: Make, tmp_path: Path) -> None:
@@ -190,8 +190,11 @@ def test_a_folder_of_classes_is_streamed_file_by_file(tmp_path: Path, noise: Any
     (part,) = parts(images, 0, 1, batch_size=24)
     assert {int(i): int(k) for i, k in zip(part.indices, part.labels, strict=True)} == label
     (tmp_path / "imagenet" / "train" / "a" / "00.JPEG").unlink()
-    with pytest.raises(DataError, match=r"a/00\.JPEG: no bytes, and so is every image"):
+    with pytest.raises(DataError, match=r"a/00\.JPEG: no bytes: 1 corrupt in epoch 0, 0 may be"):
         parts(images, 0, 1, batch_size=24)
+    (part,) = parts(replace(images, max_corrupt_share=0.1), 0, 1, batch_size=24)
+    assert part.num_replaced == 1
+    assert len(set(part.indices.tolist())) == 23
 
 
 def test_the_slice_can_be_named_to_train_on(shared_data: Path) -> None:

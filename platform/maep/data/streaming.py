@@ -28,6 +28,7 @@ Loaded = dict[str, NDArray[Any]]
 """One worker's part of a step on the CPU: pixels uint8 [b, H, W, 3], labels and indices int64 [b], corrupt str [b]."""
 
 _GROUPS_KEPT = 8
+_LOOKS = 16
 
 
 @dataclass(frozen=True)
@@ -65,31 +66,35 @@ class Streamed:
 def assemble(images: Streamed, plan: Plan, step: int, read: Callable[[int], Encoded] | None = None) -> Loaded:
     """This worker's part of a step, read, decoded and augmented.
 
-    A corrupt image (undecodable, or its label out of range) is replaced by the next sound one of its group, round the
-    end; `corrupt` says at its place which it was and why. Raises DataError where a group has no sound image.
+    A corrupt image (undecodable, or its label out of range) is replaced by the next sound one after it in the
+    collection; `corrupt` says at its place which it was and why. Raises DataError where _LOOKS in a row are corrupt.
     """
-    shards, sampling, epoch = images.shards, plan.sampling, plan.epoch(step)
-    pixels = np.empty((sampling.share, images.side, images.side, 3), dtype=np.uint8)
-    labels, indices = np.empty((2, sampling.share), dtype=np.int64)
-    corrupt, place = [""] * sampling.share, 0
-    for group, rows in plan.pieces(step):
-        encoded = (read or shards.read)(group)
-        for row in rows:
-            size = len(encoded.images)
-            for other in (*range(row, size), *range(row)):
-                try:
-                    pixels[place] = _pixels(encoded, other, images, sampling, epoch)
-                except Undecodable as reason:
-                    corrupt[place] = corrupt[place] or f"{shards.place(group, other)}: {reason}"
-                else:
-                    labels[place], indices[place] = encoded.labels[other], encoded.indices[other]
-                    break
-            else:
-                raise DataError(
-                    f"{corrupt[place]}, and no other image of its group of {size} can be used: pack it anew"
-                )
-            place += 1
+    read = read or images.shards.read
+    pixels = np.empty((plan.sampling.share, images.side, images.side, 3), dtype=np.uint8)
+    labels, indices = np.empty((2, plan.sampling.share), dtype=np.int64)
+    corrupt = []
+    for place, (group, row) in enumerate((group, row) for group, rows in plan.pieces(step) for row in rows):
+        found = _sound(images, plan, plan.epoch(step), group, row, read)
+        pixels[place], labels[place], indices[place] = found[:3]
+        corrupt.append(found[3])
     return {"pixels": pixels, "labels": labels, "indices": indices, "corrupt": np.array(corrupt, dtype=object)}
+
+
+def _sound(
+    images: Streamed, plan: Plan, epoch: int, group: int, row: int, read: Callable[[int], Encoded]
+) -> tuple[NDArray[np.uint8], int, int, str]:
+    """Pixels, label and index of an image, or of the next sound one and then what is wrong with this."""
+    wrong = ""
+    for _ in range(_LOOKS):
+        encoded = read(group)
+        try:
+            pixels = _pixels(encoded, row, images, plan.sampling, epoch)
+        except Undecodable as reason:
+            wrong = wrong or f"{images.shards.place(group, row)}: {reason}"
+            group, row = (group, row + 1) if row + 1 < plan.sizes[group] else ((group + 1) % len(plan.sizes), 0)
+        else:
+            return pixels, int(encoded.labels[row]), int(encoded.indices[row]), wrong
+    raise DataError(f"{wrong}, and so are the {_LOOKS - 1} images after it: pack or fetch them anew")
 
 
 def _pixels(encoded: Encoded, row: int, images: Streamed, sampling: Sampling, epoch: int) -> NDArray[np.uint8]:
