@@ -17,7 +17,7 @@ from maep.data.loaders import LoaderConfig, part_bytes
 from maep.data.plan import Part, Plan, Sampling
 from maep.data.shards import Encoded
 from maep.data.streaming import Loaded, Streamed, assemble, delivered
-from maep.errors import UnavailableError, UserError
+from maep.errors import DataError, UnavailableError
 
 SEGMENT = 500
 """Steps of one execution of Ray Data: what it keeps of each that is done adds up."""
@@ -127,7 +127,8 @@ def _cause(error: BaseException) -> BaseException:
     """The mistake of ours inside what Ray wrapped it in, else Ray's own."""
     inner: BaseException | None = error
     while inner is not None:
-        if isinstance(inner, UserError):
-            return next(kind(str(inner)) for kind in type(inner).__mro__ if kind.__module__ == UserError.__module__)
+        for kind in (DataError, UnavailableError):
+            if isinstance(inner, kind):
+                return kind(str(getattr(inner, "cause", inner)))  # Ray makes a class that is both, with its own text
         inner = getattr(inner, "cause", None) or inner.__cause__
     return error
