@@ -8,22 +8,23 @@ from PIL import Image
 
 from maep import seeding
 from maep.artifact import Artifact
-from maep.data.datasets import DataConfig, load
+from maep.data.datasets import DataConfig, data_uri, load
 from maep.data.image_set import to_uint8
 from maep.models.build import build_model, load_weights
 from maep.models.mae import MaskedAutoencoder, fold
+from maep.storage import is_remote
 
 _IMAGES, _SIDE = 8, 64
 
 
 def reconstruction_strip(saved: Artifact, data: DataConfig) -> Image.Image | None:
-    """Rows of eight `dev` images: as they are, given to the model, and its output; None for other models.
+    """Rows of eight `dev` images: as they are, given to the model, and its output; None for other models or S3.
 
     An autoencoder is given the visible patches (mask ratio as trained), a purifier the image with noise of
     standard deviation 8/255.
     """
     values = saved.config.get("model", {})
-    if values.get("name") not in ("mae", "purifier", "conv"):
+    if values.get("name") not in ("mae", "purifier", "conv") or is_remote(data_uri(data)):
         return None
     model = load_weights(build_model(values), saved).eval()
     images, _ = load(data, "dev").batch(range(_IMAGES))

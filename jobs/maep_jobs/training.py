@@ -8,16 +8,20 @@ import logging
 import tempfile
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from maep import artifact, config, storage
 from maep.artifact import Artifact
+from maep.data.loaders import open_images, part_bytes, resolved
+from maep.data.plan import Sampling
 from maep.errors import ConfigError
 from maep.tracking.client import TrackingConfig, absolute
 from maep.tracking.resolve import resolve
 from maep.tracking.runs import open_run, ui_command
 from maep.train.distributed import Settings, train
 from maep.train.loop import Callback, Progress
+from maep.train.ray_loader import store_bytes
 from maep_jobs.arguments import Job, plan_text
 from maep_jobs.progress import Bar
 
@@ -59,10 +63,26 @@ def plan(settings: Settings, output: Path) -> list[str]:
     where = f"{count} Ray Train workers" if workers.most else "this process"
     return [
         f"trains on {settings.data.name}: {loop.num_steps:,} steps of {loop.batch_size} images in {where}",
+        _loading(settings),
         f"checkpoint every {loop.checkpoint_every:,} images, the last {loop.keep_checkpoints} kept"
         + (f", and the best by {loop.keep_best}" if loop.keep_best else ""),
         f"result: {output / 'model'}",
     ]
+
+
+def _loading(settings: Settings) -> str:
+    """Which loader, and what of Ray's object store it takes: parts of a step that lie ready or are on their way."""
+    num_workers = settings.workers.num_workers
+    loader = resolved(settings.loader, settings.data, num_workers != 0)
+    if loader.kind != "ray":
+        return f"loader: {loader.kind}"
+    shape = open_images(replace(loader, kind="synthetic"), settings.data).image_shape
+    sampling = Sampling(settings.loop.batch_size, size=num_workers)
+    part, store = (count / 2**20 for count in (part_bytes(sampling, shape), store_bytes(loader, sampling, shape)))
+    return (
+        f"loader: ray, {num_workers * store:,.0f} MiB of the object store: {num_workers} workers x"
+        f" {store / part:.0f} parts of {part:,.1f} MiB"
+    )
 
 
 def make_callbacks(phase: str, settings: Settings, tracking: TrackingConfig, output: Path) -> Sequence[Callback]:

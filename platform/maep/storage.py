@@ -204,12 +204,18 @@ def _split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
+def s3_endpoint() -> str | None:
+    """Where S3 is, as the environment says; None: Amazon's."""
+    names = ("AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL")
+    return next((os.environ[name] for name in names if os.environ.get(name)), None)
+
+
 @lru_cache(maxsize=1)
 def _s3() -> Any:
     import boto3
     from botocore.config import Config
 
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("MLFLOW_S3_ENDPOINT_URL")
+    endpoint = s3_endpoint()
     settings = Config(
         retries={"mode": "standard", "total_max_attempts": 3}, connect_timeout=5, read_timeout=min(60.0, _deadline())
     )

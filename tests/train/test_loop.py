@@ -12,10 +12,12 @@ from train_toys import Heard, Make, weights
 
 from maep import artifact, config
 from maep.data.datasets import DataConfig, load
+from maep.data.plan import Sampling
+from maep.data.resident import Resident
 from maep.errors import ArtifactError, ConfigError
 from maep.models.build import build_model, load_weights
 from maep.train.config import FinetuneConfig, LoopConfig, PretrainConfig
-from maep.train.loop import Task, World, _Source, learning_rate, run
+from maep.train.loop import Task, World, batch_of, learning_rate, run
 from maep.train.objectives import Batch, Losses, Pretraining
 from maep.train.phases import pretraining, purification
 
@@ -105,10 +107,13 @@ def test_replays_update_several_times_on_images_attacked_once(finetune: Make, tm
     assert seen == [(crafted[0], 0), (crafted[0], 1), (crafted[1], 0), (crafted[1], 1)]
 
 
-def source(batch_size: int = 50, **values: Any) -> _Source:
-    loop = LoopConfig(samples=100_000, batch_size=batch_size, augment=values.pop("augment", False))
-    world = World(values.pop("rank", 0), values.pop("size", 1))
-    return _Source(load(DataConfig("digits"), "train"), loop, world, torch.device("cpu"))
+def source(batch_size: int = 50, augment: bool = False, rank: int = 0, size: int = 1) -> Resident:
+    sampling = Sampling(batch_size, augment=augment, rank=rank, size=size)
+    return Resident(load(DataConfig("digits"), "train"), sampling, torch.device("cpu"))
+
+
+def batch(loader: Resident, step: int) -> Batch:
+    return batch_of(loader.part(step), step, LoopConfig(samples=100_000, batch_size=50))
 
 
 def test_an_epoch_covers_each_image_once_in_an_order_of_its_own() -> None:
@@ -133,24 +138,24 @@ def test_workers_share_a_batch_without_overlap(size: int) -> None:
 
 
 def test_a_worker_draws_for_an_image_what_one_process_draws() -> None:
-    whole, part = source(augment=True).batch(3), source(augment=True, rank=1, size=2).batch(3)
+    whole, part = batch(source(augment=True), 3), batch(source(augment=True, rank=1, size=2), 3)
     assert torch.equal(whole.keys[1::2], part.keys)
     assert torch.equal(whole.images[1::2], part.images)
     assert whole.step_key == part.step_key
 
 
 def test_batches_are_images_as_the_rest_of_maep_wants_them() -> None:
-    batch = source().batch(0)
-    assert batch.images.shape == (50, 3, 16, 16)
-    assert batch.images.dtype == torch.float32
-    assert 0 <= batch.images.min() < batch.images.max() <= 1
-    assert batch.labels.dtype == torch.int64
-    assert batch.progress == 0
+    first = batch(source(), 0)
+    assert first.images.shape == (50, 3, 16, 16)
+    assert first.images.dtype == torch.float32
+    assert 0 <= first.images.min() < first.images.max() <= 1
+    assert first.labels.dtype == torch.int64
+    assert first.progress == 0
 
 
 def test_draws_differ_by_epoch_and_step() -> None:
     batches = source()
-    first, later = batches.batch(0), batches.batch(batches.steps_per_epoch)
+    first, later = batch(batches, 0), batch(batches, batches.steps_per_epoch)
     assert first.step_key != later.step_key
     assert not set(first.keys.tolist()) & set(later.keys.tolist())
 
@@ -176,7 +181,8 @@ def test_progress_is_sane(unkilled_pretrain: Any) -> None:
     assert all(math.isfinite(value) for progress in heard.steps for value in progress.metrics.values())
     assert all(progress.eta_s > 0 for progress in heard.steps[:-1])
     assert heard.steps[-1].eta_s == 0
-    assert set(heard.steps[0].metrics) == {"loss", "masked", "lr", "images_per_s"}
+    assert set(heard.steps[0].metrics) == {"loss", "masked", "lr", "images_per_s", "data_wait"}
+    assert all(0 <= progress.metrics["data_wait"] < 1 for progress in heard.steps)
     assert heard.checkpoints == [96, 192, 288]
     assert [end.sha256 for end in heard.ends] == [result.sha256]
 
@@ -323,8 +329,7 @@ def test_the_result_is_the_model_that_was_trained(unkilled_pretrain: Any) -> Non
     model = build_model(result.config["model"])
     load_weights(model, result)
     images = load(DataConfig("digits"), "train")
-    batch = source().batch(0)
-    loss = Pretraining(model, 0.5)(batch).loss  # type: ignore[arg-type]
+    loss = Pretraining(model, 0.5)(batch(source(), 0)).loss  # type: ignore[arg-type]
     assert 0 < loss < 1
     assert result.config["data"]["fingerprint"] == images.fingerprint
 

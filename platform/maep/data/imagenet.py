@@ -5,26 +5,28 @@
 
 train comes from train; dev and test are the two parts (2/9 and 7/9) of val, told apart by a hash of the image's index,
 so that an image never changes sides. The index is the column `index`, else the row; of a file, a hash of SYNSET/NAME.
-Parquet is held in memory, encoded (the 50,000 of val are about 6.7 GB); for the whole training set use the folder, of
-which only the paths are held.
+`load` holds Parquet in memory, encoded (the 50,000 of val are about 6.7 GB); training on the whole set streams it from
+either layout, local or on S3 (`train_shards`).
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maep import seeding
-from maep.data import parquet
+from maep import seeding, storage
+from maep.data import parquet, shards
 from maep.data.decoding import Undecodable
 from maep.data.encoded import EncodedImages, FileSource, Source, TableSource, verify
 from maep.data.image_set import ImageSet, Split, refuse_corrupt
+from maep.data.shards import File, FolderShards, Shards
 from maep.errors import DataError
 
 IMAGE_SIZE = 224
@@ -74,6 +76,61 @@ def load(root: Path, split: Split, max_corrupt: int = 0, image_size: int = IMAGE
     )
 
 
+def train_shards(root: str, files: str | None = None, timeout_s: float = 60.0) -> Shards:
+    """What is trained on, to be streamed: the part train, or the Parquet files of pattern `files` (below `root`).
+
+    `root` may be s3://; a read from there may take `timeout_s`. Images are not looked at before they come.
+    Raises DataError when there are none or a file is damaged, UnavailableError where S3 does not give them.
+    """
+    folders = [storage.join(root, name) for name in ("imagenet", "imagenet_slice")]
+    pattern = "train*.parquet"
+    if files is not None:
+        path = PurePosixPath(files)
+        folders, pattern = [storage.join(root, *path.parts[:-1])], path.name
+    for folder in folders:
+        found = shards.listing(folder, timeout_s, pattern)
+        if found:
+            return shards.open_parquet("imagenet", class_names(), folder, found, timeout_s)
+    if files is not None:
+        raise DataError(f"data.train_files: no file {files} in {root}")
+    train = storage.join(folders[0], "train")
+    found = [file for file in shards.listing(train, timeout_s, recursive=True) if _is_image(file)]
+    if found:
+        return _folder_shards(train, found, timeout_s)
+    raise DataError(
+        f"no ImageNet (train) in {' or '.join(folders)}: set $MAEP_DATA or --data.root to the folder that holds"
+        " imagenet/, with train*.parquet or train/SYNSET/*.JPEG in it, or name other files by --data.train_files"
+    )
+
+
+def _is_image(file: File) -> bool:
+    path = PurePosixPath(file.name)
+    return len(path.parts) == 2 and path.suffix.lower() in SUFFIXES
+
+
+def _folder_shards(root: str, found: list[File], timeout_s: float) -> FolderShards:
+    names = label_order(sorted({file.name.partition("/")[0] for file in found}))
+    number = {name: k for k, name in enumerate(names)}
+    return FolderShards(
+        name="imagenet",
+        classes=tuple(names),
+        root=root,
+        files=tuple(file.name for file in found),
+        labels=np.array([number[file.name.partition("/")[0]] for file in found], dtype=np.int64),
+        indices=np.array([index_of(file.name) for file in found], dtype=np.int64),
+        fingerprint=hashlib.sha256(repr([(file.name, file.size) for file in found]).encode()).hexdigest(),
+        timeout_s=timeout_s,
+    )
+
+
+@functools.cache
+def class_names() -> tuple[str, ...]:
+    """The 1,000 names in label order."""
+    from torchvision.models import SqueezeNet1_0_Weights  # slow to import
+
+    return tuple(SqueezeNet1_0_Weights.IMAGENET1K_V1.meta["categories"])
+
+
 def of_split(indices: NDArray[np.int64], split: Split) -> NDArray[np.bool_]:
     """Bool [N]: which indices of the split's file belong to `split`."""
     if split == "train":
@@ -87,19 +144,14 @@ Found = tuple[Source, NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], t
 
 
 def _from_rows(rows: parquet.Rows) -> Found:
-    from torchvision.models import (
-        SqueezeNet1_0_Weights,
-    )  # the 1,000 names in label order; torchvision is slow to import
-
     indices = np.arange(len(rows), dtype=np.int64) if rows.indices is None else rows.indices
-    classes = tuple(SqueezeNet1_0_Weights.IMAGENET1K_V1.meta["categories"])
-    return TableSource(rows), rows.labels, indices, rows.lossless, classes
+    return TableSource(rows), rows.labels, indices, rows.lossless, class_names()
 
 
 def _from_folder(folder: Path, part: str) -> Found:
     # Both parts together say which classes there are: val may lack one that train has.
     classes = sorted({d.name for each in ("train", "val") if (folder / each).is_dir() for d in _folders(folder / each)})
-    names = _label_order(classes)
+    names = label_order(classes)
     number = {name: k for k, name in enumerate(names)}
     paths: list[Path] = []
     labels: list[int] = []
@@ -108,11 +160,12 @@ def _from_folder(folder: Path, part: str) -> Found:
         paths += found
         labels += [number[subfolder.name]] * len(found)
     source = FileSource(tuple(paths), folder / part)
-    indices = np.array([_index_of(source.place(row)) for row in range(len(paths))], dtype=np.int64)
+    indices = np.array([index_of(source.place(row)) for row in range(len(paths))], dtype=np.int64)
     return source, np.array(labels, dtype=np.int64), indices, np.ones(len(paths), dtype=np.bool_), tuple(names)
 
 
-def _index_of(name: str) -> int:
+def index_of(name: str) -> int:
+    """The official index of a file SYNSET/NAME: a hash, in [0, 2**63)."""
     # Not its position: a removed file would move every later image to another index, and some from test to dev.
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) >> 1
 
@@ -121,7 +174,7 @@ def _folders(folder: Path) -> list[Path]:
     return [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
 
 
-def _label_order(classes: list[str]) -> list[str]:
+def label_order(classes: list[str]) -> list[str]:
     """The folder names in label order: all of ImageNet-1k's for a part of them, so that its classifiers still fit."""
     if len(classes) == NUM_CLASSES:
         return classes

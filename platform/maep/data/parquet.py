@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def find(folders: Sequence[Path], stem: str) -> list[Path]:
     for folder in folders:
         files = sorted(folder.glob(f"{stem}*.parquet"))
         if files:
-            _refuse_missing_parts(files)
+            refuse_missing_parts(str(folder), [file.name for file in files])
             return files
     return []
 
@@ -71,8 +72,8 @@ def read(files: Sequence[Path]) -> Rows:
     indexed = all("index" in table for table in tables)
     return Rows(
         images=pa.chunked_array([chunk for table in tables for chunk in table["image"].chunks], type=pa.large_binary()),
-        labels=_integers([table["label"] for table in tables]),
-        indices=_integers([table["index"] for table in tables]) if indexed else None,
+        labels=integers([table["label"] for table in tables]),
+        indices=integers([table["index"] for table in tables]) if indexed else None,
         lossless=np.concatenate(
             [
                 table["lossless"].fill_null(False).to_numpy()
@@ -86,37 +87,52 @@ def read(files: Sequence[Path]) -> Rows:
     )
 
 
-def _table(file: Path) -> dict[str, pa.ChunkedArray]:
+def columns(source: pq.ParquetFile, file: str | Path, group: int | None = None) -> dict[str, pa.ChunkedArray]:
+    """Columns image, label and, where there are, index and lossless: of one row group, or (None) of all.
+
+    Raises DataError, which names `file`, where image or label are missing.
+    """
+    names = source.schema_arrow.names
+    image = next((name for name in IMAGE_COLUMNS if name in names), None)
+    if image is None or "label" not in names:
+        raise DataError(f"{file}: needs the columns image (or img) and label, has {', '.join(names) or 'none'}")
+    wanted = [image, *(name for name in COLUMN_TYPES if name in names)]
+    table = source.read(columns=wanted) if group is None else source.read_row_group(group, columns=wanted)
+    images = table[image]
+    if pa.types.is_struct(images.type):  # the hub's Image feature: struct<bytes, path>
+        images = pa.chunked_array(
+            [chunk.field("bytes") for chunk in images.chunks], type=images.type.field("bytes").type
+        )
+    typed = {name: table[name].cast(kind) for name, kind in COLUMN_TYPES.items() if name in names}
+    return {**typed, "image": images.cast(pa.large_binary())}
+
+
+@contextmanager
+def readable(file: str | Path) -> Iterator[None]:
+    """Turns what pyarrow raises in the block into a DataError that names `file`."""
     try:
-        with pq.ParquetFile(file) as source:
-            names = source.schema_arrow.names
-            image = next((name for name in IMAGE_COLUMNS if name in names), None)
-            if image is None or "label" not in names:
-                raise DataError(f"{file}: needs the columns image (or img) and label, has {', '.join(names) or 'none'}")
-            table = source.read(columns=[image, *(name for name in COLUMN_TYPES if name in names)])
-        images = table[image]
-        if pa.types.is_struct(images.type):  # the hub's Image feature: struct<bytes, path>
-            images = pa.chunked_array(
-                [chunk.field("bytes") for chunk in images.chunks], type=images.type.field("bytes").type
-            )
-        columns = {name: table[name].cast(kind) for name, kind in COLUMN_TYPES.items() if name in names}
-        return {**columns, "image": images.cast(pa.large_binary())}
+        yield
     except (OSError, pa.ArrowException, KeyError) as error:
         raise DataError(f"{file}: not a readable Parquet file of images: {' '.join(str(error).split())}") from None
 
 
-def _integers(columns: Sequence[pa.ChunkedArray]) -> NDArray[np.int64]:
+def integers(columns: Sequence[pa.ChunkedArray]) -> NDArray[np.int64]:
+    """int64 [N]: columns one after the other, -1 for a null."""
     values = [column.fill_null(-1).to_numpy() for column in columns]
     return np.concatenate(values).astype(np.int64)
 
 
-def _refuse_missing_parts(files: Sequence[Path]) -> None:
-    parts = [match for file in files if (match := PART.search(file.stem))]
+def refuse_missing_parts(folder: str, names: Sequence[str]) -> None:
+    """Raises DataError when names such as train-2-of-5.parquet say that a part is missing."""
+    parts = [match for name in names if (match := PART.search(name.removesuffix(".parquet")))]
     if not parts:
         return
     present, total = {int(match[1]) for match in parts}, int(parts[0][2])
     # The hub counts parts from 0, and so do we; a set counted from 1 is complete too.
     if len(present) < total:
-        raise DataError(
-            f"{files[0].parent}: {len(present)} of the {total} parts of {files[0].name} are there: fetch the rest"
-        )
+        raise DataError(f"{folder}: {len(present)} of the {total} parts of {names[0]} are there: fetch the rest")
+
+
+def _table(file: Path) -> dict[str, pa.ChunkedArray]:
+    with readable(file), pq.ParquetFile(file) as source:
+        return columns(source, file)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from maep import config
+from maep.data import datasets
 from maep.data.datasets import DataConfig
 
 Threat = Literal[
@@ -86,7 +87,7 @@ def deciding(settings: EvaluateConfig) -> dict[str, Any]:
     values = config.to_dict(settings)
     for key in ("num_workers", "address", "cache", "classifiers"):
         del values[key]
-    del values["data"]["root"]
+    values["data"] = datasets.deciding(settings.data)
     return values
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from maep.artifact import Artifact
 from maep.data.datasets import DataConfig, load
+from maep.data.loaders import LoaderConfig, open_images, resolved, sample
 from maep.errors import ArtifactError
 from maep.models import families
 from maep.models.classifiers import load_classifier
@@ -34,6 +34,7 @@ class ClassifierConfig:
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes (Szegedy et al. 2016, arXiv 1512.00567, section 7)."""
     loop: LoopConfig = field(default_factory=LoopConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
 
     def __post_init__(self) -> None:
@@ -68,7 +69,8 @@ class Classification(Objective):
 
 def classification(settings: ClassifierConfig) -> Task:
     """Classifier training as a task; its artifact is of kind `classifier` and a spec for `load_classifier`."""
-    images = load(settings.data, "train")
+    loader = resolved(settings.loader, settings.data, settings.workers.num_workers != 0)
+    images = open_images(loader, settings.data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.loop.seed)
         shape = {
@@ -78,8 +80,8 @@ def classification(settings: ClassifierConfig) -> Task:
             "width": settings.width,
         }
         model = families.build(shape)
-    sample = images.pixels(np.arange(min(len(images), 10_000))).reshape(-1, 3) / 255.0
-    mean, std = (tuple(round(float(v), 4) for v in values) for values in (sample.mean(axis=0), sample.std(axis=0)))
+    pixels = sample(images, 10_000).reshape(-1, 3) / 255.0
+    mean, std = (tuple(round(float(v), 4) for v in values) for values in (pixels.mean(axis=0), pixels.std(axis=0)))
     stored = {
         "name": settings.name,
         "model": shape,
@@ -93,7 +95,7 @@ def classification(settings: ClassifierConfig) -> Task:
     title = {"resnet": "CIFAR ResNet", "vgg": "thin VGG"}[settings.family]
     card = f"# {settings.name}\n\nA {title}-{settings.depth}, trained by maep on {images.name}.\n"
     objective = Classification(model, mean, std, settings.label_smoothing)
-    return Task("classifier", objective, images, settings.loop, stored, card)
+    return Task("classifier", objective, images, settings.loop, stored, card, loader)
 
 
 def dev_accuracy(trained: Artifact, data: DataConfig) -> float:

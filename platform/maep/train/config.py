@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from maep import config
+from maep.data import datasets
 from maep.data.datasets import DataConfig
+from maep.data.loaders import LoaderConfig
 from maep.models.conv import ConvConfig
 from maep.models.mae import MaeConfig
 from maep.models.purifier import PurifierConfig
@@ -90,7 +92,8 @@ class WorkersConfig:
 def deciding(settings: Any) -> dict[str, Any]:
     """A phase's settings without those of where and how often it runs, which change no weight."""
     values = config.to_dict(settings)
-    del values["workers"], values["data"]["root"]
+    del values["workers"], values["loader"]  # what a loader decides shows in the data it opens
+    values["data"] = datasets.deciding(settings.data)
     for key in ("device", "checkpoint_every", "keep_checkpoints", "keep_best"):
         del values["loop"][key]
     return values
@@ -104,6 +107,7 @@ class PretrainConfig:
     model: MaeConfig = field(default_factory=MaeConfig)
     mask_ratio: float = 0.75
     loop: LoopConfig = field(default_factory=LoopConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
 
     def __post_init__(self) -> None:
@@ -227,6 +231,7 @@ class FinetuneConfig:
     noise_share: float = 0.7
     """Share of the images that get noise."""
     loop: LoopConfig = field(default_factory=LoopConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
 
     def __post_init__(self) -> None:

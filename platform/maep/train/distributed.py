@@ -26,7 +26,8 @@ import torch
 
 from maep import artifact, cluster, config
 from maep.artifact import Artifact
-from maep.data.datasets import data_root
+from maep.data.datasets import data_uri
+from maep.data.loaders import resolved
 from maep.errors import ConfigError, Stopped, UnavailableError, UserError, WriteError
 from maep.train.classifier import ClassifierConfig, classification
 from maep.train.config import FinetuneConfig, PretrainConfig
@@ -67,7 +68,8 @@ def train(
             raise ConfigError(f"loop.batch_size: {settings.loop.batch_size} does not divide among {count} workers")
     output.mkdir(parents=True, exist_ok=True)
     stop = output.absolute() / _STOP
-    with cluster.session(address, workers.most * workers.cpus_per_worker), on_sigterm(stop.touch) as told:
+    cpus = workers.most * (workers.cpus_per_worker + _loader_cpus(settings))
+    with cluster.session(address, cpus), on_sigterm(stop.touch) as told:
         _check_room(settings)
         settings = _rooted(settings)
         stop.unlink(missing_ok=True)
@@ -92,7 +94,7 @@ def _task(settings: Settings) -> Task:
 
 def _rooted(settings: Settings) -> Settings:
     """`settings` with what lies below the working directory named from the root: Ray gives workers another one."""
-    root = data_root(settings.data)
+    root = Path(data_uri(settings.data))
     if not root.is_absolute() and root.is_dir():
         settings = replace(settings, data=replace(settings.data, root=str(root.absolute())))
     if isinstance(settings, FinetuneConfig):
@@ -108,13 +110,20 @@ def _rooted(settings: Settings) -> Settings:
 def _check_room(settings: Settings) -> None:
     """Refuses at once what this cluster can never place; Ray itself would wait for ever."""
     workers, have = settings.workers, cluster.resources()
-    need = {"CPU": workers.least * workers.cpus_per_worker, "GPU": workers.least * int(workers.use_gpu)}
+    cpus = workers.cpus_per_worker + _loader_cpus(settings)
+    need = {"CPU": workers.least * cpus, "GPU": workers.least * int(workers.use_gpu)}
     for kind, amount in need.items():
         if have.get(kind, 0) < amount:
             raise UnavailableError(
                 f"workers.num_workers: {workers.least} need {amount:g} {kind}s, the cluster has"
                 f" {have.get(kind, 0):g}: lower it, or workers.cpus_per_worker"
             )
+
+
+def _loader_cpus(settings: Settings) -> float:
+    """Logical CPUs that a worker's loader needs beside the worker's own: Ray Data would starve without, and not say."""
+    loader = resolved(settings.loader, settings.data, on_ray=True)
+    return loader.cpus if loader.kind == "ray" else 0.0
 
 
 def _fit(settings: Settings, output: Path, make_callbacks: MakeCallbacks, resume: Artifact | None) -> Stopped | None:

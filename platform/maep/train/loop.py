@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from maep import artifact, seeding
 from maep.artifact import Artifact
-from maep.data.augmentation import crop_and_flip, epoch_order
 from maep.data.image_set import ImageSet, to_float
+from maep.data.loaders import Images, Loader, LoaderConfig
+from maep.data.plan import Part, Sampling
+from maep.data.resident import Noise, Resident, Synthetic
+from maep.data.streaming import Stream
 from maep.errors import ConfigError, Stopped
 from maep.train.checkpoints import Checkpoints, Writer, check_same, snapshot
 from maep.train.config import LoopConfig
@@ -66,11 +69,13 @@ class Task:
 
     kind: str
     objective: Objective
-    images: ImageSet
+    images: Images
     loop: LoopConfig
     config: dict[str, Any]
     """What is stored with the weights; a run goes on only from checkpoints of the same."""
     card: str
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    """How `images`, which were opened for it, reach the steps."""
 
 
 def run(
@@ -134,10 +139,6 @@ class _Run:
         loop = task.loop
         if loop.batch_size % world.size:
             raise ConfigError(f"loop.batch_size: {loop.batch_size} does not divide among {world.size} workers")
-        if len(task.images) < loop.batch_size:
-            raise ConfigError(
-                f"loop.batch_size: {loop.batch_size} is more than the {len(task.images)} images there are"
-            )
         self.task, self.checkpoints, self.callbacks, self.world = task, checkpoints, callbacks, world
         self.writer, self.notice = Writer(checkpoints, self._tell), notice
         self.device = pick_device(loop.device)
@@ -145,7 +146,8 @@ class _Run:
         self.model = task.objective.model
         self.optimizer = _optimizer(self.model, loop, self.device)
         self.step = 0
-        self.source = _Source(task.images, loop, world, self.device)
+        sampling = Sampling(loop.batch_size, loop.seed, loop.augment, world.rank, world.size)
+        self.loader = open_loader(task.images, task.loader, sampling, self.device)
 
     def to_end(self, newest: Artifact | None, output: Path) -> Artifact:
         """All the steps that are left, then the result."""
@@ -166,34 +168,35 @@ class _Run:
             step_of = DistributedDataParallel(self.objective, find_unused_parameters=True, broadcast_buffers=False)
         meter = Meter(self.step, loop, self.world.size)
         log_every = max(1, loop.num_steps // _LOG_POINTS)
-        while self.step < loop.num_steps:
-            losses = self._take_step(step_of)
-            self.step += 1
-            history.at(self.step)
-            meter.add(losses)
-            if self.step % log_every == 0 or self.step == loop.num_steps:
-                progress = meter.report(self.step, self.optimizer.param_groups[0]["lr"])
-                for callback in self.callbacks:
-                    callback.on_step(progress)
-            self.writer.check()
-            before, after = (s * loop.batch_size // loop.checkpoint_every for s in (self.step - 1, self.step))
-            told = agreed(self.notice, self.step, self.world.size, self.device)
-            if (after > before or told) and self.step < loop.num_steps:
-                self._save()
-                if told:
-                    self.writer.wait()
-                    raise Stopped(self.step * loop.batch_size)
+        with closing(self.loader.parts(self.step, loop.num_steps)) as parts:
+            for part in meter.waiting(parts):
+                losses = self._take_step(step_of, part)
+                self.step += 1
+                history.at(self.step)
+                meter.add(losses)
+                if self.step % log_every == 0 or self.step == loop.num_steps:
+                    progress = meter.report(self.step, self.optimizer.param_groups[0]["lr"])
+                    for callback in self.callbacks:
+                        callback.on_step(progress)
+                self.writer.check()
+                before, after = (s * loop.batch_size // loop.checkpoint_every for s in (self.step - 1, self.step))
+                told = agreed(self.notice, self.step, self.world.size, self.device)
+                if (after > before or told) and self.step < loop.num_steps:
+                    self._save()
+                    if told:
+                        self.writer.wait()
+                        raise Stopped(self.step * loop.batch_size)
 
-    def _take_step(self, step_of: nn.Module) -> Losses:
+    def _take_step(self, step_of: nn.Module, part: Part) -> Losses:
         loop = self.task.loop
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step / loop.num_steps, loop)
         try:
-            batch = self.task.objective.craft(self.source.batch(self.step))
+            batch = self.task.objective.craft(batch_of(part, self.step, loop))
             for replay in range(loop.replays):
                 losses = self._update(step_of, replace(batch, replay=replay))
         except FloatingPointError as error:
-            first = self.source.indices(self.step)[:5].tolist()
+            first = part.indices[:5].tolist()
             raise FloatingPointError(f"{error} at step {self.step}, first images {first}") from None
         return losses
 
@@ -243,52 +246,38 @@ class _Run:
         return result
 
 
-class _Source:
-    """The batches of a run, by step: whole batches of a fresh order each epoch, this worker's part of each."""
+def open_loader(images: Images, loader: LoaderConfig, sampling: Sampling, device: torch.device) -> Loader:
+    """The loader (its kind `resolved`) of this worker's part of each step.
 
-    def __init__(self, images: ImageSet, loop: LoopConfig, world: World, device: torch.device) -> None:
-        self.images, self.loop, self.world, self.device = images, loop, world, device
-        self.steps_per_epoch = len(images) // loop.batch_size
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
-        self.resident: Tensor | None = None
-        if isinstance(images.images, np.ndarray):
-            self.resident = torch.from_numpy(images.images).to(device)
+    Raises ConfigError where there are fewer images than in a batch, DataError where they do not fit in memory.
+    """
+    match images:
+        case Noise():
+            return Synthetic(images, sampling, device)
+        case ImageSet():
+            made: Loader = Resident(images, sampling, device, loader.memory_share)
+        case _ if loader.kind == "ray":
+            from maep.train.ray_loader import RayLoader
 
-    def positions(self, step: int) -> np.ndarray:
-        """int64: positions in the image set of this worker's part of the step."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        if self._order[0] != epoch:
-            self._order = (epoch, epoch_order(len(self.images), self.loop.seed, epoch))
-        start = place * self.loop.batch_size
-        part: np.ndarray = self._order[1][start : start + self.loop.batch_size][self.world.rank :: self.world.size]
-        return part
+            made = RayLoader(images, sampling, device, loader)
+        case _:
+            made = Stream(images, sampling, device, loader.threads, loader.prefetch)
+    if not made.steps_per_epoch:
+        raise ConfigError(f"loop.batch_size: {sampling.batch_size} is more than the {len(images)} images there are")
+    return made
 
-    def indices(self, step: int) -> np.ndarray:
-        """int64: official indices of the same images."""
-        chosen: np.ndarray = self.images.indices[self.positions(step)]
-        return chosen
 
-    def batch(self, step: int) -> Batch:
-        """The batch of one step, on the device."""
-        positions = self.positions(step)
-        epoch = step // self.steps_per_epoch
-        if self.resident is not None:
-            pixels = self.resident[torch.from_numpy(positions).to(self.device)]
-        else:
-            pixels = torch.from_numpy(self.images.pixels(positions)).to(self.device)
-        indices = torch.from_numpy(self.images.indices[positions]).to(self.device)
-        if self.loop.augment:
-            pad = max(1, min(self.images.image_shape) // 8)
-            pixels = crop_and_flip(pixels, indices, self.loop.seed, epoch, pad)
-        return Batch(
-            images=to_float(pixels).contiguous(memory_format=torch.channels_last),
-            labels=torch.from_numpy(self.images.labels[positions]).to(self.device),
-            keys=seeding.mix(self.loop.seed, _IMAGE, epoch, indices),
-            step_key=int(seeding.mix(self.loop.seed, _STEP, step)),
-            places=torch.arange(self.world.rank, self.loop.batch_size, self.world.size, device=self.device),
-            size=self.loop.batch_size,
-            progress=step / self.loop.num_steps,
-        )
+def batch_of(part: Part, step: int, loop: LoopConfig) -> Batch:
+    """What the objective is given of a step."""
+    return Batch(
+        images=to_float(part.pixels).contiguous(memory_format=torch.channels_last),
+        labels=part.labels,
+        keys=seeding.mix(loop.seed, _IMAGE, part.epoch, part.indices),
+        step_key=int(seeding.mix(loop.seed, _STEP, step)),
+        places=part.places,
+        size=loop.batch_size,
+        progress=step / loop.num_steps,
+    )
 
 
 def learning_rate(progress: float, loop: LoopConfig) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from maep.data.plan import Part
 from maep.train.config import LoopConfig
 from maep.train.objectives import Losses
 
@@ -19,7 +21,8 @@ class Progress:
     samples_seen: int
     samples: int
     metrics: dict[str, float]
-    """Means since the last report: loss and its parts, lr, images_per_s."""
+    """Means since the last report: loss and its parts, lr, images_per_s, and data_wait, the share of the time in which
+    this worker waited for its next images: about 0, or the run is input-bound."""
     eta_s: float
 
 
@@ -31,6 +34,18 @@ class Meter:
         self.first_step, self.began = step, time.perf_counter()
         self.last_step, self.last = step, self.began
         self.sums: dict[str, Tensor] = {}
+        self.waited, self.num_replaced = 0.0, 0
+
+    def waiting(self, parts: Iterator[Part]) -> Iterator[Part]:
+        """`parts`, with the time that each is waited for."""
+        while True:
+            began = time.perf_counter()
+            part = next(parts, None)
+            self.waited += time.perf_counter() - began
+            if part is None:
+                return
+            self.num_replaced += part.num_replaced
+            yield part
 
     def add(self, losses: Losses) -> None:
         """Counts one step in."""
@@ -46,9 +61,12 @@ class Meter:
             torch.distributed.all_reduce(totals)
         means = (totals / (steps * self.num_workers)).tolist()
         metrics = dict(zip(self.sums, means, strict=True))
-        metrics |= {"lr": lr, "images_per_s": steps * self.loop.batch_size / (now - self.last)}
+        taken = now - self.last
+        metrics |= {"lr": lr, "images_per_s": steps * self.loop.batch_size / taken, "data_wait": self.waited / taken}
+        if self.num_replaced:
+            metrics["corrupt"] = float(self.num_replaced)  # of this worker, since the run began or went on
         pace = (now - self.began) / (step - self.first_step)
-        self.last_step, self.last, self.sums = step, now, {}
+        self.last_step, self.last, self.sums, self.waited = step, now, {}, 0.0
         size = self.loop.batch_size
         left = self.loop.num_steps - step
         return Progress(step * size, self.loop.num_steps * size, metrics, left * pace)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from maep import artifact, config
 from maep.artifact import Artifact
-from maep.data.datasets import data_root, load
-from maep.data.image_set import ImageSet
+from maep.data.datasets import data_root
+from maep.data.image_set import ImageSet, to_float
+from maep.data.loaders import Images, LoaderConfig, open_images, resolved, sample
 from maep.errors import ArtifactError, ConfigError
 from maep.models.build import build_model, load_weights
 from maep.models.classifiers import load_classifier
@@ -24,18 +26,18 @@ from maep.train.objectives import Pretraining, Purification, check_classifier
 
 def pretraining(settings: PretrainConfig) -> Task:
     """MAE pretraining as a task; its artifact is of kind `mae`."""
-    images = load(settings.data, "train")
+    loader, images = _open(settings)
     _check_size(images, settings.model.image_size)
     model = _build(config.to_dict(settings.model), settings.loop.seed)
     assert isinstance(model, MaskedAutoencoder)
     stored = _stored(settings, images)
     card = _card("Masked autoencoder", f"pretrained on {settings.data.name}, mask ratio {settings.mask_ratio}")
-    return Task("mae", Pretraining(model, settings.mask_ratio), images, settings.loop, stored, card)
+    return Task("mae", Pretraining(model, settings.mask_ratio), images, settings.loop, stored, card, loader)
 
 
 def purification(settings: FinetuneConfig) -> Task:
     """Fine-tuning as a purifier as a task; its artifact is of kind `purifier`."""
-    images = load(settings.data, "train")
+    loader, images = _open(settings)
     model_config = settings.model
     _check_size(images, model_config.mae.image_size if model_config.name == "purifier" else model_config.image_size)
     model = _build(config.to_dict(model_config), settings.loop.seed)
@@ -47,9 +49,11 @@ def purification(settings: FinetuneConfig) -> Task:
         stored["train"]["init_sha256"] = start.sha256
         _start_from(model, start)
     classifiers: list[nn.Module] = []
+    two = to_float(torch.from_numpy(sample(images, 2)))
+    labels = torch.from_numpy(images.labels if isinstance(images, ImageSet) else np.array([len(images.classes) - 1]))
     for spec in settings.classifiers:
         classifier = load_classifier(spec, data_root(settings.data))
-        check_classifier(classifier, images.batch([0, 1])[0], torch.from_numpy(images.labels), spec)
+        check_classifier(classifier, two, labels, spec)
         classifiers.append(classifier)
     stored["train"]["classifiers"] = [classifier.name for classifier in classifiers]
     stored["train"]["classifiers_sha256"] = [classifier.sha256 for classifier in classifiers]
@@ -58,7 +62,12 @@ def purification(settings: FinetuneConfig) -> Task:
         "Masked-autoencoder purifier" if model_config.name == "purifier" else "U-Net purifier",
         f"fine-tuned on {settings.data.name} with {settings.attacks.mode} attacks on {attacked}",
     )
-    return Task("purifier", Purification(model, classifiers, settings), images, settings.loop, stored, card)
+    return Task("purifier", Purification(model, classifiers, settings), images, settings.loop, stored, card, loader)
+
+
+def _open(settings: PretrainConfig | FinetuneConfig) -> tuple[LoaderConfig, Images]:
+    loader = resolved(settings.loader, settings.data, settings.workers.num_workers != 0)
+    return loader, open_images(loader, settings.data)
 
 
 def _build(values: dict[str, Any], seed: int) -> nn.Module:
@@ -81,13 +90,13 @@ def _start_from(model: Purifier | ConvPurifier, start: Artifact) -> None:
     load_weights(model.mae, start)
 
 
-def _check_size(images: ImageSet, size: tuple[int, int]) -> None:
+def _check_size(images: Images, size: tuple[int, int]) -> None:
     if images.image_shape != size:
         have = "x".join(map(str, images.image_shape))
         raise ConfigError(f"model image_size: {'x'.join(map(str, size))}, but {images.name} has {have} images")
 
 
-def _stored(settings: PretrainConfig | FinetuneConfig, images: ImageSet) -> dict[str, Any]:
+def _stored(settings: PretrainConfig | FinetuneConfig, images: Images) -> dict[str, Any]:
     """What an artifact says of its training: all that decides the weights, nothing of where or when it ran."""
     values = deciding(settings)
     model = values.pop("model")

