@@ -7,7 +7,6 @@ the CPU ends with the same bits.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,18 +14,20 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from maep import artifact, seeding
 from maep.artifact import Artifact
 from maep.data.augmentation import crop_and_flip, epoch_order
 from maep.data.image_set import ImageSet, to_float
 from maep.errors import ConfigError
+from maep.train import faults
 from maep.train.checkpoints import Checkpoints, check_same
 from maep.train.config import LoopConfig
 from maep.train.meter import Meter, Progress
 from maep.train.objectives import Batch, Losses, Objective
+from maep.train.step import Step, learning_rate
+from maep.train.stopwatch import Stopwatch
 
 __all__ = ["Callback", "Progress", "Task", "World", "learning_rate", "pick_device", "run", "starting_point"]
 
@@ -136,8 +137,8 @@ class _Run:
         self.task, self.checkpoints, self.callbacks, self.world = task, checkpoints, callbacks, world
         self.device = pick_device(loop.device)
         self.objective = task.objective.to(self.device).to(memory_format=torch.channels_last).train()  # 2x on CPUs
-        self.model = task.objective.model
-        self.optimizer = _optimizer(self.model, loop, self.device)
+        self.update = Step(self.objective, loop, world.size, self.device)
+        self.watch = Stopwatch(self.device)
         self.step = 0
         self.source = _Source(task.images, loop, world, self.device)
 
@@ -146,17 +147,15 @@ class _Run:
         loop = self.task.loop
         if newest is not None:
             self._restore(newest)
-        step_of: nn.Module = self.objective
-        if self.world.size > 1:
-            step_of = DistributedDataParallel(self.objective, find_unused_parameters=True, broadcast_buffers=False)
-        meter = Meter(self.step, loop, self.world.size)
+        self.update.connect()
+        meter = Meter(self.step, loop, self.update, self.watch)
         log_every = max(1, loop.num_steps // _LOG_POINTS)
         while self.step < loop.num_steps:
-            losses = self._take_step(step_of)
+            losses = self._take_step()
             self.step += 1
             meter.add(losses)
             if self.step % log_every == 0 or self.step == loop.num_steps:
-                progress = meter.report(self.step, self.optimizer.param_groups[0]["lr"])
+                progress = meter.report(self.step, learning_rate((self.step - 1) / loop.num_steps, loop))
                 for callback in self.callbacks:
                     callback.on_step(progress)
             before, after = (s * loop.batch_size // loop.checkpoint_every for s in (self.step - 1, self.step))
@@ -164,51 +163,54 @@ class _Run:
                 self._save()
         return self._finish(output)
 
-    def _take_step(self, step_of: nn.Module) -> Losses:
+    def _take_step(self) -> Losses:
         loop = self.task.loop
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step / loop.num_steps, loop)
+        self.watch.start()
+        batch = self.source.batch(self.step)
+        self.watch.lap("data")
+        lr = learning_rate(self.step / loop.num_steps, loop)
         try:
-            batch = self.task.objective.craft(self.source.batch(self.step))
+            batch = self._craft(batch)
             for replay in range(loop.replays):
-                losses = self._update(step_of, replace(batch, replay=replay))
+                losses = self.update(replace(batch, replay=replay), lr, self.watch)
         except FloatingPointError as error:
-            first = self.source.indices(self.step)[:5].tolist()
-            raise FloatingPointError(f"{error} at step {self.step}, first images {first}") from None
+            images = self.source.indices(self.step).tolist()
+            raise faults.named(error, self.step, images, self.world.size) from None
         return losses
 
-    def _update(self, step_of: nn.Module, batch: Batch) -> Losses:
-        loop = self.task.loop
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
-            losses: Losses = step_of(batch)
-        if not torch.isfinite(losses.loss):
-            raise FloatingPointError(f"the loss is {losses.loss.detach().item()}")
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(losses.loss)
-        if loop.clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), loop.clip)
-        self.optimizer.step()
-        return losses
+    def _craft(self, batch: Batch) -> Batch:
+        """The batch with what the objective makes of it. Raises FloatingPointError on all workers, if on any."""
+        if not self.objective.crafts:
+            return batch
+        error = None
+        try:
+            batch = self.objective.craft(batch)
+        except FloatingPointError as found:
+            error = found
+        if faults.anywhere(error, self.world.size, self.device):
+            raise error or FloatingPointError()  # another worker will say which
+        self.watch.lap("craft")
+        return batch
 
     def _save(self) -> None:
+        weights, state = self.update.weights(), self.update.state() | {"step": self.step}
         if self.world.rank:
             return
-        state = {"optimizer": self.optimizer.state_dict(), "step": self.step}
         seen = self.step * self.task.loop.batch_size
-        saved = self.checkpoints.save(seen, self.task.config, self.model.state_dict(), state)
+        saved = self.checkpoints.save(seen, self.task.config, weights, state)
         for callback in self.callbacks:
             callback.on_checkpoint(saved, seen)
 
     def _restore(self, saved: Artifact) -> None:
         state = saved.state()
-        self.model.load_state_dict(saved.weights())
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.update.load(saved.weights(), state)
         self.step = state["step"]
 
     def _finish(self, output: Path) -> Artifact:
+        weights = self.update.result()
         if self.world.rank == 0:
             task = self.task
-            artifact.write(output / "model", task.kind, task.config, self.model.state_dict(), task.card)
+            artifact.write(output / "model", task.kind, task.config, weights, task.card)
         if self.world.size > 1:
             torch.distributed.barrier()
         result = artifact.read(output / "model")
@@ -267,13 +269,6 @@ class _Source:
         )
 
 
-def learning_rate(progress: float, loop: LoopConfig) -> float:
-    """Linear rise over `warmup`, then half a cosine to zero (Loshchilov and Hutter 2017), by share of the run."""
-    if progress < loop.warmup:
-        return loop.lr * min(1.0, (progress + 1 / loop.num_steps) / loop.warmup)
-    return loop.lr * 0.5 * (1 + math.cos(math.pi * (progress - loop.warmup) / (1 - loop.warmup)))
-
-
 def pick_device(name: str) -> torch.device:
     """The device of that name; `auto` is a GPU where there is one. Raises ConfigError where it is not there."""
     if name == "auto":
@@ -281,13 +276,3 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("loop.device: cuda is not available on this machine: use auto or cpu")
     return torch.device(name)
-
-
-def _optimizer(model: nn.Module, loop: LoopConfig, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW; biases, norms and tokens do not decay (Loshchilov and Hutter 2019)."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": loop.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=loop.lr, betas=loop.betas, fused=device.type == "cuda")
