@@ -1,4 +1,4 @@
-"""Two processes that train together over gloo on this machine, and what became of each.
+"""Processes that train together over gloo on this machine, one run after the other, and what became of each run.
 
 As a program, `python workers.py RANK SPEC`: one of them.
 """
@@ -13,16 +13,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-DEADLINE_S = 280
+DEADLINE_S = 1500
 
 
-def together(values: dict[str, Any], output: Path, size: int = 2, **more: Any) -> list[dict[str, Any]]:
-    """Pretrains with the settings `values` on `size` workers; what each of them printed last, by rank.
+def together(runs: dict[str, dict[str, Any]], folder: Path, size: int = 2) -> dict[str, list[dict[str, Any]]]:
+    """Pretrains in `folder`/NAME for each of `runs` on `size` workers; what each worker tells of it, by rank.
 
-    `nan_at`: (rank, step) of a loss that is not a number.
+    A run is `values`, its settings, and `nan_at`: (rank, step) of a loss that is not a number.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    spec = json.dumps({"values": values, "output": str(output), "size": size, **more})
+    spec = json.dumps({"runs": runs, "folder": str(folder), "size": size})
     command = [sys.executable, "-W", "ignore", __file__]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [
@@ -38,11 +37,11 @@ def together(values: dict[str, Any], output: Path, size: int = 2, **more: Any) -
             process.kill()
     for process, (_, err) in zip(processes, told, strict=True):
         assert process.returncode == 0, err[-3000:]
-    return [json.loads(out.splitlines()[-1]) for out, _ in told]
+    by_rank = [json.loads(out.splitlines()[-1]) for out, _ in told]
+    return {name: [each[name] for each in by_rank] for name in runs}
 
 
-def _work(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
-    import torch
+def _pretrain(values: dict[str, Any], output: Path, rank: int, size: int, nan_at: list[int]) -> dict[str, Any]:
     from train_toys import Heard
 
     from maep import config
@@ -51,31 +50,37 @@ def _work(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
     from maep.train.objectives import Batch, Losses
     from maep.train.phases import pretraining
 
-    torch.set_num_threads(1)
-    output = Path(spec["output"])
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{output / 'meet'}", rank=rank, world_size=spec["size"]
-    )
-    task = pretraining(config.build(PretrainConfig, spec["values"]))
-    if spec.get("nan_at", [None])[0] == rank:
-        forward, calls = task.objective.forward, []
+    task = pretraining(config.build(PretrainConfig, values))
+    forward, calls = task.objective.forward, []
 
-        def broken(batch: Batch) -> Losses:
-            calls.append(batch)
-            losses: Losses = forward(batch)
-            return losses._replace(loss=losses.loss * math.nan) if len(calls) == spec["nan_at"][1] + 1 else losses
+    def broken(batch: Batch) -> Losses:
+        calls.append(batch)
+        losses: Losses = forward(batch)
+        return losses._replace(loss=losses.loss * math.nan) if [rank, len(calls) - 1] == nan_at else losses
 
-        task.objective.forward = broken  # type: ignore[method-assign]
-    heard = Heard(spec.get("stop_after"))
-    found: dict[str, Any] = {}
+    task.objective.forward = broken  # type: ignore[method-assign]
+    heard, found = Heard(), {}
     try:
-        found["sha256"] = run(task, output / "out", [heard], World(rank, spec["size"])).sha256
+        found["sha256"] = run(task, output, [heard], World(rank, size)).sha256
     except FloatingPointError as error:
         found["error"] = str(error)
-    torch.distributed.destroy_process_group()
     return found | {"steps": [{"seen": each.samples_seen, **each.metrics} for each in heard.steps]}
+
+
+def _main(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    torch.set_num_threads(1)
+    folder, size = Path(spec["folder"]), spec["size"]
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=size)
+    told = {
+        name: _pretrain(each["values"], folder / name, rank, size, each.get("nan_at", []))
+        for name, each in spec["runs"].items()
+    }
+    torch.distributed.destroy_process_group()
+    return told
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
-    print(json.dumps(_work(int(sys.argv[1]), json.loads(sys.argv[2]))))
+    print(json.dumps(_main(int(sys.argv[1]), json.loads(sys.argv[2]))))

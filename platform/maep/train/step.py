@@ -7,6 +7,7 @@ batch, however it is divided.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import shutil
@@ -202,12 +203,16 @@ def compile_blocks(model: nn.Module, device: torch.device) -> None:
     Block by block takes a fraction of the whole model's time, and fits however the model is called (attacks call its
     parts). Raises ConfigError where there is no compiler.
     """
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++", "c++")), None)
-    if compiler is None or shutil.which(compiler) is None:
+    on_gpu = device.type == "cuda"  # where Triton makes the kernels and C code that starts them
+    variable, usual = ("CC", ("gcc", "clang", "cc")) if on_gpu else ("CXX", ("g++", "clang++", "c++"))
+    named = os.environ.get(variable)
+    if not any(shutil.which(name) for name in ((named,) if named else usual)):
         raise ConfigError(
-            f"loop.compile: true needs a C++ compiler on the {device.type} (g++ or clang++ on the PATH, or $CXX):"
-            " install one, or set it to false"
+            f"loop.compile: true needs a {'C' if on_gpu else 'C++'} compiler, {named or ' or '.join(usual[:2])} on the"
+            f" PATH (or another in ${variable}): install one, or set it to false"
         )
+    if on_gpu and importlib.util.find_spec("triton") is None:
+        raise ConfigError("loop.compile: true needs Triton on a GPU: install it, or set it to false")
     for module in model.modules():
         if isinstance(module, Block | ResidualBlock):
             module.compile()
