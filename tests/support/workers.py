@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-DEADLINE_S = 1500
+DEADLINE_S = 280
 
 
 def together(runs: dict[str, dict[str, Any]], folder: Path, size: int = 2) -> dict[str, list[dict[str, Any]]]:

@@ -186,9 +186,10 @@ class MaskedAutoencoder(nn.Module):
         if num_hidden:
             parts.append(self.mask_token + positions[:, num_visible:])
         tokens = torch.cat(parts, dim=1)
+        decoded: Tensor = tokens
         for block in self.decoder_blocks:
-            tokens = block(tokens)
-        return tokens
+            decoded = block(decoded)
+        return decoded
 
     def forward(
         self, images: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None, target: Tensor | None = None

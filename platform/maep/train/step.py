@@ -82,9 +82,9 @@ class Step:
         """
         if not isinstance(self.parallel, DistributedDataParallel):
             return None
-        data = self.parallel._get_ddp_logging_data()
+        data: dict[str, Any] = self.parallel._get_ddp_logging_data()  # type: ignore[no-untyped-call]
         waits = data.get("avg_backward_comm_time", 0) - data.get("avg_backward_compute_comm_overlap_time", 0)
-        return max(0.0, waits / 1e9)
+        return max(0.0, float(waits) / 1e9)
 
     def weights(self) -> dict[str, Tensor]:
         """The model's weights, whole; all workers must call."""
