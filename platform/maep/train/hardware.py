@@ -28,11 +28,13 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 @functools.cache
 def _measured(device: torch.device, dtype: torch.dtype, num_threads: int) -> float:
-    del num_threads  # by which results are kept apart
-    size = 8192 if device.type == "cuda" else 1024
+    if device.type == "cuda":
+        size, count = 8192, 4
+    else:  # few threads: short ones, of which some run undisturbed on a busy machine
+        size, count = (512, 20) if num_threads < 8 else (2048, 8)
     left = torch.full((size, size), 0.5, device=device, dtype=dtype)
     fastest = float("inf")
-    for _ in range(4):
+    for _ in range(count):
         start = time.perf_counter()
         left @ left
         if device.type == "cuda":
