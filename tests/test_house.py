@@ -36,7 +36,7 @@ MAY_IMPORT = {
 }
 LAZILY = {"tracking": {"models"}}  # load_purifier builds the model it has resolved
 PURE_TORCH = ("models", "attacks")
-PURE_TORCH_MODULES = ("maep.train.loop", "maep.train.objectives", "maep.train.__main__")
+PURE_TORCH_MODULES = ("maep.train.loop", "maep.train.objectives", "maep.train.__main__", "maep.train.bench")
 ALLOWED_THERE = {"torch", "torchvision", "timm", "numpy", "pyarrow", "PIL", "yaml", "safetensors", "maep"}
 
 

@@ -21,7 +21,9 @@ on the machine, in a folder that holds the parts (they may come one after the ot
   for part in maep-gpu-*.tar; do tar xf "$part"; done
   cd maep-gpu && MAEP_DATA=data PYTHONPATH=code python -m maep.train --pretrain pretrain.yaml \\
       --finetune finetune.yaml --output out --minutes 8
-the second line again goes on from what it left; out/finetune/model is the purifier"""
+the second line again goes on from what it left; out/finetune/model is the purifier
+how fast the machine trains, and what of it the time goes to (there, before or instead):
+  PYTHONPATH=code python -m maep.train.bench --preset B/16 --image_size 224 --batch_size 256 --steps 50"""
 
 
 def main(argv: Sequence[str]) -> int:

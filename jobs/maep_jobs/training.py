@@ -16,9 +16,12 @@ from maep.artifact import Artifact
 from maep.data.loaders import open_images, part_bytes, resolved
 from maep.data.plan import Sampling
 from maep.errors import ConfigError
+from maep.models import flops
 from maep.tracking.client import TrackingConfig, absolute
 from maep.tracking.resolve import resolve
 from maep.tracking.runs import open_run, ui_command
+from maep.train.bench import estimate
+from maep.train.config import PretrainConfig
 from maep.train.distributed import Settings, train
 from maep.train.loop import Callback, Progress
 from maep.train.ray_loader import store_bytes
@@ -33,8 +36,13 @@ def run_training(job: Job[Settings], phase: str) -> Artifact | None:
     settings, options = job.settings, job.options
     output: Path = options.output
     if options.dry_run:
-        print(plan_text(job, plan(settings, output)), end="")
+        lines = plan(settings, output)
+        if isinstance(settings, PretrainConfig):
+            lines += costs(settings, getattr(options, "measure", False))
+        print(plan_text(job, lines), end="")
         return None
+    if getattr(options, "measure", False):
+        raise ConfigError("--measure goes with --dry-run: a run reports its own rate")
     address = getattr(options, "address", None)
     if address is not None and settings.workers.most == 0:
         raise ConfigError(f"--address {address}: no worker would run there: give --workers.num_workers, 1 or more")
@@ -85,6 +93,22 @@ def _loading(settings: Settings) -> str:
     )
 
 
+def costs(settings: PretrainConfig, measured: bool) -> list[str]:
+    """What pretraining takes; with `measured`, in time too, which costs a few seconds."""
+    model, ratio = settings.model, settings.mask_ratio
+    forward, training = (flops.forward(model, ratio) / 1e9, flops.training(model, ratio) / 1e9)
+    lines = [
+        f"model: {flops.parameters(model):,} parameters",
+        f"an image: {forward:.4g} GFLOP forward, {training:.4g} GFLOP in training",
+    ]
+    if measured:
+        rate, how = estimate(settings)
+        hours = settings.loop.num_steps * settings.loop.batch_size / rate / 3600
+        where = "on one worker like this process" if settings.workers.num_workers else "in this process"
+        lines.append(f"time: {hours:.3g} hours {where} at {rate:,.4g} images/s ({how})")
+    return lines
+
+
 def make_callbacks(phase: str, settings: Settings, tracking: TrackingConfig, output: Path) -> Sequence[Callback]:
     """The callbacks of a run, made in the process where they run, once nothing refuses it any more."""
     storage.write_bytes(output / "config.yaml", config.to_yaml(settings).encode())
@@ -106,7 +130,7 @@ class _Shown:
         self._bar = Bar(name)
 
     def on_step(self, progress: Progress) -> None:
-        self._bar.show(progress.samples_seen, progress.samples, progress.eta_s, progress.metrics)
+        self._bar.show(progress.samples_seen, progress.samples, progress.eta_s, progress.headline)
 
     def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
         pass

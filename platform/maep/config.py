@@ -122,6 +122,7 @@ def _section(cls: type, values: Any, where: str) -> Any:
         raise ConfigError(f"{where or 'configuration'}: expected a section of keys, got {values!r}")
     kinds = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
+    values = _expanded(cls, values, where)
     filled: dict[str, Any] = {}
     for key, value in values.items():
         path = f"{where}.{key}" if where else str(key)
@@ -138,6 +139,15 @@ def _section(cls: type, values: Any, where: str) -> Any:
         raise
     except ValueError as error:
         raise ConfigError(f"{where + ': ' if where else ''}{error}") from None
+
+
+def _expanded(cls: type, values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """`values` with the shorthand resolved that a class knows by its own `expand`; what is built is explicit."""
+    expand = getattr(cls, "expand", None)
+    try:
+        return expand(values) if expand is not None else values
+    except ValueError as error:
+        raise ConfigError(f"{where + '.' if where else ''}{error}") from None
 
 
 def _value(kind: Any, value: Any, path: str) -> Any:

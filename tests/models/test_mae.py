@@ -74,6 +74,47 @@ def test_loss_is_the_error_of_the_hidden_patches() -> None:
     torch.testing.assert_close(everything.loss, (everything.patches - model.patchify(target)).square().mean())
 
 
+@pytest.mark.parametrize("mask_ratio", [0.25, 0.75])
+def test_the_loss_alone_is_the_same_loss_with_the_same_gradient(mask_ratio: float) -> None:
+    """`masked_loss` embeds only what is seen and predicts only what is hidden; `forward` does both for all."""
+    model = small(decoder_depth=2).double()
+    images, target = torch.rand(2, 3, 32, 32, dtype=torch.float64), torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    noise = torch.rand(2, 64)
+    gradients = []
+    for loss in (
+        model(images, mask_ratio, noise, target=target).loss,
+        model.masked_loss(images, mask_ratio, noise, target=target),
+    ):
+        model.zero_grad()
+        loss.backward()
+        gradients.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_features_are_in_image_order_whatever_is_hidden() -> None:
+    """A decoder without blocks gives each seen patch a feature of its own; its place must be the patch's."""
+    model = small(decoder_depth=0)
+    images, noise = torch.rand(2, 3, 32, 32), torch.rand(2, 64)
+    encoded = model.encode(images, 0.5, noise)
+    features = model.decode(encoded)
+    hidden = model.decoder_norm(model.mask_token + model.decoder_positions)[0]
+    for row in range(2):
+        places = encoded.mask[row].bool()
+        torch.testing.assert_close(features[row][places], hidden[places])
+        assert (features[row][~places] - hidden[~places]).abs().amax(dim=1).min() > 1e-4
+
+
+def test_attention_takes_the_fused_path() -> None:
+    """PyTorch's scaled_dot_product_attention, and none of it written out."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        small().masked_loss(torch.rand(2, 3, 32, 32), 0.75).backward()
+    names = {event.key for event in seen.key_averages()}
+    assert "aten::scaled_dot_product_attention" in names
+    assert not {"aten::softmax", "aten::_softmax", "aten::bmm"} & names
+
+
 def test_hidden_pixels_do_not_reach_the_prediction() -> None:
     model, images, noise = small(), torch.rand(1, 3, 32, 32), torch.rand(1, 64)
     output = model(images, 0.75, noise)

@@ -223,7 +223,7 @@ def test_training_moves_the_purifier_and_nothing_else(
     trained = {name: value.clone() for name, value in task.objective.model.state_dict().items()}
     heard = Heard()
     run(task, tmp_path, [heard])
-    assert set(heard.steps[0].metrics) == {"loss", "pixel", "kl", "feature", "lr", "images_per_s"}
+    assert set(heard.steps[0].headline) == {"loss", "pixel", "kl", "feature", "lr", "images_per_s"}
     after = task.objective.classifiers.state_dict()
     assert all(torch.equal(after[name], value) for name, value in frozen.items())
     assert not any(module.training for each in task.objective.classifiers for module in each.modules())

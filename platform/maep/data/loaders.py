@@ -5,7 +5,7 @@
   ray        the same parts, read and decoded outside the training processes (maep.train.ray_loader)
   synthetic  random images made once: what is left when nothing is read or decoded, the upper bound
 
-`stream` and `ray` give the same bits. A run is input-bound where it waits for its data (`data_wait` in its metrics);
+`stream` and `ray` give the same bits. A run is input-bound where it waits for its data (`data_s` in its metrics);
 `loader_rate` is what a loader gives when nothing else runs.
 """
 

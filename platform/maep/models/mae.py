@@ -6,19 +6,26 @@ Shapes: B images, L patches, D width, P = patch_size, patches are `[B, L, P * P 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+
+from maep.models import presets
 
 
 @dataclass(frozen=True)
 class MaeConfig:
-    """Architecture of a MaskedAutoencoder; sizes in pixels, widths in channels."""
+    """Architecture of a MaskedAutoencoder; sizes in pixels, widths in channels.
+
+    In a configuration, `preset: S/16` stands for the sizes of a ViT (maep.models.presets), which are what is stored.
+    """
 
     name: Literal["mae"] = "mae"
     image_size: tuple[int, int] = (32, 32)
@@ -53,6 +60,11 @@ class MaeConfig:
         if self.norm_eps <= 0:
             raise ValueError(f"norm_eps: {self.norm_eps} must be above 0; 1e-6 is usual")
 
+    @staticmethod
+    def expand(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`values` as they are written, with `preset` resolved. Raises ValueError where it is not known."""
+        return presets.expand(values)
+
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
@@ -66,8 +78,10 @@ class Encoded(NamedTuple):
     """float [B, 1 + visible, D]: the class token, then the visible patches in shuffled order."""
     mask: Tensor
     """float [B, L]: 1 where a patch was hidden, 0 where it was seen."""
+    order: Tensor
+    """int64 [B, L]: the shuffled order, by place in the image: first the visible patches, then the hidden ones."""
     restore: Tensor
-    """int64 [B, L]: where each patch stands in the shuffled order."""
+    """int64 [B, L]: its inverse, where each patch stands in the shuffled order."""
     grid: tuple[int, int]
 
 
@@ -133,44 +147,57 @@ class MaskedAutoencoder(nn.Module):
         `noise` (float [B, L], drawn uniformly if None) decides what is hidden: the patches of highest noise.
         """
         grid = images.shape[2] // self.config.patch_size, images.shape[3] // self.config.patch_size
-        tokens = self.patch_embed(self.patchify(images)) + self._positions("positions", grid)
-        batch, length, width = tokens.shape
+        patches, positions = self.patchify(images), self._positions("positions", grid)
+        batch, length, _ = patches.shape
         if mask_ratio > 0:
             if noise is None:
                 noise = torch.rand(batch, length, device=images.device)
             num_visible = int(length * (1 - mask_ratio))
-            shuffle = noise.argsort(dim=1, stable=True)
-            restore = shuffle.argsort(dim=1)
-            tokens = tokens.gather(1, shuffle[:, :num_visible, None].expand(-1, -1, width))
+            order = noise.argsort(dim=1, stable=True)
+            restore = order.argsort(dim=1)
             mask = (restore >= num_visible).to(images.dtype)
+            visible = order[:, :num_visible]  # only these are embedded
+            tokens = self.patch_embed(_rows(patches, visible)) + positions[0][visible]
         else:
-            restore = torch.arange(length, device=images.device).expand(batch, -1)
+            order = restore = torch.arange(length, device=images.device).expand(batch, -1)
             mask = torch.zeros(batch, length, device=images.device, dtype=images.dtype)
+            tokens = self.patch_embed(patches) + positions
         tokens = torch.cat([self.class_token.expand(batch, -1, -1), tokens], dim=1)
         for block in self.blocks:
             tokens = block(tokens)
-        return Encoded(self.norm(tokens), mask, restore, grid)
+        return Encoded(self.norm(tokens), mask, order, restore, grid)
 
     def decode(self, encoded: Encoded) -> Tensor:
         """Float [B, L, decoder_width]: a feature vector for every patch, seen or hidden, in image order."""
+        features: Tensor = self.decoder_norm(self._decoded(encoded))[:, 1:]
+        return features if _num_hidden(encoded) == 0 else _rows(features, encoded.restore)
+
+    def _decoded(self, encoded: Encoded) -> Tensor:
+        """Float [B, 1 + L, decoder_width]: the class token and every patch, in the shuffled order.
+
+        Attention does not know in which order its tokens stand, so none is put back in its place here.
+        """
         tokens = self.decoder_embed(encoded.tokens)
-        batch, length = encoded.restore.shape
-        num_hidden = length + 1 - tokens.shape[1]
-        patches = tokens[:, 1:]
+        positions, num_hidden = self._positions("decoder_positions", encoded.grid), _num_hidden(encoded)
         if num_hidden:
-            patches = torch.cat([patches, self.mask_token.expand(batch, num_hidden, -1)], dim=1)
-            patches = patches.gather(1, encoded.restore[..., None].expand(-1, -1, patches.shape[2]))
-        patches = patches + self._positions("decoder_positions", encoded.grid)
-        tokens = torch.cat([tokens[:, :1], patches], dim=1)
+            positions = positions[0][encoded.order]
+        num_visible = positions.shape[1] - num_hidden
+        parts = [tokens[:, :1], tokens[:, 1:] + positions[:, :num_visible]]
+        if num_hidden:
+            parts.append(self.mask_token + positions[:, num_visible:])
+        tokens = torch.cat(parts, dim=1)
+        decoded: Tensor = tokens
         for block in self.decoder_blocks:
-            tokens = block(tokens)
-        features: Tensor = self.decoder_norm(tokens)[:, 1:]
-        return features
+            decoded = block(decoded)
+        return decoded
 
     def forward(
         self, images: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None, target: Tensor | None = None
     ) -> MaeOutput:
-        """One masked pass. `target` (default: the images themselves) is what the hidden patches must show."""
+        """One masked pass. `target` (default: the images themselves) is what the hidden patches must show.
+
+        Where only the loss is wanted, as in training, `masked_loss` gives it for less.
+        """
         encoded = self.encode(images, mask_ratio, noise)
         patches = self.decoder_pixels(self.decode(encoded))
         error = (patches - self.patchify(images if target is None else target)).square().mean(dim=-1)
@@ -178,11 +205,33 @@ class MaskedAutoencoder(nn.Module):
         loss = (error * mask).sum() / mask.sum() if mask_ratio > 0 else error.mean()
         return MaeOutput(loss, patches, mask)
 
+    def masked_loss(
+        self, images: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None, target: Tensor | None = None
+    ) -> Tensor:
+        """The loss of `forward`, a scalar, for 0 < `mask_ratio` < 1: pixels are predicted for hidden patches alone."""
+        encoded = self.encode(images, mask_ratio, noise)
+        num_hidden = _num_hidden(encoded)
+        assert num_hidden, "nothing is hidden"
+        predicted = self.decoder_pixels(self.decoder_norm(self._decoded(encoded)[:, -num_hidden:]))
+        wanted = _rows(self.patchify(images if target is None else target), encoded.order[:, -num_hidden:])
+        return F.mse_loss(predicted, wanted)  # of as many values in each image: the mean over hidden patches
+
     def _positions(self, name: str, grid: tuple[int, int]) -> Tensor:
         stored: Tensor = getattr(self, name)
         if grid == self.config.grid:
             return stored
         return sincos_positions(stored.shape[-1], grid, self.config.grid).to(stored)
+
+
+def _num_hidden(encoded: Encoded) -> int:
+    return encoded.order.shape[1] + 1 - encoded.tokens.shape[1]
+
+
+def _rows(table: Tensor, chosen: Tensor) -> Tensor:
+    """[B, L, D] and int64 [B, K] -> [B, K, D]: rows of each image, copied whole (`gather` would go value by value)."""
+    batch, length, width = table.shape
+    first = torch.arange(0, batch * length, length, device=table.device)[:, None]
+    return table.reshape(-1, width).index_select(0, (chosen + first).flatten()).view(batch, -1, width)
 
 
 def fold(patches: Tensor, grid: tuple[int, int], size: int) -> Tensor:

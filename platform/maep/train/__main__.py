@@ -95,7 +95,7 @@ class _Lines:
 
     def on_step(self, progress: Progress) -> None:
         """One line."""
-        values = "  ".join(f"{name} {value:.4g}" for name, value in progress.metrics.items())
+        values = "  ".join(f"{name} {value:.4g}" for name, value in progress.headline.items())
         print(
             f"{self.phase} {progress.samples_seen:,}/{progress.samples:,}  {values}  ETA {progress.eta_s:.0f} s",
             flush=True,

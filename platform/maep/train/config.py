@@ -13,6 +13,9 @@ from maep.models.conv import ConvConfig
 from maep.models.mae import MaeConfig
 from maep.models.purifier import PurifierConfig
 
+_PLACE = ("device", "checkpoint_every", "keep_checkpoints", "keep_best")
+_MEANS = ("precision", "micro_batch", "compile", "parallel")
+
 
 @dataclass(frozen=True)
 class LoopConfig:
@@ -25,13 +28,17 @@ class LoopConfig:
     """Updates on each batch. What is made of a batch at some cost, its attacked images, is made once for all of them
     (minibatch replay, Shafahi et al. 2019, arXiv 1904.12843)."""
     lr: float = 1e-3
-    """Peak learning rate, as it is (no rule by batch size)."""
+    """Peak learning rate, read by `lr_rule`."""
+    lr_rule: Literal["absolute", "per_256"] = "absolute"
+    """`per_256`: the peak is lr x batch_size / 256, as in MAE (He et al. 2022, appendix A.1)."""
     warmup: float = 0.05
     """Share of the run over which the learning rate rises; then it falls as a half cosine."""
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float | None = 1.0
     """Largest norm of the gradient; null: not clipped."""
+    ema: float | None = None
+    """Decay of a moving average of the weights, for example 0.999, which is then the result; null: none."""
     seed: int = 0
     augment: bool = True
     checkpoint_every: int = 20_000
@@ -40,6 +47,15 @@ class LoopConfig:
     """A metric of the validation whose best checkpoint is kept beside the result, as `best`: the highest value, or,
     with a `-` before its name, the lowest; null: none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of products in forward and backward pass; weights are fp32 always. `auto`: bf16 on a GPU, fp32 on a CPU."""
+    micro_batch: int | None = None
+    """Most images that a worker takes through the model at once; null: all of its part of the batch. The update is the
+    same. (Batch norm, and the masks of a randomised purifier, go by the images that pass together.)"""
+    compile: bool = False
+    """Whether the model's blocks are compiled (torch.compile), which takes a minute at the start."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several workers hold the weights: each all of them, or each a share (FSDP2; `maep pretrain` only)."""
 
     def __post_init__(self) -> None:
         """Refuses runs without a step."""
@@ -49,6 +65,15 @@ class LoopConfig:
             raise ValueError("lr must be above 0 and warmup in [0, 1)")
         if self.checkpoint_every < 1 or self.keep_checkpoints < 1 or self.replays < 1:
             raise ValueError("checkpoint_every, keep_checkpoints and replays must be at least 1")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"micro_batch: {self.micro_batch} must be at least 1, or null for the whole batch")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema: {self.ema} must be between 0 and 1, for example 0.999, or null for none")
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate where the warmup ends."""
+        return self.lr * self.batch_size / 256 if self.lr_rule == "per_256" else self.lr
 
     @property
     def num_steps(self) -> int:
@@ -90,11 +115,14 @@ class WorkersConfig:
 
 
 def deciding(settings: Any) -> dict[str, Any]:
-    """A phase's settings without those of where and how often it runs, which change no weight."""
+    """A phase's settings without those of where, how often saved and by what means it runs.
+
+    Those change no weight by more than rounding does: a run goes on under others.
+    """
     values = config.to_dict(settings)
     del values["workers"], values["loader"]  # what a loader decides shows in the data it opens
     values["data"] = datasets.deciding(settings.data)
-    for key in ("device", "checkpoint_every", "keep_checkpoints", "keep_best"):
+    for key in (*_PLACE, *_MEANS):
         del values["loop"][key]
     return values
 

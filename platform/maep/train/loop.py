@@ -7,7 +7,6 @@ the CPU ends with the same bits.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -15,8 +14,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from maep import artifact, seeding
 from maep.artifact import Artifact
@@ -26,12 +23,15 @@ from maep.data.plan import Part, Sampling
 from maep.data.resident import Noise, Resident, Synthetic
 from maep.data.streaming import Stream
 from maep.errors import ConfigError, Stopped
+from maep.train import faults
 from maep.train.checkpoints import Checkpoints, Writer, check_same, snapshot
 from maep.train.config import LoopConfig
 from maep.train.history import History
 from maep.train.meter import Meter, Progress
 from maep.train.notice import Notice, agreed, never
 from maep.train.objectives import Batch, Losses, Objective
+from maep.train.step import Step, learning_rate
+from maep.train.stopwatch import Stopwatch
 
 __all__ = ["Callback", "Progress", "Task", "World", "learning_rate", "pick_device", "run", "starting_point"]
 
@@ -143,8 +143,8 @@ class _Run:
         self.writer, self.notice = Writer(checkpoints, self._tell), notice
         self.device = pick_device(loop.device)
         self.objective = task.objective.to(self.device).to(memory_format=torch.channels_last).train()  # 2x on CPUs
-        self.model = task.objective.model
-        self.optimizer = _optimizer(self.model, loop, self.device)
+        self.update = Step(self.objective, loop, world.size, self.device)
+        self.watch = Stopwatch(self.device)
         self.step = 0
         sampling = Sampling(loop.batch_size, loop.seed, loop.augment, world.rank, world.size)
         self.loader = open_loader(task.images, task.loader, sampling, self.device)
@@ -163,19 +163,18 @@ class _Run:
     def _steps(self, history: History) -> None:
         """Takes, reports and saves the steps that are left. Raises Stopped after a notice."""
         loop = self.task.loop
-        step_of: nn.Module = self.objective
-        if self.world.size > 1:
-            step_of = DistributedDataParallel(self.objective, find_unused_parameters=True, broadcast_buffers=False)
-        meter = Meter(self.step, loop, self.world.size)
+        self.update.connect()
+        meter = Meter(self.step, loop, self.update, self.watch)
         log_every = max(1, loop.num_steps // _LOG_POINTS)
         with closing(self.loader.parts(self.step, loop.num_steps)) as parts:
-            for part in meter.waiting(parts):
-                losses = self._take_step(step_of, part)
+            self.watch.start()
+            for part in parts:
+                losses = self._take_step(part)
                 self.step += 1
                 history.at(self.step)
-                meter.add(losses)
+                meter.add(losses, part.num_replaced)
                 if self.step % log_every == 0 or self.step == loop.num_steps:
-                    progress = meter.report(self.step, self.optimizer.param_groups[0]["lr"])
+                    progress = meter.report(self.step, learning_rate((self.step - 1) / loop.num_steps, loop))
                     for callback in self.callbacks:
                         callback.on_step(progress)
                 self.writer.check()
@@ -186,40 +185,42 @@ class _Run:
                     if told:
                         self.writer.wait()
                         raise Stopped(self.step * loop.batch_size)
+                self.watch.start()
 
-    def _take_step(self, step_of: nn.Module, part: Part) -> Losses:
+    def _take_step(self, part: Part) -> Losses:
         loop = self.task.loop
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step / loop.num_steps, loop)
+        batch = batch_of(part, self.step, loop)
+        self.watch.lap("data")
+        lr = learning_rate(self.step / loop.num_steps, loop)
         try:
-            batch = self.task.objective.craft(batch_of(part, self.step, loop))
+            batch = self._craft(batch)
             for replay in range(loop.replays):
-                losses = self._update(step_of, replace(batch, replay=replay))
+                losses = self.update(replace(batch, replay=replay), lr, self.watch)
         except FloatingPointError as error:
-            first = part.indices[:5].tolist()
-            raise FloatingPointError(f"{error} at step {self.step}, first images {first}") from None
+            raise faults.named(error, self.step, part.indices.tolist(), self.world.size) from None
         return losses
 
-    def _update(self, step_of: nn.Module, batch: Batch) -> Losses:
-        loop = self.task.loop
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
-            losses: Losses = step_of(batch)
-        if not torch.isfinite(losses.loss):
-            raise FloatingPointError(f"the loss is {losses.loss.detach().item()}")
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(losses.loss)
-        if loop.clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), loop.clip)
-        self.optimizer.step()
-        return losses
+    def _craft(self, batch: Batch) -> Batch:
+        """The batch with what the objective makes of it. Raises FloatingPointError on all workers, if on any."""
+        if not self.objective.crafts:
+            return batch
+        error = None
+        try:
+            batch = self.objective.craft(batch)
+        except FloatingPointError as found:
+            error = found
+        if faults.anywhere(error, self.world.size, self.device):
+            raise error or FloatingPointError()  # another worker will say which
+        self.watch.lap("craft")
+        return batch
 
     def _save(self) -> None:
         """Begins to save where the run stands."""
+        weights, state = self.update.weights(), self.update.state() | {"step": self.step}
         if self.world.rank:
             return
-        state = {"optimizer": self.optimizer.state_dict(), "step": self.step}
         seen = self.step * self.task.loop.batch_size
-        self.writer.put(snapshot(seen, self.task.config, self.model.state_dict(), state))
+        self.writer.put(snapshot(seen, self.task.config, weights, state))
 
     def _tell(self, saved: Artifact, samples_seen: int) -> None:
         for callback in self.callbacks:
@@ -227,15 +228,15 @@ class _Run:
 
     def _restore(self, saved: Artifact) -> None:
         state = saved.state()
-        self.model.load_state_dict(saved.weights())
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.update.load(saved.weights(), state)
         self.step = state["step"]
 
     def _finish(self, output: Path) -> Artifact:
         self.writer.wait()
+        weights = self.update.result()
         if self.world.rank == 0:
             task = self.task
-            artifact.write(output / "model", task.kind, task.config, self.model.state_dict(), task.card)
+            artifact.write(output / "model", task.kind, task.config, weights, task.card)
         if self.world.size > 1:
             torch.distributed.barrier()
         result = artifact.read(output / "model")
@@ -280,13 +281,6 @@ def batch_of(part: Part, step: int, loop: LoopConfig) -> Batch:
     )
 
 
-def learning_rate(progress: float, loop: LoopConfig) -> float:
-    """Linear rise over `warmup`, then half a cosine to zero (Loshchilov and Hutter 2017), by share of the run."""
-    if progress < loop.warmup:
-        return loop.lr * min(1.0, (progress + 1 / loop.num_steps) / loop.warmup)
-    return loop.lr * 0.5 * (1 + math.cos(math.pi * (progress - loop.warmup) / (1 - loop.warmup)))
-
-
 def pick_device(name: str) -> torch.device:
     """The device of that name; `auto` is a GPU where there is one. Raises ConfigError where it is not there."""
     if name == "auto":
@@ -294,13 +288,3 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("loop.device: cuda is not available on this machine: use auto or cpu")
     return torch.device(name)
-
-
-def _optimizer(model: nn.Module, loop: LoopConfig, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW; biases, norms and tokens do not decay (Loshchilov and Hutter 2019)."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": loop.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=loop.lr, betas=loop.betas, fused=device.type == "cuda")

@@ -19,6 +19,7 @@ from maep import seeding
 from maep.attacks.config import AttackConfig
 from maep.attacks.run import attack
 from maep.errors import ConfigError
+from maep.models import flops
 from maep.models.conv import ConvPurifier
 from maep.models.features import logits_and_features
 from maep.models.mae import MaskedAutoencoder
@@ -66,16 +67,28 @@ class Objective(nn.Module):
     """What the loop trains: `model` is the part whose weights change and are kept."""
 
     model: nn.Module
+    crafts = False
+    """Whether `craft` does anything."""
+    uses_all_weights = False
+    """Whether each pass gives a gradient to every weight that is trained."""
+    shards_by: str | None = None
+    """The method of `model` that `forward` calls and no other, where weights may be sharded (FSDP); None: several."""
 
     def craft(self, batch: Batch) -> Batch:
         """What is made once for all updates on a batch."""
         return batch
+
+    def training_flops(self) -> float | None:
+        """Floating-point operations of one image's part of an update; None: not known."""
+        return None
 
 
 class Pretraining(Objective):
     """Mean squared error on the hidden patches (He et al. 2022, section 3), on plain pixels."""
 
     model: MaskedAutoencoder
+    uses_all_weights = True
+    shards_by = "masked_loss"
 
     def __init__(self, model: MaskedAutoencoder, mask_ratio: float) -> None:
         super().__init__()
@@ -84,14 +97,19 @@ class Pretraining(Objective):
 
     def forward(self, batch: Batch) -> Losses:
         """The loss of one batch."""
-        output = self.model(batch.images, self.mask_ratio, _mask_noise(self.model, batch))
-        return Losses(output.loss, {"masked": output.loss.detach()})
+        loss = self.model.masked_loss(batch.images, self.mask_ratio, _mask_noise(self.model, batch))
+        return Losses(loss, {"masked": loss.detach()})
+
+    def training_flops(self) -> float:
+        """Matrix products of one image's forward and backward pass."""
+        return flops.training(self.model.config, self.mask_ratio)
 
 
 class Purification(Objective):
     """Attacked image in, clean image out; the terms and weights of LossConfig."""
 
     model: Purifier | ConvPurifier
+    crafts = True
 
     def __init__(self, model: Purifier | ConvPurifier, classifiers: list[nn.Module], config: FinetuneConfig) -> None:
         super().__init__()
@@ -129,7 +147,7 @@ class Purification(Objective):
         if loss.masked.weight:
             assert isinstance(self.model, Purifier)
             noise = _mask_noise(self.model.mae, batch)
-            terms["masked"] = self.model.mae(attacked, loss.masked_ratio, noise, target=batch.images).loss
+            terms["masked"] = self.model.mae.masked_loss(attacked, loss.masked_ratio, noise, target=batch.images)
         if batch.wanted is not None:
             terms |= self._teacher_terms(batch, purified.clamp(0, 1))
         weights = {name: getattr(loss, name).at(batch.progress) for name in terms}

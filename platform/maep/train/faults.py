@@ -1,0 +1,35 @@
+"""Numbers that are no longer finite: one error that names step and images, the same on every worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_SHOWN = 5
+OF_ALL = "the gradient's norm"
+"""How the message of an error begins that is of all workers together; a loss is one worker's own."""
+
+
+def anywhere(error: FloatingPointError | None, num_workers: int, device: torch.device) -> bool:
+    """Whether any worker has an error; all must call."""
+    if num_workers == 1:
+        return error is not None
+    flag: Tensor = torch.tensor(float(error is not None), device=device)
+    torch.distributed.all_reduce(flag)
+    return bool(flag)
+
+
+def named(error: FloatingPointError, step: int, images: Sequence[int], num_workers: int) -> FloatingPointError:
+    """The same error on every worker, of the first that knows its own images to blame; all must call.
+
+    `images` are the official indices of this worker's part of the step; an `error` without words knows nothing.
+    """
+    mine = str(error), list(images[:_SHOWN])
+    found: list[tuple[str, list[int]]] = [mine]
+    if num_workers > 1:
+        found = [mine] * num_workers
+        torch.distributed.all_gather_object(found, mine)
+    message, first = min(found, key=lambda each: (not each[0], each[0].startswith(OF_ALL)))
+    return FloatingPointError(f"{message} at step {step}, first images {first}")

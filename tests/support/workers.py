@@ -1,0 +1,86 @@
+"""Processes that train together over gloo on this machine, one run after the other, and what became of each run.
+
+As a program, `python workers.py RANK SPEC`: one of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+DEADLINE_S = 280
+
+
+def together(runs: dict[str, dict[str, Any]], folder: Path, size: int = 2) -> dict[str, list[dict[str, Any]]]:
+    """Pretrains in `folder`/NAME for each of `runs` on `size` workers; what each worker tells of it, by rank.
+
+    A run is `values`, its settings, and `nan_at`: (rank, step) of a loss that is not a number.
+    """
+    spec = json.dumps({"runs": runs, "folder": str(folder), "size": size})
+    command = [sys.executable, "-W", "ignore", __file__]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank), spec], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        for rank in range(size)
+    ]
+    try:
+        told = [process.communicate(timeout=DEADLINE_S) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, err) in zip(processes, told, strict=True):
+        assert process.returncode == 0, err[-3000:]
+    by_rank = [json.loads(out.splitlines()[-1]) for out, _ in told]
+    return {name: [each[name] for each in by_rank] for name in runs}
+
+
+def _pretrain(values: dict[str, Any], output: Path, rank: int, size: int, nan_at: list[int]) -> dict[str, Any]:
+    from train_toys import Heard
+
+    from maep import config
+    from maep.train.config import PretrainConfig
+    from maep.train.loop import World, run
+    from maep.train.objectives import Batch, Losses
+    from maep.train.phases import pretraining
+
+    task = pretraining(config.build(PretrainConfig, values))
+    forward, calls = task.objective.forward, []
+
+    def broken(batch: Batch) -> Losses:
+        calls.append(batch)
+        losses: Losses = forward(batch)
+        return losses._replace(loss=losses.loss * math.nan) if [rank, len(calls) - 1] == nan_at else losses
+
+    task.objective.forward = broken  # type: ignore[method-assign]
+    heard, found = Heard(), {}
+    try:
+        found["sha256"] = run(task, output, [heard], World(rank, size)).sha256
+    except FloatingPointError as error:
+        found["error"] = str(error)
+    return found | {"steps": [{"seen": each.samples_seen, **each.metrics} for each in heard.steps]}
+
+
+def _main(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    torch.set_num_threads(1)
+    folder, size = Path(spec["folder"]), spec["size"]
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=size)
+    told = {
+        name: _pretrain(each["values"], folder / name, rank, size, each.get("nan_at", []))
+        for name, each in spec["runs"].items()
+    }
+    torch.distributed.destroy_process_group()
+    return told
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    print(json.dumps(_main(int(sys.argv[1]), json.loads(sys.argv[2]))))

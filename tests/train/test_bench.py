@@ -1,0 +1,107 @@
+"""`python -m maep.train.bench`, what a dry run says of cost, and what the device is measured at."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from maep import config
+from maep.models import flops
+from maep.train import bench
+from maep.train.config import PretrainConfig
+from maep.train.hardware import peak_flops, peak_memory_mib
+from maep.train.stopwatch import Stopwatch
+from maep_jobs import cli
+
+TINY = ("--preset", "Ti/16", "--image_size", "32", "--batch_size", "8", "--steps", "3", "--device", "cpu")
+TINY += ("--model.depth", "12", "--model.decoder_depth", "1")
+
+
+@pytest.mark.parametrize("loader", ["resident", "synthetic"])
+def test_it_measures_a_step(loader: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main([*TINY, "--loader", loader, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images_per_s"] > 0
+    assert found["loader_ratio"] > 0
+    assert found["mfu"] > 0
+    assert set(found["split_s"]) == {"data", "forward", "backward", "optimizer"}
+    assert sum(found["split_s"].values()) <= 8 / found["images_per_s"] * 1.001
+    assert found["mfu"] == pytest.approx(
+        found["images_per_s"] * found["gflops_per_image"] / found["peak_tflops"] / 1000, rel=1e-6
+    )
+    assert (found["device"], found["precision"]) == ("cpu, 1 threads", "float32")
+
+
+def test_it_runs_as_a_program_and_says_it_in_words() -> None:
+    command = [sys.executable, "-m", "maep.train.bench", *TINY]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    for word in ("images/s", "MFU", "split", "forward", "loader", "parameters"):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--preset", "XL/16"), "model.preset: 'XL/16' is not known"),
+        (("--preset", "S/16", "--image_size", "40"), "patch_size: 16 does not divide image_size 40x40"),
+        (("--model.decoder_with", "256"), "unknown key 'model.decoder_with': did you mean 'decoder_width'?"),
+    ],
+)
+def test_mistakes_are_one_line(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(words) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("maep.train.bench: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_dry_run_says_what_it_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["pretrain", "--config", "digits/pretrain", "--dry-run"]
+    assert cli.main(line) == 0
+    plain = capsys.readouterr().out
+    settings = config.build(PretrainConfig, {"model": {"image_size": 16}})
+    assert flops.parameters(settings.model) > 0
+    assert "parameters\n" in plain
+    assert "GFLOP forward" in plain
+    assert "# time:" not in plain
+    assert cli.main([*line, "--measure"]) == 0
+    measured = capsys.readouterr().out
+    assert measured.startswith(plain)
+    assert "# time: " in measured
+    assert "images/s (measured in two steps of" in measured
+    assert cli.main(["pretrain", "--config", "digits/pretrain", "--measure"]) == 2
+    assert "--measure goes with --dry-run" in capsys.readouterr().err
+
+
+def test_a_model_too_large_to_try_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "peak_flops", lambda *_: 1e9)
+    settings = config.build(PretrainConfig, {"model": {"preset": "L/16", "image_size": 224}})
+    rate, how = bench.estimate(settings)
+    assert rate == pytest.approx(1e9 / flops.training(settings.model, 0.75))
+    assert "rate of matrix products" in how
+
+
+def test_the_rate_of_products_is_measured_once_and_sane() -> None:
+    rate = peak_flops(torch.device("cpu"), torch.float32)
+    assert 1e8 < rate < 1e13
+    assert peak_flops(torch.device("cpu"), torch.float32) == rate
+    assert 50 < peak_memory_mib(torch.device("cpu")) < 1e6
+
+
+def test_a_stopwatch_adds_the_laps_of_a_phase_and_means_over_steps() -> None:
+    watch = Stopwatch(torch.device("cpu"))
+    for _ in range(3):
+        watch.start()
+        for phase in ("forward", "backward", "forward"):
+            torch.ones(50_000).sum()
+            watch.lap(phase)
+    means: dict[str, Any] = watch.read()
+    assert set(means) == {"forward", "backward"}
+    assert all(0 < seconds < 10 for seconds in means.values())
+    assert watch.read() == {}

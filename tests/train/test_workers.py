@@ -1,0 +1,91 @@
+"""Several processes that train together, over gloo: the same steps as one, sharded or not, and they stop together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from train_toys import LOOP, MAE, Heard, Make
+from workers import together
+
+from maep import artifact
+from maep.artifact import Artifact
+from maep.train.loop import run
+from maep.train.phases import pretraining
+
+pytestmark = pytest.mark.slow
+
+ALIKE: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "fsdp": {"parallel": "fsdp"},
+    "ddp-micro": {"micro_batch": 5},
+    "fsdp-micro": {"parallel": "fsdp", "micro_batch": 5},
+}
+"""Runs that are to learn what one process learns."""
+
+
+@pytest.fixture(scope="module")
+def one(pretrain: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Heard]:
+    heard = Heard()
+    return run(pretraining(pretrain(ema=0.8)), tmp_path_factory.mktemp("one"), [heard]), heard
+
+
+@pytest.fixture(scope="module")
+def two(pretrain: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
+    """All the runs of two workers, in one pair of processes: where their results are, and what they told."""
+    folder = tmp_path_factory.mktemp("two")
+    with pytest.raises(KeyboardInterrupt):
+        run(pretraining(pretrain(ema=0.8)), folder / "resumed", [Heard(stop_after_checkpoints=2)])
+
+    def asked(**loop: Any) -> dict[str, Any]:
+        return {"values": {"model": MAE, "mask_ratio": 0.5, "loop": LOOP | {"ema": 0.8} | loop}}
+
+    runs = {name: asked(**loop) for name, loop in ALIKE.items()}
+    runs["resumed"] = asked(parallel="fsdp")
+    runs |= {f"{parallel}-nan": asked(parallel=parallel) | {"nan_at": [1, 3]} for parallel in ("ddp", "fsdp")}
+    return folder, together(runs, folder)
+
+
+def same_losses(steps: list[dict[str, Any]], wanted: Heard) -> None:
+    """The losses of `steps` are the last of those heard, but for rounding, which Adam makes more of step by step."""
+    losses = [progress.metrics["loss"] for progress in wanted.steps][-len(steps) :]
+    assert [step["loss"] for step in steps] == pytest.approx(losses, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_two_workers_learn_what_one_does(name: str, one: Any, two: Any) -> None:
+    first, second = two[1][name]
+    result = artifact.read(two[0] / name / "model")
+    assert first["sha256"] == second["sha256"] == result.sha256
+    assert [step["seen"] for step in first["steps"]] == list(range(32, 321, 32))
+    assert not second["steps"]
+    same_losses(first["steps"], one[1])
+    assert result.config == one[0].config
+    wanted = one[0].weights()
+    assert result.weights().keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        torch.testing.assert_close(result.weights()[key], tensor, rtol=0.02, atol=4e-3)  # two steps of Adam
+
+
+@pytest.mark.parametrize("name", ["ddp", "ddp-micro"])
+def test_the_wait_for_other_workers_is_told(name: str, two: Any) -> None:
+    steps = two[1][name][0]["steps"]
+    assert all(0 <= step["communication_s"] < 60 and step["backward_s"] >= 0 for step in steps)
+    assert any(step["communication_s"] > 0 for step in steps)
+
+
+def test_a_run_goes_on_with_more_workers_and_shares(one: Any, two: Any) -> None:
+    """A checkpoint holds whole tensors: from one worker to two that share the weights."""
+    steps = two[1]["resumed"][0]["steps"]
+    assert [step["seen"] for step in steps] == list(range(224, 321, 32))
+    same_losses(steps, one[1])
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_loss_of_one_worker_that_is_not_finite_stops_both_alike(parallel: str, two: Any) -> None:
+    first, second = two[1][f"{parallel}-nan"]
+    assert first["error"] == second["error"]
+    assert first["error"].startswith("the loss is nan at step 3, first images [")
+    assert not (two[0] / f"{parallel}-nan" / "model").exists()
