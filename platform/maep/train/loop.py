@@ -232,7 +232,8 @@ class _Run:
         self.writer.wait()
         if self.world.rank == 0:
             task = self.task
-            artifact.write(output / "model", task.kind, task.config, self.model.state_dict(), task.card)
+            weights = task.objective.result(self.model.state_dict())
+            artifact.write(output / "model", task.kind, task.config, weights, task.card)
         if self.world.size > 1:
             torch.distributed.barrier()
         result = artifact.read(output / "model")
