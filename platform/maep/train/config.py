@@ -115,7 +115,7 @@ class ValidationConfig:
     adaptive: bool = True
     """Whether the attack through the purifier is made anew for each checkpoint: it takes nearly all of the time."""
     num_cpus: float = 0.0
-    """Ray's logical CPUs of the task; it runs at the lowest priority, so 0 takes no worker's place."""
+    """Ray's logical CPUs of the task; it runs at a low priority, so 0 takes no worker's place."""
     deadline_s: float = 600.0
     """How long the run waits at its end for what is still being measured."""
 

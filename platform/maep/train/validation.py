@@ -1,7 +1,7 @@
 """Validation beside training: a checkpoint is measured on `dev` images by another process, while the steps go on.
 
 With Ray workers that process is a Ray task, wherever the cluster has room, without them a process of this machine; both
-do the same (`validate`) at the lowest priority. The split `test` is never touched.
+do the same (`validate`) at a low priority. The split `test` is never touched.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Report = Callable[[Mapping[str, float], int], None]
 """Hears what was measured of the checkpoint after so many images; in a thread of the validation's own."""
 
 _BATCH = 32
-_LOWEST = 19  # niceness
+_NICENESS = 10  # a tenth of a core where training keeps all of them busy; 19 would never end there
 _log = logging.getLogger("maep.train")
 
 
@@ -262,7 +262,7 @@ class _RayTask:
 
 def _aside(folder: str, settings: Settings) -> dict[str, float]:
     """`validate`, on what the others leave of the processor."""
-    os.nice(_LOWEST)
+    os.nice(_NICENESS)
     torch.set_num_threads(1)
     return validate(folder, settings)
 
