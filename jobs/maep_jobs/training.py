@@ -18,7 +18,7 @@ from maep.tracking.resolve import resolve
 from maep.tracking.runs import open_run, ui_command
 from maep.train.checkpoints import Best
 from maep.train.classifier import ClassifierConfig
-from maep.train.config import PretrainConfig
+from maep.train.config import FinetuneConfig, PretrainConfig
 from maep.train.distributed import Settings, rooted, train
 from maep.train.loop import Callback, Progress
 from maep.train.validation import Validation
@@ -52,9 +52,10 @@ def run_training(job: Job[Settings], phase: str) -> Artifact | None:
 
 def _located(settings: Settings, tracking: TrackingConfig) -> Settings:
     """`settings` with `init` as a folder where it is another URI, and without relative paths where workers run."""
-    init = None if isinstance(settings, ClassifierConfig) else settings.init
-    if init is not None and not Path(init).exists():
-        settings = replace(settings, init=str(resolve(init, tracking).folder))
+    if isinstance(settings, PretrainConfig | FinetuneConfig):
+        init = settings.init
+        if init is not None and not Path(init).exists():
+            settings = replace(settings, init=str(resolve(init, tracking).folder))
     return rooted(settings) if settings.workers.num_workers else settings
 
 

@@ -113,7 +113,7 @@ def _batches(count: int) -> Iterator[np.ndarray]:
 
 @torch.no_grad()
 def _each(model: nn.Module, images: Tensor) -> Tensor:
-    return torch.cat([model(part) for part in images.split(_BATCH)])
+    return torch.cat([model(part) for part in torch.split(images, _BATCH)])
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:
