@@ -24,6 +24,7 @@ VERBS = {
     "submit": "run a verb on a Ray cluster",
     "data": "fetch and inspect data sets",
     "classifier": "train a classifier to protect",
+    "convert": "exchange autoencoders with Hugging Face's ViTMAE",
     "gpu": "pack code and data for a machine that has only PyTorch",
 }
 

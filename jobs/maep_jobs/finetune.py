@@ -11,6 +11,7 @@ from maep_jobs.training import run_training
 _EXAMPLES = """  maep finetune --config cifar10/finetune --init outputs/mae/model --output outputs/purifier
   maep finetune --config cifar10/conv --output outputs/conv
   maep finetune --config cifar10/finetune --attacks.mode adaptive --init outputs/mae/model
+  maep finetune --config digits/lora --init outputs/digits/purifier/model --output outputs/adapted
   maep finetune --config cifar10/finetune --init outputs/mae/model --output outputs/again --resume runs:/RUN_ID"""
 
 

@@ -26,6 +26,9 @@ def of_training(settings: ClassifierConfig | PretrainConfig | FinetuneConfig, up
     """Digest of a training stage. `upstream` maps what earlier stages make (classifiers, `init`) to their digests."""
     values = train.deciding(settings)
     inputs: list[Any] = [inventory(settings.data)]
+    if isinstance(settings, PretrainConfig):
+        init = values.pop("init")
+        inputs += [artifact.read(init).sha256] if init else []
     if isinstance(settings, FinetuneConfig):
         root = data_root(settings.data)
         inputs.append([upstream.get(spec) or _classifier(spec, root) for spec in values.pop("classifiers")])

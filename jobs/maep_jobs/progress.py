@@ -32,6 +32,13 @@ class Bar:
             self._last = time.monotonic()
             print(f"{self.name}  {done:,}/{total:,}  {text}  {eta}".rstrip(), file=sys.stderr, flush=True)
 
+    def say(self, text: str) -> None:
+        """One line, above a bar that is drawn."""
+        if self._progress is not None:
+            self._console.print(text, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
     def _draw(self, done: int, total: int, text: str) -> None:
         if self._progress is None:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))

@@ -7,7 +7,7 @@ import json
 import logging
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,10 +21,13 @@ from maep.tracking.client import TrackingConfig, absolute
 from maep.tracking.resolve import resolve
 from maep.tracking.runs import open_run, ui_command
 from maep.train.bench import estimate
-from maep.train.config import PretrainConfig
-from maep.train.distributed import Settings, train
+from maep.train.checkpoints import Best
+from maep.train.classifier import ClassifierConfig
+from maep.train.config import FinetuneConfig, PretrainConfig
+from maep.train.distributed import Settings, rooted, train
 from maep.train.loop import Callback, Progress
 from maep.train.ray_loader import store_bytes
+from maep.train.validation import Validation
 from maep_jobs.arguments import Job, plan_text
 from maep_jobs.progress import Bar
 
@@ -48,6 +51,7 @@ def run_training(job: Job[Settings], phase: str) -> Artifact | None:
         raise ConfigError(f"--address {address}: no worker would run there: give --workers.num_workers, 1 or more")
     with storage.alone_in(output):
         resume = resolve(options.resume, job.tracking) if getattr(options, "resume", None) else None
+        settings = _located(settings, job.tracking)
         make = functools.partial(make_callbacks, phase, settings, absolute(job.tracking), output.absolute())
         result = train(settings, output, make, address, resume)
     wanted = settings.loop.keep_best
@@ -62,6 +66,15 @@ def run_training(job: Job[Settings], phase: str) -> Artifact | None:
         if job.tracking.enabled:
             print(f"runs: {ui_command(job.tracking)}")
     return result
+
+
+def _located(settings: Settings, tracking: TrackingConfig) -> Settings:
+    """`settings` with `init` as a folder where it is another URI, and without relative paths where workers run."""
+    if isinstance(settings, PretrainConfig | FinetuneConfig):
+        init = settings.init
+        if init is not None and not Path(init).exists():
+            settings = replace(settings, init=str(resolve(init, tracking).folder))
+    return rooted(settings) if settings.workers.num_workers else settings
 
 
 def plan(settings: Settings, output: Path) -> list[str]:
@@ -80,7 +93,7 @@ def plan(settings: Settings, output: Path) -> list[str]:
 
 def _loading(settings: Settings) -> str:
     """Which loader, and what of Ray's object store it takes: parts of a step that lie ready or are on their way."""
-    num_workers = settings.workers.num_workers
+    num_workers = settings.workers.most
     loader = resolved(settings.loader, settings.data, num_workers != 0)
     if loader.kind != "ray":
         return f"loader: {loader.kind}"
@@ -112,7 +125,18 @@ def costs(settings: PretrainConfig, measured: bool) -> list[str]:
 def make_callbacks(phase: str, settings: Settings, tracking: TrackingConfig, output: Path) -> Sequence[Callback]:
     """The callbacks of a run, made in the process where they run, once nothing refuses it any more."""
     storage.write_bytes(output / "config.yaml", config.to_yaml(settings).encode())
-    return [_Shown(f"{phase} {output.name}"), _Tracked(phase, settings, tracking, output)]
+    shown, tracked = _Shown(f"{phase} {output.name}"), _Tracked(phase, settings, tracking, output)
+    if isinstance(settings, ClassifierConfig) or not settings.validation.every_checkpoint:
+        return [shown, tracked]
+
+    def report(metrics: Mapping[str, float], samples_seen: int) -> None:
+        tracked.measured(metrics, samples_seen)
+        shown.measured(metrics, samples_seen)
+
+    metric = settings.loop.keep_best
+    kind = "mae" if isinstance(settings, PretrainConfig) else "purifier"
+    best = Best(output / "best", metric, kind) if metric is not None else None
+    return [shown, Validation(settings, output, report, best), tracked]  # what it measures comes before the run's end
 
 
 def _run_key(output: Path) -> str:
@@ -141,6 +165,11 @@ class _Shown:
     def on_failure(self, error: BaseException) -> None:
         self._bar.close()
 
+    def measured(self, metrics: Mapping[str, float], samples_seen: int) -> None:
+        """What a validation found."""
+        values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        self._bar.say(f"{self._bar.name}  validated after {samples_seen:,}  {values}")
+
 
 class _Tracked:
     """Writes a run to MLflow: parameters, metrics by samples seen, every kept checkpoint, pictures."""
@@ -163,6 +192,10 @@ class _Tracked:
 
     def on_failure(self, error: BaseException) -> None:
         self._run.finish("FAILED" if isinstance(error, Exception) else "KILLED")
+
+    def measured(self, metrics: Mapping[str, float], samples_seen: int) -> None:
+        """What a validation found."""
+        self._run.log_metrics(metrics, samples_seen)
 
     def _keep(self, saved: Artifact, samples_seen: int) -> None:
         if self._run.run_id is None:

@@ -205,7 +205,7 @@ def test_artifact_of_another_kind(
     maep: Any, autoencoder: Artifact, make_purifier: Callable[[int], Artifact], store: Path
 ) -> None:
     ran = maep(*finetune("--init", make_purifier(0).folder))
-    assert ran.is_mistake("holds a purifier, not the autoencoder that maep pretrain writes")
+    assert ran.is_mistake("model.name: 'purifier', but the purifier at .* has 'conv'")
     assert maep("promote", autoencoder.folder, "--output", "out").is_mistake("holds a mae: only a purifier")
     assert maep("evaluate", "--purifier", f"x={autoencoder.folder}", "--output", "out").is_mistake("mae")
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import ViTMAEConfig, ViTMAEForPreTraining
+from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 
+from maep.artifact import Artifact
+from maep.config import to_dict
 from maep.errors import ArtifactError
+from maep.models.build import build_model, load_weights
 from maep.models.classifiers import IMAGENET_MEAN, IMAGENET_STD
 from maep.models.mae import MaeConfig, MaskedAutoencoder
-from maep.models.vitmae import from_vitmae, to_vitmae
+from maep.models.vitmae import _published, from_vitmae, to_vitmae
+from maep.models.vitmae_folder import export_vitmae, import_vitmae
 
 SIZES = [(32, 2), (32, 4), (32, 8), (32, 16), (224, 16), (224, 32)]
 
@@ -122,8 +129,6 @@ def test_there_and_back(normalised: bool) -> None:
 
 def test_files_are_exchanged_both_ways(tmp_path: Path) -> None:
     """What we write transformers opens, and what it writes we open, whatever its version calls the layers."""
-    from safetensors.torch import load_file, save_file
-
     their_config, config = configs(32, 8)
     ours = MaskedAutoencoder(config)
     their_config.save_pretrained(tmp_path)
@@ -159,3 +164,112 @@ def test_weights_that_do_not_fit_are_refused_in_one_line() -> None:
         with pytest.raises(ArtifactError, match=message) as caught:
             from_vitmae(given, wanted)
         assert "\n" not in str(caught.value)
+
+
+def published(folder: Path, size: int = 32, patch: int = 8, **changes: Any) -> ViTMAEForPreTraining:
+    """A folder as `facebook/vit-mae-base` is one: published layer names, and how its images were normalised."""
+    config = ViTMAEConfig(**{**configs(size, patch)[0].to_dict(), **changes})
+    model = vitmae(config)
+    folder.mkdir(parents=True)
+    weights = {_published(name): tensor.contiguous() for name, tensor in model.state_dict().items()}
+    config.save_pretrained(folder)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    images = {"do_normalize": True, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
+    (folder / "preprocessor_config.json").write_text(json.dumps(images))
+    return model
+
+
+def check_import(folder: Path, theirs: ViTMAEForPreTraining, out: Path) -> Artifact:
+    """Imports, and holds the artifact's pixels against what transformers makes of the normalised images."""
+    saved = import_vitmae(folder, out)
+    ours = load_weights(build_model(saved.config["model"]), saved)
+    assert isinstance(ours, MaskedAutoencoder)
+    side = ours.config.image_size[0]
+    images, noise = torch.rand(2, 3, side, side), torch.rand(2, ours.positions.shape[1])
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    with torch.no_grad():
+        wanted = theirs.unpatchify(theirs((images - mean) / std, noise=noise).logits) * std + mean
+        found = ours.unpatchify(ours(images, 0.75, noise).patches, ours.config.grid)
+    assert relative(found, wanted) <= 1e-5
+    return saved
+
+
+def test_a_published_folder_becomes_an_artifact(tmp_path: Path) -> None:
+    theirs = published(tmp_path / "theirs")
+    saved = check_import(tmp_path / "theirs", theirs, tmp_path / "ours")
+    assert saved.kind == "mae"
+    assert saved.config["model"] == to_dict(configs(32, 8)[1])
+    assert saved.config["train"]["mask_ratio"] == 0.75
+    assert saved.config["source"]["image_mean"] == list(IMAGENET_MEAN)
+    again = import_vitmae(tmp_path / "theirs", tmp_path / "again")
+    assert again.sha256 == saved.sha256
+
+
+def test_an_artifact_becomes_a_folder_that_transformers_opens(tmp_path: Path) -> None:
+    published(tmp_path / "theirs")
+    saved = import_vitmae(tmp_path / "theirs", tmp_path / "ours")
+    ours = load_weights(build_model(saved.config["model"]), saved)
+    folder = export_vitmae(saved, tmp_path / "exported")
+    theirs, report = ViTMAEForPreTraining.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    images, noise = torch.rand(2, 3, 32, 32), torch.rand(2, 16)
+    processed = ViTImageProcessor.from_pretrained(folder)(images, do_rescale=False, return_tensors="pt")
+    assert torch.equal(processed["pixel_values"], images)  # plain pixels go in
+    with torch.no_grad():
+        assert relative(ours(images, 0.75, noise).patches, theirs(images, noise=noise).logits) <= 1e-5
+    back = import_vitmae(folder, tmp_path / "back")
+    assert back.config["model"] == saved.config["model"]
+    assert all(torch.equal(tensor, saved.weights()[name]) for name, tensor in back.weights().items())
+
+
+@pytest.mark.slow
+def test_the_base_size_as_published(tmp_path: Path) -> None:
+    """Random weights in the layout of `facebook/vit-mae-base`, whose configuration is all defaults."""
+    sizes = ("hidden", "intermediate", "decoder_hidden", "decoder_intermediate")
+    changes = {f"{name}_size": getattr(ViTMAEConfig(), f"{name}_size") for name in sizes}
+    for name in ("num_hidden_layers", "num_attention_heads", "initializer_range"):
+        changes |= {name: getattr(ViTMAEConfig(), name)}
+    for name in ("decoder_num_hidden_layers", "decoder_num_attention_heads"):
+        changes |= {name: getattr(ViTMAEConfig(), name)}
+    theirs = published(tmp_path / "theirs", 224, 16, **changes)
+    (tmp_path / "theirs" / "config.json").write_text('{"model_type": "vit_mae"}')
+    saved = check_import(tmp_path / "theirs", theirs, tmp_path / "ours")
+    assert sum(tensor.numel() for tensor in saved.weights().values()) == 111_655_680
+
+
+def test_without_a_normalisation_imagenets_is_taken_and_said(tmp_path: Path) -> None:
+    theirs = published(tmp_path / "theirs")
+    (tmp_path / "theirs" / "preprocessor_config.json").unlink()
+    with pytest.warns(UserWarning, match=r"no preprocessor_config\.json: its images are taken to be normalised with"):
+        check_import(tmp_path / "theirs", theirs, tmp_path / "ours")
+
+
+def test_folders_that_cannot_be_imported_are_refused_in_one_line(tmp_path: Path) -> None:
+    published(tmp_path / "pickled")
+    (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
+    published(tmp_path / "torn")
+    (tmp_path / "torn" / "model.safetensors").write_bytes(b"\x10" * 40)
+    published(tmp_path / "relu", hidden_act="relu")
+    published(tmp_path / "uneven", decoder_intermediate_size=64)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    for name, message in {
+        "pickled": "only pytorch_model.bin, a pickle, which can run code when it is read: save the model with",
+        "torn": "is damaged",
+        "relu": "hidden_act is 'relu', maep knows 'gelu' only",
+        "uneven": "decoder_intermediate_size is 64; encoder and decoder need the same ratio",
+        "empty": "holds no config.json of model_type vit_mae",
+        "bert": "holds no config.json of model_type vit_mae",
+    }.items():
+        with pytest.raises(ArtifactError, match=message) as caught:
+            import_vitmae(tmp_path / name, tmp_path / "out")
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "out").exists()
+    published(tmp_path / "whole")
+    with pytest.raises(ArtifactError, match="holds something already"):
+        import_vitmae(tmp_path / "whole", tmp_path / "bert")
+    saved = import_vitmae(tmp_path / "whole", tmp_path / "out")
+    with pytest.raises(ArtifactError, match="holds something already"):
+        export_vitmae(saved, tmp_path / "bert")

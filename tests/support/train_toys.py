@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +149,14 @@ class TakingTurns(Written):
 def taking_turns(folder: Path, mine: str, other: str) -> list[TakingTurns]:
     """What makes the callbacks, in the process where they run."""
     return [TakingTurns(folder, mine, other)]
+
+
+def validated(settings: Any, output: Path, log: Path) -> list[Any]:
+    """What makes a validation whose reports are lines of JSON, in the process where the run is."""
+    from maep.train.validation import Validation
+
+    def report(metrics: Mapping[str, float], samples_seen: int) -> None:
+        with open(log, "a") as file:
+            file.write(json.dumps({"seen": samples_seen, "metrics": dict(metrics)}) + "\n")
+
+    return [Validation(settings, output, report)]

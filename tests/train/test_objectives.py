@@ -318,7 +318,7 @@ def test_finetuning_starts_from_the_autoencoder(
     wider = {"name": "purifier", "mae": start.config["model"] | {"width": 32}, "stem_channels": [4]}
     with pytest.raises(ConfigError, match=r"model\.mae\.width: 32, but the autoencoder at .* has 16"):
         purification(finetune({"init": str(start.folder), "model": wider}))
-    with pytest.raises(ArtifactError, match="holds a classifier, not the autoencoder that maep pretrain writes"):
+    with pytest.raises(ArtifactError, match="holds a classifier, not a purifier or the autoencoder that"):
         purification(finetune({"init": finetune().classifiers[0]}))
     with pytest.raises(ArtifactError, match=r"holds no MANIFEST\.json"):
         purification(finetune({"init": str(tmp_path)}))

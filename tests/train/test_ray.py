@@ -20,7 +20,7 @@ from maep.artifact import Artifact
 from maep.errors import ArtifactError, ConfigError, UnavailableError
 from maep.train import history
 from maep.train.config import WorkersConfig
-from maep.train.distributed import _rooted, train
+from maep.train.distributed import rooted, train
 from maep_jobs import cli
 
 
@@ -209,11 +209,11 @@ def test_what_is_no_path_stays_as_it_is(
     monkeypatch.setenv("MAEP_DATA", "here")
     (tmp_path / "here").mkdir()
     specs = ["cifar10_resnet20", "import:a.b:c", "timm:resnet18"]
-    rooted = _rooted(finetune({"classifiers": specs, "init": "outputs/mae/model"}))
-    assert list(rooted.classifiers) == specs  # type: ignore[union-attr]
-    assert rooted.init == str(tmp_path / "outputs/mae/model")  # type: ignore[union-attr]
-    assert rooted.data.root == str(tmp_path / "here")
-    assert _rooted(finetune()) != rooted
+    found = rooted(finetune({"classifiers": specs, "init": "outputs/mae/model"}))
+    assert list(found.classifiers) == specs  # type: ignore[union-attr]
+    assert found.init == str(tmp_path / "outputs/mae/model")  # type: ignore[union-attr]
+    assert found.data.root == str(tmp_path / "here")
+    assert rooted(finetune()) != found
     assert LOOP["device"] == "cpu"
 
 

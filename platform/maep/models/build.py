@@ -12,6 +12,7 @@ from maep import config
 from maep.artifact import Artifact
 from maep.errors import ArtifactError, nearest
 from maep.models.conv import ConvConfig, ConvPurifier
+from maep.models.lora import merged
 from maep.models.mae import MaeConfig, MaskedAutoencoder
 from maep.models.purifier import Purifier, PurifierConfig
 
@@ -42,8 +43,14 @@ def load_purifier_artifact(artifact: Artifact) -> nn.Module:
 
 
 def load_weights(model: nn.Module, artifact: Artifact) -> nn.Module:
-    """Puts the artifact's weights into `model`. Raises ArtifactError where names, shapes or values do not fit."""
+    """Puts the artifact's weights into `model`; those of a checkpoint with adapters are merged.
+
+    Raises ArtifactError where names, shapes or values do not fit.
+    """
     weights = artifact.weights()
+    lora = artifact.config.get("train", {}).get("lora")
+    if lora is not None:
+        weights = merged(weights, lora["alpha"])
     damaged = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if damaged:
         raise ArtifactError(f"{artifact.folder}: weights {damaged[0]!r} hold NaN or infinity: train it again")

@@ -2,7 +2,8 @@
 
     python -m maep.train.bench --preset B/16 --image_size 224 --batch_size 256 --steps 50
 
-Needs PyTorch and no more; the images are random, or with `--loader stream` those of `--data.root`. Further words override keys of `maep pretrain`:
+Needs PyTorch and no more; the images are random, or with `--loader stream` those of `--data.root`. Further words
+override keys of `maep pretrain`:
 `--loop.precision fp32 --loop.compile true --model.decoder_width 256`.
 """
 

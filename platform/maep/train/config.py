@@ -10,6 +10,7 @@ from maep.data import datasets
 from maep.data.datasets import DataConfig
 from maep.data.loaders import LoaderConfig
 from maep.models.conv import ConvConfig
+from maep.models.lora import LoraConfig
 from maep.models.mae import MaeConfig
 from maep.models.purifier import PurifierConfig
 
@@ -121,10 +122,52 @@ def deciding(settings: Any) -> dict[str, Any]:
     """
     values = config.to_dict(settings)
     del values["workers"], values["loader"]  # what a loader decides shows in the data it opens
+    values.pop("validation", None)
+    if values.get("lora") is None:
+        values.pop("lora", None)  # adapters that are not there decide nothing
     values["data"] = datasets.deciding(settings.data)
     for key in (*_PLACE, *_MEANS):
         del values["loop"][key]
     return values
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """What is measured of a checkpoint on `dev` images, beside the training (maep.train.validation)."""
+
+    every_checkpoint: bool = False
+    """Whether anything is; a checkpoint that waits is passed over for the next one."""
+    num_images: int = 128
+    """The first ones of the split; fewer where it has fewer."""
+    eps: float | None = None
+    """Budget of the attacks; null: that of the training, `attacks.eps`."""
+    steps: int = 20
+    """Steps of PGD, on the bare classifier (once, the images are kept) and through the purifier."""
+    adaptive: bool = True
+    """Whether the attack through the purifier is made anew for each checkpoint: it takes nearly all of the time."""
+    num_cpus: float = 0.0
+    """Ray's logical CPUs of the task; it runs at a low priority, so 0 takes no worker's place."""
+    deadline_s: float = 600.0
+    """How long the run waits at its end for what is still being measured."""
+
+    def __post_init__(self) -> None:
+        """Refuses to measure nothing."""
+        if self.num_images < 1 or self.steps < 1:
+            raise ValueError(f"num_images: {self.num_images} and steps: {self.steps} must be at least 1")
+        if self.eps is not None and not 0 <= self.eps <= 1:
+            raise ValueError(f"eps: {self.eps} must be in [0, 1]; 8/255 may be written so")
+        if self.num_cpus < 0 or self.deadline_s < 0:
+            raise ValueError("num_cpus and deadline_s must not be negative")
+
+
+def _check_best(keep_best: str | None, validation: ValidationConfig, *metrics: str) -> None:
+    """Refuses to keep the best by what is never measured."""
+    if keep_best is None:
+        return
+    if not validation.every_checkpoint:
+        raise ValueError(f"loop.keep_best: {keep_best} is not measured: set validation.every_checkpoint true")
+    if keep_best.removeprefix("-") not in metrics:
+        raise ValueError(f"loop.keep_best: {keep_best} is not measured: choose one of {', '.join(metrics)}")
 
 
 @dataclass(frozen=True)
@@ -133,9 +176,12 @@ class PretrainConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     model: MaeConfig = field(default_factory=MaeConfig)
+    init: str | None = None
+    """Artifact of an autoencoder to go on from, such as one that `maep convert` made; null: random weights."""
     mask_ratio: float = 0.75
     loop: LoopConfig = field(default_factory=LoopConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
 
     def __post_init__(self) -> None:
@@ -145,6 +191,7 @@ class PretrainConfig:
             raise ValueError(
                 f"mask_ratio: {self.mask_ratio} hides none or all of the {num_patches} patches: choose one in between"
             )
+        _check_best(self.loop.keep_best, self.validation, "dev_reconstruction")
 
 
 @dataclass(frozen=True)
@@ -247,7 +294,9 @@ class FinetuneConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: PurifierConfig | ConvConfig = field(default_factory=PurifierConfig)
     init: str | None = None
-    """Artifact of the pretrained autoencoder to start from; null: random weights."""
+    """Artifact of the pretrained autoencoder, or of a purifier, to start from; null: random weights."""
+    lora: LoraConfig | None = None
+    """Adapters beside the weights that `init` gives, which stay as they are; null: all weights are trained."""
     classifiers: tuple[str, ...] = ()
     """Classifiers to attack, as specs (maep.models.classifiers); `loss.teacher` says which of them teaches."""
     classifier_shares: tuple[float, ...] = ()
@@ -260,6 +309,7 @@ class FinetuneConfig:
     """Share of the images that get noise."""
     loop: LoopConfig = field(default_factory=LoopConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
 
     def __post_init__(self) -> None:
@@ -275,3 +325,10 @@ class FinetuneConfig:
                 raise ValueError(f"{key}: {getattr(self, key)} must be in [0, 1]; 8/255 may be written so")
         if self.loss.masked.weight > 0 and self.model.name != "purifier":
             raise ValueError("loss.masked: only model.name purifier has an autoencoder to mask")
+        if self.lora is not None and self.model.name != "purifier":
+            raise ValueError("lora: only model.name purifier has blocks that take adapters")
+        if self.lora is not None and self.init is None:
+            raise ValueError("lora: adapters need trained weights beside them: give init, an artifact")
+        robust = ["dev_robust"] if self.validation.adaptive else []
+        metrics = ("dev_reconstruction", "dev_clean", "dev_oblivious", *robust)
+        _check_best(self.loop.keep_best, self.validation, *metrics)

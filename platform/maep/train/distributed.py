@@ -71,7 +71,7 @@ def train(
     cpus = workers.most * (workers.cpus_per_worker + _loader_cpus(settings))
     with cluster.session(address, cpus), on_sigterm(stop.touch) as told:
         _check_room(settings)
-        settings = _rooted(settings)
+        settings = rooted(settings)
         stop.unlink(missing_ok=True)
         try:
             while (stopped := _fit(settings, output.absolute(), make_callbacks, resume)) is not None:
@@ -92,18 +92,19 @@ def _task(settings: Settings) -> Task:
             return classification(settings)
 
 
-def _rooted(settings: Settings) -> Settings:
+def rooted(settings: Settings) -> Settings:
     """`settings` with what lies below the working directory named from the root: Ray gives workers another one."""
     root = Path(data_uri(settings.data))
     if not root.is_absolute() and root.is_dir():
         settings = replace(settings, data=replace(settings.data, root=str(root.absolute())))
+    if isinstance(settings, PretrainConfig | FinetuneConfig) and settings.init is not None:
+        settings = replace(settings, init=str(Path(settings.init).absolute()))
     if isinstance(settings, FinetuneConfig):
-        init = str(Path(settings.init).absolute()) if settings.init is not None else None
         classifiers = tuple(
             str(Path(spec).absolute()) if (Path(spec) / artifact.MANIFEST).is_file() else spec
             for spec in settings.classifiers
         )
-        settings = replace(settings, init=init, classifiers=classifiers)
+        settings = replace(settings, classifiers=classifiers)
     return settings
 
 

@@ -236,6 +236,7 @@ class _Run:
         weights = self.update.result()
         if self.world.rank == 0:
             task = self.task
+            weights = task.objective.result(weights)
             artifact.write(output / "model", task.kind, task.config, weights, task.card)
         if self.world.size > 1:
             torch.distributed.barrier()

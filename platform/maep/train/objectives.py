@@ -22,6 +22,7 @@ from maep.errors import ConfigError
 from maep.models import flops
 from maep.models.conv import ConvPurifier
 from maep.models.features import logits_and_features
+from maep.models.lora import merged
 from maep.models.mae import MaskedAutoencoder
 from maep.models.purifier import Purifier, defend
 from maep.train.config import FinetuneConfig, MixtureConfig
@@ -81,6 +82,10 @@ class Objective(nn.Module):
     def training_flops(self) -> float | None:
         """Floating-point operations of one image's part of an update; None: not known."""
         return None
+
+    def result(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the run's artifact holds of the trained `weights` of `model`."""
+        return weights
 
 
 class Pretraining(Objective):
@@ -147,12 +152,17 @@ class Purification(Objective):
         if loss.masked.weight:
             assert isinstance(self.model, Purifier)
             noise = _mask_noise(self.model.mae, batch)
-            terms["masked"] = self.model.mae.masked_loss(attacked, loss.masked_ratio, noise, target=batch.images)
+            with self._seeded(batch):
+                terms["masked"] = self.model.mae.masked_loss(attacked, loss.masked_ratio, noise, target=batch.images)
         if batch.wanted is not None:
             terms |= self._teacher_terms(batch, purified.clamp(0, 1))
         weights = {name: getattr(loss, name).at(batch.progress) for name in terms}
         total = sum((weights[name] * term for name, term in terms.items()), 0 * purified.sum())
         return Losses(total, {name: term.detach() for name, term in terms.items()})
+
+    def result(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of a plain purifier: adapters are merged."""
+        return weights if self.config.lora is None else merged(weights, self.config.lora.alpha)
 
     def _teacher_weight(self, batch: Batch) -> float:
         return self.config.loss.feature.at(batch.progress) + self.config.loss.kl.at(batch.progress)
@@ -204,8 +214,8 @@ class Purification(Objective):
 
     @contextmanager
     def _seeded(self, batch: Batch) -> Iterator[None]:
-        """Masks that a randomised purifier draws from torch's global generator follow from the batch, too."""
-        if not self.model.randomised:
+        """What the model draws from torch's global generator (masks, adapters' dropout) follows from the batch, too."""
+        if not self.model.randomised and (self.config.lora is None or not self.config.lora.dropout):
             yield
             return
         devices = [batch.images.device] if batch.images.is_cuda else []

@@ -1,0 +1,91 @@
+"""Low-rank adapters (LoRA, Hu et al. 2022, arXiv 2106.09685) on a purifier's transformer blocks, by the package peft.
+
+A trained weight W stays as it is; W + alpha / rank * B A takes its place, and only A and B are trained. So a purifier
+moves to another data set by a few per cent of its weights (arXiv 2501.16904 adapts the decoder alone). peft trains;
+`merged` needs none: it gives the weights of the plain model, which everything else takes as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from maep.errors import ConfigError
+from maep.models.purifier import Purifier
+
+_BLOCKS = {"decoder": "decoder_blocks", "encoder": "blocks"}
+_LAYERS = r"(attn\.(qkv|proj)|mlp\.fc[12])"
+_BASE, _ADAPTER = ".base_layer.", ".lora_"  # peft's names
+_DOWN, _UP = ".lora_A.default.weight", ".lora_B.default.weight"
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Adapters on every linear layer (qkv, proj, fc1, fc2) of the blocks in `targets`."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    """The adapters' change is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Share of an adapter's inputs that a training pass leaves out."""
+    targets: tuple[Literal["decoder", "encoder"], ...] = ("decoder",)
+
+    def __post_init__(self) -> None:
+        """Refuses adapters of nothing."""
+        if self.rank < 1 or self.alpha <= 0:
+            raise ValueError(f"rank: {self.rank} must be at least 1, alpha: {self.alpha:g} above 0; 8 and 16 are usual")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: {self.dropout} must be in [0, 1)")
+        if not self.targets:
+            raise ValueError("targets: name decoder, encoder or both")
+
+
+def attach(model: Purifier, config: LoraConfig, trained: nn.Module) -> None:
+    """Puts adapters on `model` and freezes `trained`, the part of it (or all of it) whose weights are trained already.
+
+    The rest of the model trains in full: a stem and head that are new have nothing to be adapted from. A is drawn from
+    torch's global generator and B is zero, so at first the output is the same.
+    Raises ConfigError where peft is not installed, or a target has no blocks.
+    """
+    for target in config.targets:
+        if not len(getattr(model.mae, _BLOCKS[target])):
+            raise ConfigError(f"lora.targets: the {target} has no blocks: choose another target")
+    try:
+        import peft
+    except ImportError:
+        raise ConfigError("lora: the package peft is not installed: pip install 'maep[lora]'") from None
+    frozen = {id(parameter) for parameter in trained.parameters()}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in frozen]
+    blocks = "|".join(_BLOCKS[target] for target in config.targets)
+    adapters = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=rf"mae\.({blocks})\.\d+\.{_LAYERS}",
+    )
+    peft.inject_adapter_in_model(adapters, model)  # freezes all but the adapters
+    for parameter in rest:
+        parameter.requires_grad_(True)
+
+
+def merged(weights: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """The state dict of the plain model, from that of one with adapters; weights without any are returned as they are.
+
+    Weights that have no adapter keep their bits.
+    """
+    plain = {name.replace(_BASE, "."): tensor for name, tensor in weights.items() if _ADAPTER not in name}
+    for name, down in weights.items():
+        if name.endswith(_DOWN):
+            layer = name.removesuffix(_DOWN)
+            change = weights[f"{layer}{_UP}"] @ down  # [out, rank] and [rank, in]
+            plain[f"{layer}.weight"] = torch.add(plain[f"{layer}.weight"], change, alpha=alpha / len(down))
+    return plain
+
+
+def num_trained(model: nn.Module) -> int:
+    """How many numbers a training of `model` changes."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

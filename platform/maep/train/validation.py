@@ -1,0 +1,279 @@
+"""Validation beside training: a checkpoint is measured on `dev` images by another process, while the steps go on.
+
+With Ray workers that process is a Ray task, wherever the cluster has room, without them a process of this machine; both
+do the same (`validate`) at a low priority. The split `test` is never touched.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from maep import artifact, config, seeding
+from maep.artifact import Artifact
+from maep.attacks.config import AttackConfig
+from maep.attacks.run import attack
+from maep.data import lists
+from maep.data.adversarial import AttackedSet, as_tensor, attack_keys, cache_folder, round_to_budget
+from maep.data.datasets import data_root, load
+from maep.data.image_set import ImageSet
+from maep.models.build import build_model, load_weights
+from maep.models.classifiers import load_classifier
+from maep.models.mae import MaskedAutoencoder
+from maep.models.purifier import defend
+from maep.train.checkpoints import Best, hold
+from maep.train.config import FinetuneConfig, PretrainConfig
+from maep.train.loop import Progress
+
+Settings = PretrainConfig | FinetuneConfig
+Report = Callable[[Mapping[str, float], int], None]
+"""Hears what was measured of the checkpoint after so many images; in a thread of the validation's own."""
+
+_BATCH = 32
+_NICENESS = 10  # a tenth of a core where training keeps all of them busy; 19 would never end there
+_log = logging.getLogger("maep.train")
+
+
+def validate(folder: str | Path, settings: Settings) -> dict[str, float]:
+    """Measures the checkpoint or artifact in `folder` on the first `validation.num_images` of `dev`, on the CPU.
+
+    An autoencoder has `dev_reconstruction`, the mean squared error on hidden patches, the same ones each time. A
+    purifier, before the first classifier:
+    dev_clean           share of right answers on clean images
+    dev_oblivious       the same on images attacked by PGD on the bare classifier, made once and kept
+    dev_reconstruction  mean squared error of these, purified, against the clean ones
+    dev_robust          share of right answers under PGD through purifier and classifier (`validation.adaptive`)
+    They follow a training and choose among its checkpoints; `maep evaluate` measures what is reported.
+    Raises ArtifactError for an artifact of another kind or damaged, DataError where the data is missing.
+    """
+    saved = artifact.read(folder)
+    model = load_weights(build_model(saved.config["model"]), saved).eval().requires_grad_(False)
+    whole = load(settings.data, "dev")
+    images = whole.select(range(min(len(whole), settings.validation.num_images)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.loop.seed)  # for the masks of a randomised purifier
+        if isinstance(settings, PretrainConfig):
+            assert isinstance(model, MaskedAutoencoder)
+            return {"dev_reconstruction": _masked_error(model, images, settings)}
+        return _purified(model, images, settings)
+
+
+def _masked_error(model: MaskedAutoencoder, images: ImageSet, settings: PretrainConfig) -> float:
+    total = 0.0
+    for where in _batches(len(images)):
+        pixels, _ = images.batch(where)
+        keys = seeding.mix(settings.loop.seed, torch.from_numpy(images.indices[where]))
+        with torch.no_grad():
+            output = model(pixels, settings.mask_ratio, seeding.uniform(keys, model.positions.shape[1]))
+        total += float(output.loss) * len(where)
+    return total / len(images)
+
+
+def _purified(purifier: nn.Module, images: ImageSet, settings: FinetuneConfig) -> dict[str, float]:
+    validation, seed = settings.validation, settings.loop.seed
+    classifier = load_classifier(settings.classifiers[0], data_root(settings.data))
+    defended = defend(classifier, purifier)
+    pgd = AttackConfig("pgd", settings.attacks.eps if validation.eps is None else validation.eps, validation.steps)
+    name = f"{images.name}-dev[:{len(images)}]"
+    chosen = lists.make(name, images.name, "dev", tuple(images.indices.tolist()))
+    kept = AttackedSet(classifier.sha256, None, images, chosen, pgd, seed, cache_folder())
+    clean, labels = images.batch(range(len(images)))
+    attacked = as_tensor(kept.made(classifier))
+    purified = _each(purifier, attacked)
+    found = {
+        "dev_clean": _accuracy(_each(defended, clean), labels),
+        "dev_oblivious": _accuracy(_each(classifier, purified), labels),
+        "dev_reconstruction": float((purified - clean).square().mean()),
+    }
+    if validation.adaptive:
+        keys = attack_keys(pgd, seed, torch.from_numpy(images.indices))
+        stop = not purifier.randomised  # one draw of masks does not break a randomised one
+        through = attack(defended, clean, labels, pgd, keys, stop, _BATCH)
+        rounded = as_tensor(round_to_budget(through, clean, pgd.eps).numpy())
+        found["dev_robust"] = _accuracy(_each(defended, rounded), labels)
+    return found
+
+
+def _batches(count: int) -> Iterator[np.ndarray]:
+    for start in range(0, count, _BATCH):
+        yield np.arange(start, min(start + _BATCH, count))
+
+
+@torch.no_grad()
+def _each(model: nn.Module, images: Tensor) -> Tensor:
+    return torch.cat([model(part) for part in torch.split(images, _BATCH)])
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return float((logits.argmax(dim=1) == labels).double().mean())
+
+
+class Validation:
+    """A callback that has checkpoints measured while the steps go on: one at a time, then the newest that waits.
+
+    It has a thread of its own, so no step waits for it, and what goes wrong there is a warning. What was measured is
+    handed to `report` and, to be kept where it is the best so far, to `best`. At the end of the run the result is
+    measured too, within `validation.deadline_s`.
+    """
+
+    def __init__(self, settings: Settings, output: Path, report: Report, best: Best | None = None) -> None:
+        self._settings, self._report, self._best = settings, report, best
+        self._folder = output / "validation"
+        self._changed = threading.Condition()
+        self._waiting: tuple[Artifact, int] | None = None
+        self._job: Job | None = None
+        self._closed = self._given_up = self._trained = False
+        shutil.rmtree(self._folder, ignore_errors=True)  # where a kill fell
+        self._thread = threading.Thread(target=self._work, name="maep-validation", daemon=True)
+        self._thread.start()
+
+    def on_step(self, progress: Progress) -> None:
+        """Nothing, but that a step was taken."""
+        self._trained = True
+
+    def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
+        """Has it measured next, in the place of one that still waits."""
+        with self._changed:
+            self._waiting = (saved, samples_seen)
+            self._changed.notify_all()
+
+    def on_end(self, result: Artifact) -> None:
+        """Measures the result, unless it lay there already, and waits for it."""
+        loop = self._settings.loop
+        if self._trained:
+            self.on_checkpoint(result, loop.num_steps * loop.batch_size)
+        self._close(self._settings.validation.deadline_s)
+
+    def on_failure(self, error: BaseException) -> None:
+        """Gives up what is being measured."""
+        self._close(0.0)
+
+    def _close(self, patience: float) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(patience)
+        if self._thread.is_alive():
+            with self._changed:
+                self._given_up, self._waiting = True, None
+                if self._job is not None:
+                    self._job.cancel()
+            if patience:
+                _log.warning("the validation was not done after %g s: raise validation.deadline_s", patience)
+            self._thread.join(10.0)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting is not None or self._closed)
+                if self._waiting is None:
+                    return
+                (saved, samples_seen), self._waiting = self._waiting, None
+            try:
+                self._measure(saved, samples_seen)
+            except Exception as error:  # whatever it is, the training goes on
+                if not self._given_up:
+                    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                    _log.warning("the checkpoint after %d images was not validated: %s", samples_seen, reason)
+
+    def _measure(self, saved: Artifact, samples_seen: int) -> None:
+        folder = self._folder / f"{samples_seen:012d}"
+        try:
+            held = hold(saved, folder)
+            job = _sent(folder, self._settings)
+            with self._changed:
+                self._job = job
+                if self._given_up:
+                    job.cancel()
+            metrics = job.result()
+            self._report(metrics, samples_seen)
+            if self._best is not None:
+                self._best.offer(held, samples_seen, metrics)
+        finally:
+            with self._changed:
+                self._job = None
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class Job(Protocol):
+    """A validation under way in another process."""
+
+    def result(self) -> dict[str, float]:
+        """Waits for what `validate` returns, and raises what went wrong."""
+
+    def cancel(self) -> None:
+        """Ends it; `result` then raises."""
+
+
+def _sent(folder: Path, settings: Settings) -> Job:
+    return _RayTask(folder, settings) if settings.workers.num_workers else _Process(folder, settings)
+
+
+class _Process:
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        words = [str(folder), type(settings).__name__, json.dumps(config.to_dict(settings))]
+        command = [sys.executable, "-m", "maep.train.validation", *words]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def result(self) -> dict[str, float]:
+        out, err = self._process.communicate()
+        if self._process.returncode:
+            raise RuntimeError(err.strip() or f"its process ended with status {self._process.returncode}")
+        metrics: dict[str, float] = json.loads(out.splitlines()[-1])
+        return metrics
+
+    def cancel(self) -> None:
+        self._process.kill()
+
+
+class _RayTask:
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        import ray
+
+        # Outside the placement group of the training's workers, and in a process that ends with it: its priority stays.
+        options = {"num_cpus": settings.validation.num_cpus, "scheduling_strategy": "DEFAULT", "max_calls": 1}
+        task = ray.remote(**options, max_retries=0)(_aside)
+        self._reference = task.remote(str(folder), settings)
+
+    def result(self) -> dict[str, float]:
+        import ray
+
+        metrics: dict[str, float] = ray.get(self._reference)
+        return metrics
+
+    def cancel(self) -> None:
+        import ray
+
+        ray.cancel(self._reference, force=True)
+
+
+def _aside(folder: str, settings: Settings) -> dict[str, float]:
+    """`validate`, on what the others leave of the processor."""
+    os.nice(_NICENESS)
+    torch.set_num_threads(1)
+    return validate(folder, settings)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`python -m maep.train.validation FOLDER PHASE SETTINGS` prints what `validate` returns, as JSON."""
+    folder, phase, settings = argv
+    kinds: dict[str, type[Any]] = {kind.__name__: kind for kind in (PretrainConfig, FinetuneConfig)}
+    print(json.dumps(_aside(folder, config.build(kinds[phase], json.loads(settings)))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
