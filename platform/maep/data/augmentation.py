@@ -6,7 +6,9 @@ augmented alike. So no generator is kept; the draws are hashes (maep.seeding).
 
 from __future__ import annotations
 
-from typing import Literal
+import functools
+import math
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +16,22 @@ from numpy.typing import NDArray
 
 from maep import seeding
 
-CROP, ORDER = 1, 2  # keep the draws for one purpose apart from those for another
+CROP, ORDER, RESIZED_CROP = 1, 2, 3  # keep the draws for one purpose apart from those for another
+SCALE = (0.2, 1.0)
+"""Share of the image's area that a random resized crop takes (He et al., Masked Autoencoders, 2022, appendix A.1)."""
+RATIO = (3 / 4, 4 / 3)
+"""Width over height of a random resized crop."""
+TRIES = 10
+
+
+class CropBox(NamedTuple):
+    """The part of an image to cut out, in pixels of the whole image, and whether to mirror it left to right."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool
 
 
 def crop_and_flip(
@@ -47,6 +64,29 @@ def crop_and_flip(
     return cropped if padding == "reflect" else cropped * inside[..., None].to(images.dtype)
 
 
+def crop_box(index: int, seed: int, epoch: int, size: tuple[int, int]) -> CropBox:
+    """Where an image is cut before it is resized to a square, and whether it is mirrored: MAE's augmentation at 224 px.
+
+    index   the image's official index
+    size    (height, width) of the image, in pixels
+    The box is drawn as torchvision's RandomResizedCrop draws it: area uniform in SCALE of the image's, ratio log-uniform
+    in RATIO, place uniform; after TRIES boxes that do not fit, the largest central one whose ratio is in RATIO. Every
+    second image is mirrored.
+    """
+    height, width = size
+    words = _draws(torch.tensor([index]), seed, epoch, RESIZED_CROP)
+    flip, *draws = seeding.uniform(words, 1 + 4 * TRIES)[0].tolist()
+    for area, ratio, down, right in zip(*[iter(draws)] * 4, strict=True):
+        box_area = height * width * (SCALE[0] + area * (SCALE[1] - SCALE[0]))
+        box_ratio = RATIO[0] * (RATIO[1] / RATIO[0]) ** ratio
+        box_height, box_width = round(math.sqrt(box_area / box_ratio)), round(math.sqrt(box_area * box_ratio))
+        if 0 < box_height <= height and 0 < box_width <= width:
+            top, left = int(down * (height - box_height + 1)), int(right * (width - box_width + 1))
+            return CropBox(top, left, box_height, box_width, flip < 0.5)
+    box_height, box_width = min(height, round(width / RATIO[0])), min(width, round(height * RATIO[1]))
+    return CropBox((height - box_height) // 2, (width - box_width) // 2, box_height, box_width, flip < 0.5)
+
+
 def epoch_order(num_images: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """int64 [num_images]: a random permutation of the positions, for one epoch."""
     draws = _draws(torch.arange(num_images), seed, epoch, ORDER)
@@ -55,8 +95,12 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 def _draws(places: torch.Tensor, seed: int, epoch: int, purpose: int) -> torch.Tensor:
     """int64 [N], 64 random bits for each of int64 `places` [N]."""
-    key = seeding.mix(seeding.mix(seed, epoch, purpose))  # twice for ever: runs that are resumed rely on the values
-    return seeding.draws(key, places)
+    return seeding.draws(_key(seed, epoch, purpose), places)
+
+
+@functools.lru_cache(maxsize=64)  # it is asked for anew for each image of an epoch
+def _key(seed: int, epoch: int, purpose: int) -> torch.Tensor:
+    return seeding.mix(seeding.mix(seed, epoch, purpose))  # twice for ever: runs that are resumed rely on the values
 
 
 def _reflect(positions: torch.Tensor, size: int) -> torch.Tensor:
