@@ -69,9 +69,9 @@ def crop_box(index: int, seed: int, epoch: int, size: tuple[int, int]) -> CropBo
 
     index   the image's official index
     size    (height, width) of the image, in pixels
-    The box is drawn as torchvision's RandomResizedCrop draws it: area uniform in SCALE of the image's, ratio log-uniform
-    in RATIO, place uniform; after TRIES boxes that do not fit, the largest central one whose ratio is in RATIO. Every
-    second image is mirrored.
+    The box is drawn as torchvision's RandomResizedCrop draws it: area uniform in SCALE of the image's, ratio
+    log-uniform in RATIO, place uniform; after TRIES boxes that do not fit, the largest central one whose ratio is in
+    RATIO. Every other image is mirrored.
     """
     height, width = size
     words = _draws(torch.tensor([index]), seed, epoch, RESIZED_CROP)

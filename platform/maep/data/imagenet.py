@@ -6,7 +6,7 @@
 train comes from train; dev and test are the two parts (2/9 and 7/9) of val, told apart by a hash of the image's index,
 so that an image never changes sides. The index is the column `index`, else the row; of a file, a hash of SYNSET/NAME.
 Parquet is held in memory, encoded (the 50,000 of val are about 6.7 GB); for the whole training set use the folder, of
-which only the paths are held.
+which only the paths are held. pack.py makes such Parquet files of the official archives.
 """
 
 from __future__ import annotations
@@ -108,11 +108,12 @@ def _from_folder(folder: Path, part: str) -> Found:
         paths += found
         labels += [number[subfolder.name]] * len(found)
     source = FileSource(tuple(paths), folder / part)
-    indices = np.array([_index_of(source.place(row)) for row in range(len(paths))], dtype=np.int64)
+    indices = np.array([index_of(source.place(row)) for row in range(len(paths))], dtype=np.int64)
     return source, np.array(labels, dtype=np.int64), indices, np.ones(len(paths), dtype=np.bool_), tuple(names)
 
 
-def _index_of(name: str) -> int:
+def index_of(name: str) -> int:
+    """The index of the image SYNSET/NAME: 63 bits of a hash of it."""
     # Not its position: a removed file would move every later image to another index, and some from test to dev.
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) >> 1
 
@@ -125,10 +126,16 @@ def _label_order(classes: list[str]) -> list[str]:
     """The folder names in label order: all of ImageNet-1k's for a part of them, so that its classifiers still fit."""
     if len(classes) == NUM_CLASSES:
         return classes
+    official = synsets()
+    return official if set(classes) <= set(official) else classes
+
+
+def synsets() -> list[str]:
+    """ImageNet-1k's 1,000 synsets in label order."""
     from timm.data import ImageNetInfo
 
     official: list[str] = ImageNetInfo("imagenet-1k").label_names()
-    return official if set(classes) <= set(official) else classes
+    return official
 
 
 def _reasons(source: Source, labels: NDArray[np.int64], rows: NDArray[np.int64], num_classes: int) -> list[str]:
