@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -240,19 +241,19 @@ def test_a_full_disk_is_one_line_and_the_same_line_goes_on(tmp_path: Path, files
     with mounted(tmp_path / "small", "size=1m") as root:
         filler = root / "filler"
         filler.write_bytes(bytes(1_000_000))
-        with pytest.raises(WriteError, match=r"the shards need 0\.\d\d GB, 0\.00 GB are free: free some space"):
+        with pytest.raises(WriteError, match=r"the shards need .* GB, .* GB are free: free some space"):
             pack(planned(source, root))
         filler.unlink()
 
         def fill(done: int, total: int, eta: float | None) -> None:
-            with filler.open("ab", buffering=0) as file:
-                while done > 30:
-                    file.write(bytes(4096))
+            """Once a shard is finished, somebody else takes all the room that is left."""
+            if done > 30:
+                with suppress(OSError), filler.open("ab", buffering=0) as file:
+                    while True:
+                        file.write(bytes(4096))
 
-        with pytest.raises(OSError, match="No space left"):
-            pack(planned(source, root), tick=fill)
         with pytest.raises(WriteError, match=r"cannot write .*train-00001.*No space left on device: free some space"):
-            pack(planned(source, root), tick=lambda done, total, eta: None)
+            pack(planned(source, root), tick=fill)
         filler.unlink()
         pack(planned(source, root))
         assert len(load(DataConfig("imagenet", str(root), image_size=28), "train")) == NUM
