@@ -9,6 +9,7 @@ any device, whose arithmetic wraps around as uint64's does.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer
 _FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _SECOND = -7723592293110705685  # 0x94D049BB133111EB
+_MASK = 2**64 - 1
 
 
 def mix(*parts: int | Tensor) -> Tensor:
@@ -45,6 +47,22 @@ def uniform(keys: Tensor, count: int) -> Tensor:
     """float32 [B, count] in [0, 1): `count` draws for each of the int64 `keys` [B]."""
     words = draws(keys[:, None], torch.arange(1, count + 1, device=keys.device))
     return bits(words, 40, 24).to(torch.float32) * 2.0**-24  # the 24 highest bits fill a float32's mantissa
+
+
+def draw(key: int, counter: int) -> int:
+    """What `draws` gives for one key and counter, without sign, in plain Python: tensors of one number take longer."""
+    state = (key + counter * _GOLDEN) & _MASK
+    state = ((state ^ (state >> 30)) * _FIRST) & _MASK
+    state = ((state ^ (state >> 27)) * _SECOND) & _MASK
+    return state ^ (state >> 31)
+
+
+def stream(key: int) -> Iterator[float]:
+    """In [0, 1), without end: one after the other what `uniform` draws for one key."""
+    counter = 0
+    while True:
+        counter += 1
+        yield (draw(key, counter) >> 40) * 2.0**-24
 
 
 def normal(keys: Tensor, count: int) -> Tensor:

@@ -56,7 +56,7 @@ def write_bytes(uri: str | Path, data: bytes, mode: int = 0o644) -> None:
         bucket, key = _split(str(uri))
         _call("write", uri, lambda: _s3().put_object(Bucket=bucket, Key=key, Body=data))
         return
-    with _whole(Path(uri), mode) as file:
+    with whole(Path(uri), mode) as file:
         file.write(data)
 
 
@@ -78,8 +78,11 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _whole(target: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
-    """An open file that becomes `target` once the block has ended well; else it is gone and `target` is as it was."""
+def whole(target: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """An open file that becomes `target` once the block has ended well; else it is gone and `target` is as it was.
+
+    Raises WriteError where it cannot be written.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, beside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
@@ -142,10 +145,10 @@ def _copy(source: str, target: str) -> None:
         _call("write", target, lambda: _s3().upload_file(source, bucket, key))
     elif is_remote(source):
         bucket, key = _split(source)
-        with _whole(Path(target)) as file:
+        with whole(Path(target)) as file:
             _call("read", source, lambda: _s3().download_fileobj(bucket, key, file))
     else:
-        with open(source, "rb") as original, _whole(Path(target)) as file:
+        with open(source, "rb") as original, whole(Path(target)) as file:
             shutil.copyfileobj(original, file)
 
 

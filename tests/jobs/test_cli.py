@@ -62,7 +62,7 @@ def examples(help_text: str) -> list[list[str]]:
 
 
 def test_words_that_no_option_takes_are_one_line(maep: Any) -> None:
-    assert maep("data", "show").is_mistake("required", "maep data --help")
+    assert maep("data", "show").is_mistake("required", "maep data show --help")
     assert maep("data", "show", "digits", "--max-corrupt", "many").is_mistake("max-corrupt", "many")
     assert maep("data", "show", "digit").is_mistake("did you mean 'digits'")
     assert maep("classifier", "train", "cifar").is_mistake("did you mean 'cifar10'")

@@ -71,20 +71,21 @@ def crop_box(index: int, seed: int, epoch: int, size: tuple[int, int]) -> CropBo
     size    (height, width) of the image, in pixels
     The box is drawn as torchvision's RandomResizedCrop draws it: area uniform in SCALE of the image's, ratio
     log-uniform in RATIO, place uniform; after TRIES boxes that do not fit, the largest central one whose ratio is in
-    RATIO. Every second image is mirrored.
+    RATIO. Every other image is mirrored.
     """
     height, width = size
-    words = _draws(torch.tensor([index]), seed, epoch, RESIZED_CROP)
-    flip, *draws = seeding.uniform(words, 1 + 4 * TRIES)[0].tolist()
-    for area, ratio, down, right in zip(*[iter(draws)] * 4, strict=True):
+    uniform = seeding.stream(seeding.draw(int(_key(seed, epoch, RESIZED_CROP)), index))
+    flip = next(uniform) < 0.5
+    for _ in range(TRIES):
+        area, ratio, down, right = (next(uniform) for _ in range(4))
         box_area = height * width * (SCALE[0] + area * (SCALE[1] - SCALE[0]))
         box_ratio = RATIO[0] * (RATIO[1] / RATIO[0]) ** ratio
         box_height, box_width = round(math.sqrt(box_area / box_ratio)), round(math.sqrt(box_area * box_ratio))
         if 0 < box_height <= height and 0 < box_width <= width:
             top, left = int(down * (height - box_height + 1)), int(right * (width - box_width + 1))
-            return CropBox(top, left, box_height, box_width, flip < 0.5)
+            return CropBox(top, left, box_height, box_width, flip)
     box_height, box_width = min(height, round(width / RATIO[0])), min(width, round(height * RATIO[1]))
-    return CropBox((height - box_height) // 2, (width - box_width) // 2, box_height, box_width, flip < 0.5)
+    return CropBox((height - box_height) // 2, (width - box_width) // 2, box_height, box_width, flip)
 
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@
 train comes from train; dev and test are the two parts (2/9 and 7/9) of val, told apart by a hash of the image's index,
 so that an image never changes sides. The index is the column `index`, else the row; of a file, a hash of SYNSET/NAME.
 `load` holds Parquet in memory, encoded (the 50,000 of val are about 6.7 GB); training on the whole set streams it from
-either layout, local or on S3 (`train_shards`).
+either layout, local or on S3 (`train_shards`). pack.py makes such Parquet files of the official archives.
 """
 
 from __future__ import annotations
@@ -178,10 +178,16 @@ def label_order(classes: list[str]) -> list[str]:
     """The folder names in label order: all of ImageNet-1k's for a part of them, so that its classifiers still fit."""
     if len(classes) == NUM_CLASSES:
         return classes
+    official = synsets()
+    return official if set(classes) <= set(official) else classes
+
+
+def synsets() -> list[str]:
+    """ImageNet-1k's 1,000 synsets in label order."""
     from timm.data import ImageNetInfo
 
     official: list[str] = ImageNetInfo("imagenet-1k").label_names()
-    return official if set(classes) <= set(official) else classes
+    return official
 
 
 def _reasons(source: Source, labels: NDArray[np.int64], rows: NDArray[np.int64], num_classes: int) -> list[str]:
