@@ -18,11 +18,13 @@ import torch
 from torch import nn
 
 from maep import config
+from maep.data.plan import Sampling
+from maep.data.resident import Resident
 from maep.models import flops
 from maep.models.mae import MaskedAutoencoder
 from maep.train.bench import _random_images
 from maep.train.config import PretrainConfig
-from maep.train.loop import World, _Source
+from maep.train.loop import batch_of
 from maep.train.objectives import Batch, Pretraining
 from maep.train.step import Step
 from maep.train.stopwatch import Stopwatch
@@ -118,7 +120,8 @@ def test_faster_than_a_plain_loop(
     """
     torch.set_num_threads(1)
     chosen = settings(preset, image_size, batch_size, decoder)
-    batch = _Source(_random_images(batch_size, image_size, image_size), chosen.loop, World(), CPU).batch(0)
+    loader = Resident(_random_images(batch_size, image_size, image_size), Sampling(batch_size), CPU)
+    batch = batch_of(loader.part(0), 0, chosen.loop)
     runs = {"ours": ours(chosen, batch), "loop": theirs(chosen, batch), "compiled": ours(chosen, batch, True)}
     peak = product_rate()
     seconds = dict.fromkeys(runs, float("inf"))

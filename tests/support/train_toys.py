@@ -10,9 +10,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from maep.artifact import Artifact
+from maep.data.image_set import ImageSet
+from maep.data.plan import Sampling
+from maep.data.resident import Resident
 from maep.errors import ConfigError
-from maep.train.loop import Progress
+from maep.train.loop import Progress, Task, batch_of
+from maep.train.objectives import Batch
 
 MAE = {
     "image_size": 16,
@@ -160,3 +166,11 @@ def validated(settings: Any, output: Path, log: Path) -> list[Any]:
             file.write(json.dumps({"seen": samples_seen, "metrics": dict(metrics)}) + "\n")
 
     return [Validation(settings, output, report)]
+
+
+def batch_at(task: Task, step: int = 0, rank: int = 0, size: int = 1) -> Batch:
+    """What the loop gives the objective of a step."""
+    assert isinstance(task.images, ImageSet)
+    loop = task.loop
+    sampling = Sampling(loop.batch_size, loop.seed, loop.augment, rank, size)
+    return batch_of(Resident(task.images, sampling, torch.device("cpu")).part(step), step, loop)

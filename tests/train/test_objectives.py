@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from train_toys import Heard, Make, weights
+from train_toys import Heard, Make, batch_at, weights
 
 from maep import config
 from maep.data.datasets import DataConfig
@@ -15,15 +15,11 @@ from maep.errors import ArtifactError, ConfigError
 from maep.models.classifiers import load_classifier
 from maep.models.conv import ConvPurifier
 from maep.train.config import LossConfig, MixtureConfig, TermConfig
-from maep.train.loop import Task, World, _Source, run
-from maep.train.objectives import Batch, Purification, _sizes, check_classifier
+from maep.train.loop import Task, run
+from maep.train.objectives import Purification, _sizes, check_classifier
 from maep.train.phases import pretraining, purification
 
 EPS = 32 / 255
-
-
-def batch_of(task: Task, step: int = 0) -> Batch:
-    return _Source(task.images, task.loop, World(), torch.device("cpu")).batch(step)
 
 
 def moved(task: Task) -> Purification:
@@ -69,7 +65,7 @@ def test_sizes_are_not_lost_to_floating_point() -> None:
 def test_crafted_images_keep_to_the_budget_and_their_share(mode: str, finetune: Make) -> None:
     mixture = [{"name": "fgsm", "share": 0.25}, {"name": "pgd", "share": 0.5}, {"name": "none", "share": 0.25}]
     task = purification(finetune({"attacks": {"mode": mode, "eps": EPS, "mixture": mixture}}))
-    objective, batch = moved(task), batch_of(task)
+    objective, batch = moved(task), batch_at(task)
     attacked = objective.craft(batch).attacked
     assert attacked is not None
     moves = (attacked - batch.images).abs().amax(dim=(1, 2, 3))
@@ -85,11 +81,11 @@ def test_any_number_of_workers_crafts_the_same_images(size: int, finetune: Make)
     """Eight workers of four images each attack the same images by the same kinds as one worker of all."""
     mixture = [{"name": "fgsm", "share": 0.3}, {"name": "pgd", "share": 0.45}, {"name": "none", "share": 0.25}]
     task = purification(finetune({"attacks": {"eps": EPS, "mixture": mixture}}))
-    objective, whole = moved(task), batch_of(task)
+    objective, whole = moved(task), batch_at(task)
     together = objective.craft(whole).attacked
     assert together is not None
     for rank in range(size):
-        part = _Source(task.images, task.loop, World(rank, size), torch.device("cpu")).batch(0)
+        part = batch_at(task, 0, rank, size)
         assert part.places.tolist() == list(range(rank, 32, size))
         attacked = objective.craft(part).attacked
         assert attacked is not None
@@ -104,7 +100,7 @@ def test_masks_of_a_randomised_purifier_follow_from_the_batch(finetune: Make) ->
     for seed, replay in ((1, 0), (2, 0), (1, 1)):
         torch.manual_seed(seed)
         state = torch.get_rng_state()
-        crafted = objective.craft(batch_of(task))
+        crafted = objective.craft(batch_at(task))
         losses.append(float(objective(replace(crafted, replay=replay)).loss.detach()))
         assert torch.equal(torch.get_rng_state(), state)
     assert losses[0] == losses[1] != losses[2]
@@ -143,7 +139,7 @@ def test_budgets_are_drawn_from_their_range(finetune: Make) -> None:
     task = purification(settings)
     objective, found = moved(task), []
     for step in range(40):
-        batch = batch_of(task, step)
+        batch = batch_at(task, step)
         attacked = objective.craft(batch).attacked
         assert attacked is not None
         found.append(float((attacked - batch.images).abs().max()))
@@ -174,14 +170,14 @@ def test_every_classifier_is_attacked_in_its_share(finetune: Make, trained_class
 
         objective.classifiers[place].register_forward_hook(count)
     for step in range(80):
-        objective.craft(batch_of(task, step))
+        objective.craft(batch_at(task, step))
     assert sum(calls) == 80
     assert 48 <= calls[0] <= 72
 
 
 def test_attacks_hurt_the_bare_classifier(finetune: Make, trained_classifier: Any) -> None:
     task = purification(finetune({"attacks": {"eps": EPS, "mixture": [{"name": "pgd", "steps": [10, 10]}]}}))
-    batch = batch_of(task)
+    batch = batch_at(task)
     attacked = moved(task).craft(batch).attacked
     classifier = load_classifier(str(trained_classifier.folder))
     with torch.no_grad():
@@ -198,7 +194,7 @@ def test_an_adaptive_attack_goes_through_the_purifier(finetune: Make) -> None:
     for mode in ("oblivious", "adaptive"):
         settings = finetune({"attacks": {"mode": mode, "eps": EPS, "mixture": [{"name": "pgd", "steps": [5, 5]}]}})
         task = purification(settings)
-        objective, batch = moved(task), batch_of(task)
+        objective, batch = moved(task), batch_at(task)
         passes: list[bool] = []
         objective.model.register_forward_hook(lambda _m, inputs, _o: passes.append(inputs[0].requires_grad))  # noqa: B023
         attacked = objective.craft(batch).attacked
@@ -245,7 +241,7 @@ NONE = {"pixel": {"weight": 0}, "kl": {"weight": 0}}
 def test_each_term_alone_gives_a_gradient(term: str, finetune: Make) -> None:
     task = purification(finetune({"loss": NONE | TERMS[term]}))
     objective = moved(task)
-    losses = objective(objective.craft(batch_of(task)))
+    losses = objective(objective.craft(batch_at(task)))
     assert set(losses.parts) == {"pixel" if term in ("l1", "l2") else term}
     assert losses.loss > 0
     losses.loss.backward()
@@ -264,7 +260,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(finetune: Make) -> None:
     }
     task = purification(finetune({"loss": loss}))
     objective = moved(task)
-    found = objective(objective.craft(batch_of(task)))
+    found = objective(objective.craft(batch_at(task)))
     parts = {name: float(value) for name, value in found.parts.items()}
     expected = parts["pixel"] + 3 * parts["masked"] + 5 * parts["feature"]  # kl has weight 0 at the start
     assert float(found.loss.detach()) == pytest.approx(expected, rel=1e-5)
@@ -280,7 +276,7 @@ def test_pixels_are_compared_before_the_clamp(finetune: Make) -> None:
     assert final.bias is not None
     with torch.no_grad():
         final.bias.fill_(2.0)
-    objective(objective.craft(batch_of(task))).loss.backward()
+    objective(objective.craft(batch_at(task))).loss.backward()
     assert final.bias.grad is not None
     assert (final.bias.grad > 0.1).all()
 
@@ -290,7 +286,7 @@ def test_noise_is_on_its_share_and_drawn_anew_for_each_replay(finetune: Make) ->
     objective = moved(task)
     noisy: list[float] = []
     for step in range(10):
-        batch = batch_of(task, step)
+        batch = batch_at(task, step)
         grey = torch.full_like(batch.images, 0.5)
         spread = (objective._noisy(grey, batch) - grey).flatten(1).std(dim=1)
         noisy += spread.tolist()
@@ -349,6 +345,6 @@ def test_defaults_of_the_loss_are_what_the_text_says() -> None:
 
 def test_pretraining_hides_the_share_it_is_told(pretrain: Make) -> None:
     task = pretraining(pretrain({"mask_ratio": 0.75}))
-    output = task.objective.model(batch_of(task).images, 0.75)
+    output = task.objective.model(batch_at(task).images, 0.75)
     assert task.images.name == DataConfig("digits").name
     assert (output.mask.sum(dim=1) == 12).all()

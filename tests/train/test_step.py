@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from train_toys import LOOP, MAE, Heard, Make, weights
+from train_toys import LOOP, MAE, Heard, Make, batch_at, weights
 
 from maep import config
 from maep.errors import ConfigError
 from maep.models.conv import ConvConfig, ConvPurifier
 from maep.train.average import MovingAverage
 from maep.train.config import LoopConfig, PretrainConfig
-from maep.train.loop import Task, World, _Source, run
+from maep.train.loop import Task, run
 from maep.train.objectives import Batch, Losses
 from maep.train.phases import pretraining, purification
 from maep.train.step import Step, compile_blocks, learning_rate, make_optimizer, micro_batches, pick_dtype
@@ -26,17 +26,13 @@ from maep.train.stopwatch import Stopwatch
 CPU = torch.device("cpu")
 
 
-def batch_of(task: Task, step: int = 0) -> Batch:
-    return _Source(task.images, task.loop, World(), CPU).batch(step)
-
-
 def gradient(task: Task, micro_batch: int | None) -> tuple[list[Tensor], Losses]:
     """Of the first step: by what the update's optimiser would be given, which is a step of plain descent here."""
     loop = replace(task.loop, micro_batch=micro_batch, clip=None)
     update = Step(task.objective, loop, 1, CPU)
     before = [parameter.detach().clone() for parameter in update.model.parameters()]
     update.optimizer = torch.optim.SGD(update.model.parameters(), lr=1.0)
-    losses = update(task.objective.craft(batch_of(task)), 1.0, Stopwatch(CPU))
+    losses = update(task.objective.craft(batch_at(task)), 1.0, Stopwatch(CPU))
     moved = [then - now.detach() for then, now in zip(before, update.model.parameters(), strict=True)]
     with torch.no_grad():
         for parameter, then in zip(update.model.parameters(), before, strict=True):
@@ -64,7 +60,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
 
 
 def test_micro_batches_are_the_batch_in_order(pretrain: Make) -> None:
-    batch = batch_of(pretraining(pretrain()))
+    batch = batch_at(pretraining(pretrain()))
     parts = list(micro_batches(batch, 12))
     assert [len(part.images) for part in parts] == [12, 12, 8]
     for name in ("images", "labels", "keys", "places"):
