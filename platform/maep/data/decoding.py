@@ -71,7 +71,7 @@ def decode_crop(data: bytes, side: int, box_of: Callable[[tuple[int, int]], Crop
     edges = (box.left, box.top, box.left + box.width, box.top + box.height)
     if shrink > 1:  # the edges need not fall on whole pixels, which only Pillow allows for
         whole = Image.fromarray(pixels)
-        part = tuple(edge / shrink for edge in edges)
+        part = (edges[0] / shrink, edges[1] / shrink, edges[2] / shrink, edges[3] / shrink)
         resized = np.array(whole.resize((side, side), Image.Resampling.BICUBIC, box=part))
     else:
         resized = _resize(pixels[edges[1] : edges[3], edges[0] : edges[2]], side)
