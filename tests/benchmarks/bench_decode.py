@@ -24,7 +24,7 @@ from torchvision.transforms import InterpolationMode, v2
 from maep.data.augmentation import SCALE, crop_box
 from maep.data.decoding import decode, decode_crop
 
-NUM, ROUNDS = 128, 5
+NUM, ROUNDS = 128, 6
 GRAIN = 6.0  # grey levels: it makes about 80 kB of each
 
 
@@ -60,11 +60,12 @@ def test_a_crop_takes_less_than_torchvisions(shared_data: Path) -> None:
         "PIL": lambda k: np.asarray(augment(Image.open(io.BytesIO(images[k])).convert("RGB"))),
     }
     taken = {name: np.full(NUM, np.inf) for name in ways}
-    for _ in range(ROUNDS):
+    names = list(ways)
+    for turn in range(ROUNDS):
         for k in range(NUM):
-            for name, way in ways.items():
+            for name in (names[(turn + j) % len(names)] for j in range(len(names))):  # the first meets colder caches
                 before = time.thread_time()
-                way(k)
+                ways[name](k)
                 taken[name][k] = min(taken[name][k], time.thread_time() - before)
     over = {name: taken[name].sum() / taken["ours"].sum() for name in ("torchvision", "PIL")}
     decoder = "simplejpeg" if importlib.util.find_spec("simplejpeg") else "Pillow"
@@ -72,4 +73,5 @@ def test_a_crop_takes_less_than_torchvisions(shared_data: Path) -> None:
         f"\na 224 px crop of a JPEG of {sum(map(len, images)) / NUM / 1e3:.0f} kB, decoded by {decoder}: "
         + ", ".join(f"{ratio:.2f} times as fast as {name}" for name, ratio in over.items())
     )
-    assert decoder == "Pillow" or min(over.values()) >= 1.2, "simplejpeg is installed"
+    assert over["PIL"] > 1
+    assert decoder == "Pillow" or over["torchvision"] > 1, "simplejpeg is installed"

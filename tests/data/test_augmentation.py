@@ -192,12 +192,12 @@ def test_a_crop_is_torchvisions_to_the_bit(shared_data: Path) -> None:
 @pytest.mark.usefixtures("decoder")
 @pytest.mark.shared_data
 def test_a_large_image_is_decoded_smaller_and_looks_the_same(shared_data: Path) -> None:
-    """Within two grey levels on average of the whole decoded and cropped exactly."""
+    """Within 1.5 grey levels on average of the whole image decoded."""
     for index, pixels in enumerate(photographs(shared_data, 8)):
         data = jpeg(pixels, (1603, 1203))
         box = crop_box(index, 0, 0, (1203, 1603))
         crop = decode_crop(data, 224, lambda size, index=index: crop_box(index, 0, 0, size))
-        assert np.abs(crop.astype(int) - torchvisions(data, box)).mean() < 2
+        assert np.abs(crop.astype(int) - torchvisions(data, box)).mean() < 1.5
 
 
 @pytest.mark.usefixtures("decoder")

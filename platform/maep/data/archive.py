@@ -148,7 +148,8 @@ def _members(file: BinaryIO, source: Path, end: int, start: int = 0) -> Iterator
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None and member.offset < end:
-                tar.members.clear()  # it would keep every header: a gigabyte of them for ImageNet
+                # It would keep every header: a gigabyte of them for ImageNet.
+                tar.members.clear()  # type: ignore[attr-defined]
                 if member.offset_data + member.size > end:
                     raise DataError(f"{source} ends inside {member.name}: it is cut short, fetch it again")
                 if member.isreg():
