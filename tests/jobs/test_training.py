@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 from train_toys import weights
 
-from maep import artifact, storage
+from maep import artifact, config, storage
 from maep.artifact import Artifact
 from maep.tracking import client as mlflow_client
 from maep.tracking.client import TrackingConfig, absolute
+from maep.train.config import PretrainConfig
 from maep.train.history import read
 from maep.train.loop import Progress
+from maep.train.validation import validate
 from maep_jobs.training import _Shown, _Tracked
 
 Words = Callable[..., list[str]]
@@ -146,3 +148,15 @@ def test_a_refused_run_leaves_what_lies_there_as_it_was(maep: Any, tiny: Words, 
     assert "seed: 0" in before
     assert maep(*tiny("--output", "out", "--loop.seed", 1)).is_mistake("loop.seed=0", "choose another --output")
     assert (tmp_path / "out" / "config.yaml").read_text() == before
+
+
+@pytest.mark.usefixtures("store")
+def test_what_is_measured_beside_the_training_is_on_the_run(maep: Any, tiny: Words, tmp_path: Path) -> None:
+    line = tiny("--output", "out", "--validation.every_checkpoint", "true", tracked=True)
+    ran = maep(*line, "--loop.keep_best=-dev_reconstruction")
+    assert ran.status == 0, ran
+    assert "validated after 320  dev_reconstruction " in ran.err
+    measured = only_run().data.metrics["dev_reconstruction"]
+    found = validate(tmp_path / "out" / "model", config.load(PretrainConfig, tmp_path / "out" / "config.yaml"))
+    assert measured == found["dev_reconstruction"]
+    assert artifact.read(tmp_path / "out" / "best").kind == "mae"
