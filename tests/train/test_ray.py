@@ -28,7 +28,7 @@ from maep_jobs import cli
 def ray_here() -> Iterator[None]:
     """A local cluster of two logical CPUs for all tests here, whose workers can import what makes the callbacks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(train_toys.__file__).parent))
+        patch.setenv("PYTHONPATH", str(Path(train_toys.__file__).parent), prepend=os.pathsep)
         with cluster.session(None, 2):
             yield
 
