@@ -14,8 +14,9 @@ from maep.data.datasets import DataConfig
 from maep.errors import ArtifactError, ConfigError
 from maep.models.classifiers import load_classifier
 from maep.models.conv import ConvPurifier
-from maep.train.config import LossConfig, MixtureConfig, TermConfig
+from maep.train.config import LossConfig, TermConfig
 from maep.train.loop import Task, run
+from maep.train.mixture import MixtureConfig
 from maep.train.objectives import Purification, _sizes, check_classifier
 from maep.train.phases import pretraining, purification
 
