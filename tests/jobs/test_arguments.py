@@ -21,6 +21,8 @@ def line(name: str) -> list[str]:
         "classifier": ["classifier", "train", name.partition("/")[0]],
         "vgg": ["classifier", "train", "cifar10"],
         "conv": ["finetune"],
+        "lora": ["finetune"],
+        "slice": ["pretrain"],
         "quick": ["evaluate"],
         "promote": ["promote", "some/model"],
         "pipeline": ["run"],

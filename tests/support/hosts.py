@@ -97,6 +97,7 @@ def hosts(count: int) -> Iterator[list[Host]]:
     if made.returncode != 0:
         pytest.skip(f"this machine makes no bridge: {made.stderr.strip()}")
     environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    environment["GLOO_SOCKET_IFNAME"] = "eth0"  # the host's name is that of loopback in every namespace
     environment |= {f"RAY_health_check_{key}": str(value) for key, value in _HEALTH.items()}
     folder = Path(tempfile.mkdtemp(prefix="mp"))  # Ray's sockets need short paths
     running: list[Host] = []

@@ -107,6 +107,7 @@ def test_steps_are_taken_meanwhile_and_the_values_are_those_of_a_direct_call(fin
     assert not beside._thread.is_alive()
 
 
+@pytest.mark.slow
 def test_the_result_is_measured_at_the_end_and_the_best_is_kept(pretrain: Make, tmp_path: Path) -> None:
     settings = pretrain({"validation": ON}, keep_best="-dev_reconstruction")
     heard = Heard()
@@ -124,6 +125,7 @@ def test_the_result_is_measured_at_the_end_and_the_best_is_kept(pretrain: Make, 
     assert [seen for _, seen, _ in measured.found].count(320) == 1
 
 
+@pytest.mark.slow
 def test_a_validation_that_fails_leaves_the_training_as_it_is(
     finetune: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
