@@ -69,9 +69,9 @@ def test_the_printed_commands_run_and_go_on(packed: tuple[Path, str], tmp_path: 
     bash(unpack)
     assert "--minutes 8" in train
     first = bash(train.replace("--minutes 8", "--minutes 1e-9") + f" {small}")
-    assert "pretrain 128/256" in first or "at 128 images: the same line goes on from here" in first
+    assert "stopped at 64 images, as was asked: the same line goes on from there" in first
     second = bash(f"{train} {small}")
-    assert "pretrain 128/256" not in second
+    assert "pretrain 64/256" not in second
     assert "finetune 256/256" in second
     result = artifact.read(tmp_path / "maep-gpu" / "out" / "finetune" / "model")
     assert result.kind == "purifier"
