@@ -13,6 +13,7 @@ from typing import Any
 
 from maep import artifact
 from maep.data.datasets import data_root, inventory
+from maep.data.loaders import LoaderConfig, resolved
 from maep.evaluate import config as evaluate
 from maep.evaluate.config import EvaluateConfig
 from maep.models.classifiers import load_classifier, weights_file
@@ -25,7 +26,7 @@ from maep.train.config import FinetuneConfig, PretrainConfig
 def of_training(settings: ClassifierConfig | PretrainConfig | FinetuneConfig, upstream: dict[str, str]) -> str:
     """Digest of a training stage. `upstream` maps what earlier stages make (classifiers, `init`) to their digests."""
     values = train.deciding(settings)
-    inputs: list[Any] = [inventory(settings.data)]
+    inputs: list[Any] = [inventory(settings.data), *_unusual(settings)]
     if isinstance(settings, PretrainConfig):
         init = values.pop("init")
         inputs += [artifact.read(init).sha256] if init else []
@@ -35,6 +36,16 @@ def of_training(settings: ClassifierConfig | PretrainConfig | FinetuneConfig, up
         inputs.append(upstream.get("init") or (values["init"] and artifact.read(values["init"]).sha256))
         values.pop("init")
     return digest(values, inputs)
+
+
+def _unusual(settings: ClassifierConfig | PretrainConfig | FinetuneConfig) -> list[str]:
+    """The loader's kind where it gives other images than the usual one; `stream` and `ray` give the same."""
+    on_ray = settings.workers.most > 0
+    kinds = [
+        resolved(loader, settings.data, on_ray).kind.replace("ray", "stream")
+        for loader in (settings.loader, LoaderConfig())
+    ]
+    return kinds[:1] if kinds[0] != kinds[1] else []
 
 
 def of_evaluation(settings: EvaluateConfig, purifiers: list[str]) -> str:

@@ -26,7 +26,8 @@ def reconstruction_strip(saved: Artifact, data: DataConfig) -> Image.Image | Non
     values = saved.config.get("model", {})
     if values.get("name") not in ("mae", "purifier", "conv") or is_remote(data_uri(data)):
         return None
-    model = load_weights(build_model(values), saved).eval()
+    with seeding.GLOBAL_GENERATOR:  # initial weights are drawn, and a step may be under way
+        model = load_weights(build_model(values), saved).eval()
     images, _ = load(data, "dev").batch(range(_IMAGES))
     keys = torch.arange(_IMAGES)
     with torch.no_grad():

@@ -15,7 +15,7 @@ from maep import artifact, config, storage
 from maep.artifact import Artifact
 from maep.data.loaders import open_images, part_bytes, resolved
 from maep.data.plan import Sampling
-from maep.errors import ConfigError
+from maep.errors import ConfigError, UserError
 from maep.models import flops
 from maep.tracking.client import TrackingConfig, absolute
 from maep.tracking.resolve import resolve
@@ -203,7 +203,11 @@ class _Tracked:
         self._run.log_checkpoint(saved, samples_seen)
         from maep_jobs.strips import reconstruction_strip
 
-        picture = reconstruction_strip(saved, self._settings.data)
+        try:
+            picture = reconstruction_strip(saved, self._settings.data)
+        except UserError as error:  # a picture is no reason to end a training
+            _log.warning("no picture of the checkpoint after %d images: %s", samples_seen, error)
+            return
         if picture is not None:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "strip.png"

@@ -9,10 +9,14 @@ any device, whose arithmetic wraps around as uint64's does.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+GLOBAL_GENERATOR = threading.Lock()
+"""Held by what seeds torch's global generator for some draws, and by what draws from it in another thread meanwhile."""
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer
 _FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9

@@ -267,3 +267,17 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, files: Files) -
     with mounted(tmp_path / "fixed", "ro") as root, pytest.raises(WriteError, match="Read-only file system"):
         pack(planned(source, root))
     assert os.listdir(tmp_path / "fixed") == []
+
+
+def test_a_member_of_negative_size_is_one_line_and_no_endless_loop(tmp_path: Path) -> None:
+    path = tmp_path / "crafted.tar"
+    with tarfile.open(path, "w") as tar:
+        for name in ("n01440764/a.JPEG", "n01440764/b.JPEG"):
+            tar.addfile(tarfile.TarInfo(name))
+    data = bytearray(path.read_bytes())
+    header = tarfile.TarInfo("n01440764/b.JPEG")
+    header.size = -512
+    data[512:1024] = header.tobuf(tarfile.GNU_FORMAT)
+    path.write_bytes(bytes(data))
+    with pytest.raises(DataError, match=r"b\.JPEG has -512 bytes: not a sound tar"):
+        open_archive(path)

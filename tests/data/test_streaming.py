@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -211,15 +212,20 @@ def test_the_slice_can_be_named_to_train_on(shared_data: Path) -> None:
         opened(replace(data, train_files="imagenet_slice/nothing.parquet"))
 
 
-def test_a_manifest_is_the_fingerprint(packed: Make, tmp_path: Path) -> None:
+def test_the_manifest_of_these_files_is_the_fingerprint(packed: Make, tmp_path: Path) -> None:
     data = packed()
     before = opened(data).fingerprint
     assert opened(data).fingerprint == before
-    (tmp_path / "imagenet" / shards.MANIFEST).write_text('{"files": []}')
+    manifest = tmp_path / "imagenet" / shards.MANIFEST
+    files = {file.name: {"rows": 1} for file in manifest.parent.glob("*.parquet")}
+    manifest.write_text(json.dumps({"files": files}))
     named = opened(data).fingerprint
     assert named != before
-    (tmp_path / "imagenet" / shards.MANIFEST).write_text('{"files": [1]}')
-    assert opened(data).fingerprint != named
+    manifest.write_text(json.dumps({"files": files, "images": 1}))
+    assert opened(data).fingerprint not in (named, before)
+    for others in (json.dumps({"files": {**files, "another.parquet": {}}}), "damaged"):
+        manifest.write_text(others)
+        assert opened(data).fingerprint == before
 
 
 def test_the_kind_follows_from_data_and_place() -> None:

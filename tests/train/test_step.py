@@ -125,15 +125,22 @@ def test_the_average_is_the_result_and_survives_a_stop(pretrain: Make, unkilled_
     assert whole.config["train"]["loop"]["ema"] == 0.8
 
 
-def test_a_checkpoint_holds_weights_and_average(pretrain: Make, tmp_path: Path) -> None:
+def test_a_checkpoint_is_of_the_average_and_holds_the_weights_to_go_on_from(pretrain: Make, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(pretraining(pretrain(ema=0.8)), tmp_path, [Heard(stop_after_checkpoints=1)])
     from maep import artifact
 
     saved = artifact.read(tmp_path / "checkpoints" / "000000000096")
-    average = saved.state()["ema"]
-    assert average.keys() == saved.weights().keys()
-    assert any(not torch.equal(average[name], tensor) for name, tensor in saved.weights().items())
+    averaged = saved.state()["averaged"]
+    assert averaged.keys() == saved.weights().keys()
+    assert any(not torch.equal(averaged[name], tensor) for name, tensor in saved.weights().items())
+    plain = run(pretraining(pretrain(samples=96)), tmp_path / "plain")  # another schedule: only the names are compared
+    assert plain.weights().keys() == averaged.keys()
+
+
+def test_a_run_of_a_version_without_the_newer_keys_goes_on(pretrain: Make, tmp_path: Path) -> None:
+    result = run(pretraining(pretrain()), tmp_path)
+    assert not {"lr_rule", "ema", "lora"} & {*result.config["train"], *result.config["train"]["loop"]}
 
 
 def test_per_256_scales_the_learning_rate_by_the_batch() -> None:

@@ -150,6 +150,8 @@ def _members(file: BinaryIO, source: Path, end: int, start: int = 0) -> Iterator
             while (member := tar.next()) is not None and member.offset < end:
                 # It would keep every header: a gigabyte of them for ImageNet.
                 tar.members.clear()  # type: ignore[attr-defined]
+                if member.size < 0:
+                    raise DataError(f"{source}: {member.name} has {member.size} bytes: not a sound tar, fetch it again")
                 if member.offset_data + member.size > end:
                     raise DataError(f"{source} ends inside {member.name}: it is cut short, fetch it again")
                 if member.isreg():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import hashlib
+import json
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -206,12 +207,21 @@ def open_parquet(
     with ThreadPoolExecutor(max_workers=16) as pool:  # waiting for storage is what takes the time
         table = np.array([group for each in pool.map(groups, range(len(files))) for group in each], dtype=np.int64)
     manifest = storage.join(root, str(PurePosixPath(files[0].name).with_name(MANIFEST)))
-    digest = hashlib.sha256()
-    try:
-        digest.update(_within(timeout_s, manifest, functools.partial(_bytes, manifest)))
-    except DataError:  # there is none
-        digest.update(repr([(f.name, f.size) for f in files]).encode() + np.ascontiguousarray(table, "<i8").tobytes())
+    identity = repr([(f.name, f.size) for f in files]).encode() + np.ascontiguousarray(table, "<i8").tobytes()
+    with suppress(DataError):  # there need be none
+        found = _within(timeout_s, manifest, functools.partial(_bytes, manifest))
+        if _files(found) == {PurePosixPath(file.name).name for file in files}:
+            identity = found
+    digest = hashlib.sha256(identity)
     return ParquetShards(name, classes, root, tuple(files), table, digest.hexdigest(), timeout_s)
+
+
+def _files(manifest: bytes) -> set[str]:
+    """Names of the files that a manifest is of; none where it is damaged."""
+    try:
+        return set(json.loads(manifest)["files"])
+    except (ValueError, KeyError, TypeError):
+        return set()
 
 
 def _within(seconds: float, path: str, action: Callable[[], T]) -> T:

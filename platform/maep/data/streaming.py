@@ -72,9 +72,9 @@ def assemble(images: Streamed, plan: Plan, step: int, read: Callable[[int], Enco
     read = read or images.shards.read
     pixels = np.empty((plan.sampling.share, images.side, images.side, 3), dtype=np.uint8)
     labels, indices = np.empty((2, plan.sampling.share), dtype=np.int64)
-    corrupt = []
+    corrupt, epoch = [], plan.epoch(step)
     for place, (group, row) in enumerate((group, row) for group, rows in plan.pieces(step) for row in rows):
-        found = _sound(images, plan, plan.epoch(step), group, row, read)
+        found = _sound(images, plan, epoch, group, row, read)
         pixels[place], labels[place], indices[place] = found[:3]
         corrupt.append(found[3])
     return {"pixels": pixels, "labels": labels, "indices": indices, "corrupt": np.array(corrupt, dtype=object)}

@@ -2,9 +2,9 @@
 
     python -m maep.train --pretrain cifar10/pretrain.yaml --finetune cifar10/finetune.yaml --output out
 
-The files are those of `maep pretrain` and `maep finetune`; what they say of tracking and workers is left aside.
-Further words override keys of either phase: `--finetune.loop.samples 500000`. `--minutes M` stops cleanly after M
-minutes, and SIGTERM at once, with a checkpoint, and the same line goes on from there.
+The files are those of `maep pretrain` and `maep finetune`; what they say of tracking, workers and validation is left
+aside. Further words override keys of either phase: `--finetune.loop.samples 500000`. `--minutes M` stops cleanly after
+M minutes, and SIGTERM at once, with a checkpoint, and the same line goes on from there.
 """
 
 from __future__ import annotations

@@ -187,10 +187,6 @@ def _seconds(work: Callable[[int], None], count: int, device: torch.device) -> f
     return (time.perf_counter() - start) / count
 
 
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-
-
 def _open(settings: PretrainConfig, kind: Kind, device: torch.device) -> Loader:
     """The loader to measure: of a batch of random images, or of the data set where it is streamed."""
     loop, (height, width) = settings.loop, settings.model.image_size

@@ -16,6 +16,8 @@ from maep.models.purifier import PurifierConfig
 from maep.train.mixture import AttackMixConfig
 
 _PLACE = ("device", "checkpoint_every", "keep_checkpoints", "keep_best")
+_NEWER = {"lr_rule": "absolute", "ema": None}
+"""Keys that runs of earlier versions do not name, with what these did."""
 _MEANS = ("precision", "micro_batch", "compile", "parallel")
 
 
@@ -126,6 +128,9 @@ def deciding(settings: Any) -> dict[str, Any]:
     values.pop("validation", None)
     if values.get("lora") is None:
         values.pop("lora", None)  # adapters that are not there decide nothing
+    for key, usual in _NEWER.items():
+        if values["loop"][key] == usual:
+            del values["loop"][key]
     values["data"] = datasets.deciding(settings.data)
     for key in (*_PLACE, *_MEANS):
         del values["loop"][key]

@@ -69,10 +69,10 @@ def train(
     output.mkdir(parents=True, exist_ok=True)
     stop = output.absolute() / _STOP
     cpus = workers.most * (workers.cpus_per_worker + _loader_cpus(settings))
+    stop.unlink(missing_ok=True)
     with cluster.session(address, cpus), on_sigterm(stop.touch) as told:
         _check_room(settings)
         settings = rooted(settings)
-        stop.unlink(missing_ok=True)
         try:
             while (stopped := _fit(settings, output.absolute(), make_callbacks, resume)) is not None:
                 if told():

@@ -216,9 +216,10 @@ class _Run:
 
     def _save(self) -> None:
         """Begins to save where the run stands."""
-        weights, state = self.update.weights(), self.update.state() | {"step": self.step}
+        weights, state = self.update.result(), self.update.state() | {"step": self.step}
         if self.world.rank:
             return
+        self.writer.wait()  # else two copies are held
         seen = self.step * self.task.loop.batch_size
         self.writer.put(snapshot(seen, self.task.config, weights, state))
 

@@ -220,7 +220,7 @@ class Purification(Objective):
             yield
             return
         devices = [batch.images.device] if batch.images.is_cuda else []
-        with torch.random.fork_rng(devices=devices):
+        with seeding.GLOBAL_GENERATOR, torch.random.fork_rng(devices=devices):
             stage = 0 if batch.attacked is None else 1 + batch.replay
             torch.manual_seed(int(seeding.mix(batch.keys[0], _GLOBAL, stage)))
             yield

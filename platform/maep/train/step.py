@@ -99,21 +99,21 @@ class Step:
         return found
 
     def state(self) -> dict[str, Any]:
-        """What `load` takes besides the weights, whole; all workers must call."""
+        """What `load` takes besides `result`, whole; all workers must call."""
         state: dict[str, Any] = {"optimizer": whole(self.optimizer.state_dict())}
         if self.average is not None:
-            state |= {"ema": whole(self.average.weights), "ema_updates": self.average.updates}
+            state |= {"averaged": self.weights(), "updates": self.average.updates}
         return state
 
     def load(self, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Goes on from `weights` and `state`, of any number of workers, sharded or not."""
+        """Goes on from `weights` (a `result`) and `state`, of any number of workers, sharded or not."""
         present = self.model.state_dict()
-        self.model.load_state_dict({name: like(tensor, present[name]) for name, tensor in weights.items()})
-        self.optimizer.load_state_dict(self._shares(state["optimizer"]))
         if self.average is not None:
             held = self.average.weights
-            shares = {name: like(tensor, held[name]) for name, tensor in state["ema"].items()}
-            self.average.load(shares, state["ema_updates"])
+            self.average.load({name: like(tensor, held[name]) for name, tensor in weights.items()}, state["updates"])
+            weights = state["averaged"]
+        self.model.load_state_dict({name: like(tensor, present[name]) for name, tensor in weights.items()})
+        self.optimizer.load_state_dict(self._shares(state["optimizer"]))
 
     def _backward(self, batch: Batch, watch: Stopwatch) -> Losses:
         total: Losses | None = None
