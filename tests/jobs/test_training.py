@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from maep.train.config import PretrainConfig
 from maep.train.history import read
 from maep.train.loop import Progress
 from maep.train.validation import validate
+from maep_jobs.identity import of_training
 from maep_jobs.training import _Shown, _Tracked
 
 Words = Callable[..., list[str]]
@@ -96,6 +98,22 @@ def test_a_new_training_in_an_emptied_folder_is_a_new_run(maep: Any, tiny: Words
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert len(runs) == 2
     assert first.info.run_id in {run.info.run_id for run in runs}
+
+
+@pytest.mark.usefixtures("store")
+def test_a_picture_that_cannot_be_drawn_ends_no_training(
+    maep: Any, tiny: Words, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    noise = ("--data.name", "cifar10", "--data.root", str(tmp_path), "--loader.kind", "synthetic")
+    assert maep(*tiny("--output", "out", "--model.image_size", "32", *noise, tracked=True)).status == 0
+    assert re.search(r"no picture of the checkpoint after [\d,]+ images: no CIFAR-10 \(test\)", caplog.text)
+
+
+def test_what_was_trained_on_noise_is_not_taken_for_the_real_one() -> None:
+    real = config.build(PretrainConfig, {})
+    noise = config.build(PretrainConfig, {"loader": {"kind": "synthetic"}})
+    assert of_training(real, {}) == of_training(config.build(PretrainConfig, {"loader": {"kind": "resident"}}), {})
+    assert of_training(real, {}) != of_training(noise, {})
 
 
 def test_a_best_that_nothing_measured_is_said(
