@@ -12,6 +12,7 @@ from types import FrameType
 
 from maep.errors import Stopped, UserError, nearest
 from maep_jobs.failure import JobFailed
+from maep_jobs.parent import end_with_parent
 
 VERBS = {
     "demo": "the whole path on scikit-learn's digits in minutes, with a picture",
@@ -72,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quiet_environment()
     if argv is None:
         signal.signal(signal.SIGTERM, _end)
+        end_with_parent()
     try:
         status: int = importlib.import_module(f"maep_jobs.{verb}").main(rest)
     except UserError as error:

@@ -7,11 +7,9 @@ stages are the command lines a user would type, run as processes of their own, a
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -38,11 +36,11 @@ from maep_jobs.endpoint import check_endpoint
 from maep_jobs.evaluate import run_evaluation
 from maep_jobs.failure import JobFailed
 from maep_jobs.gate import send_through_gate
+from maep_jobs.parent import ENDS_WITH
 from maep_jobs.progress import wide
 from maep_serve.config import ServeConfig
 from maep_serve.server import check_port, endpoint_token
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PICTURE = "purified.png"
 CHAMPION = "models:/purifier@champion"
 
@@ -239,10 +237,10 @@ def _started(stage: Stage, tracking: TrackingConfig, parallel: int) -> Any:
             **os.environ,
             "OMP_NUM_THREADS": threads,
             "OMP_WAIT_POLICY": "PASSIVE",
+            ENDS_WITH: str(os.getpid()),
             "TERM": "dumb",  # plain lines: two bars on one terminal would overwrite each other
         },
         stdout=subprocess.DEVNULL,
-        preexec_fn=_end_with_parent,
     )
     try:
         yield process
@@ -254,12 +252,6 @@ def _started(stage: Stage, tracking: TrackingConfig, parallel: int) -> Any:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def _end_with_parent() -> None:
-    """In a child, before it becomes its program: kill -9 of `maep run` is SIGTERM for its stages (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _tracking_yaml(tracking: TrackingConfig) -> str:
