@@ -110,6 +110,7 @@ def product_rate() -> float:
     ("preset", "image_size", "batch_size", "decoder", "ratio", "share"),
     [("Ti/4", 32, 128, (128, 2, 4), 1.0, 0.8), ("S/16", 224, 16, (256, 4, 8), 1.15, 0.8)],
 )
+@pytest.mark.filterwarnings("ignore")  # dynamo's own, under `compiled`
 def test_faster_than_a_plain_loop(
     preset: str, image_size: int, batch_size: int, decoder: tuple[int, int, int], ratio: float, share: float
 ) -> None:
