@@ -112,9 +112,10 @@ class ImageSet:
         return digest.hexdigest()
 
 
-def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [0, 1], contiguous, on the same device."""
-    return images.permute(0, 3, 1, 2).to(torch.float32).div_(255).contiguous()
+def to_float(images: torch.Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> torch.Tensor:
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [0, 1], laid out as asked, on the same device."""
+    # In one pass: bytes are turned round, not floats; channels_last is how they lie already.
+    return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=memory_format).div_(255)
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
