@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from maep import seeding, storage
-from maep.data import parquet, shards
+from maep.data import manifest, parquet, shards
 from maep.data.decoding import Undecodable
 from maep.data.encoded import EncodedImages, FileSource, Source, TableSource, verify
 from maep.data.image_set import ImageSet, Split, refuse_corrupt
@@ -45,6 +45,7 @@ def load(root: Path, split: Split, max_corrupt: int = 0, image_size: int = IMAGE
     folder = root / "imagenet"
     files = parquet.find([folder, root / "imagenet_slice"], part)
     if files:
+        _refuse_unlike_manifest(files[0].parent, part)
         source, labels, indices, lossless, classes = _from_rows(parquet.read(files))
         where = str(files[0].parent)
     elif (folder / part).is_dir():
@@ -90,6 +91,9 @@ def train_shards(root: str, files: str | None = None, timeout_s: float = 60.0) -
     for folder in folders:
         found = shards.listing(folder, timeout_s, pattern)
         if found:
+            text = shards.read_manifest(folder, timeout_s)
+            if files is None and text is not None:
+                manifest.refuse_unlike(text, folder, {file.name: file.size for file in found})
             return shards.open_parquet("imagenet", class_names(), folder, found, timeout_s)
     if files is not None:
         raise DataError(f"data.train_files: no file {files} in {root}")
@@ -101,6 +105,13 @@ def train_shards(root: str, files: str | None = None, timeout_s: float = 60.0) -
         f"no ImageNet (train) in {' or '.join(folders)}: set $MAEP_DATA or --data.root to the folder that holds"
         " imagenet/, with train*.parquet or train/SYNSET/*.JPEG in it, or name other files by --data.train_files"
     )
+
+
+def _refuse_unlike_manifest(folder: Path, part: str) -> None:
+    path = folder / manifest.name_of(part)
+    if path.is_file():
+        found = {file.name: file.stat().st_size for file in folder.glob("*.parquet")}
+        manifest.refuse_unlike(path.read_bytes(), str(folder), found)
 
 
 def _is_image(file: File) -> bool:
