@@ -1,0 +1,70 @@
+"""How a notice reaches the steps of a worker on Ray: SIGTERM of its process, Ray's own, and a file of the driver's."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from maep.train.notice import Notice
+
+LOOK_EVERY_S = 1.0
+"""How long the driver's notice may take to be heard, beside the steps that an `Agreement` takes."""
+DRAIN_POLL_S = 5.0
+"""The same for a machine that Ray drains."""
+
+sigterm = threading.Event()
+"""Set once this worker was sent SIGTERM."""
+
+
+def hearing() -> Any:
+    """Ray's setting-up of PyTorch, and in each worker's main thread an ear for SIGTERM (the run has another thread)."""
+    from ray.train.torch import TorchConfig
+
+    class Backend(TorchConfig().backend_cls):  # type: ignore[misc]
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            super().on_start(worker_group, backend_config)
+            worker_group.execute(_hear_sigterm)
+
+    class Hearing(TorchConfig):  # type: ignore[misc]
+        @property
+        def backend_cls(self) -> type:
+            return Backend
+
+    return Hearing()
+
+
+def _hear_sigterm() -> None:
+    signal.signal(signal.SIGTERM, lambda number, frame: sigterm.set())
+
+
+def worker_notice(rank: int, stop: Path) -> Notice:
+    """Whether this worker was told to end, by SIGTERM, by Ray, or (rank 0 hears it) by the file `stop`."""
+    import ray.train
+    from ray.exceptions import RayError
+
+    drained = threading.Event()
+
+    def watch() -> None:
+        # All workers ask equally often, as Ray wants it: a barrier that the steps do not wait at.
+        with suppress(RayError):  # the group ends while this waits for the others
+            while ray.train.get_preemption_info() is None:
+                time.sleep(DRAIN_POLL_S)
+            drained.set()
+
+    threading.Thread(target=watch, name="maep-notice", daemon=True).start()
+    looked = 0.0
+
+    def told() -> bool:
+        nonlocal looked
+        if sigterm.is_set() or drained.is_set():
+            return True
+        if rank or time.monotonic() < looked + LOOK_EVERY_S:
+            return False
+        looked = time.monotonic()
+        return stop.exists()
+
+    return told
