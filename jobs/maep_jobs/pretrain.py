@@ -17,7 +17,7 @@ _EXAMPLES = """  maep pretrain --config cifar10/pretrain --output outputs/mae
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb."""
-    made = parser("pretrain", "Train a masked autoencoder; the same line after a kill goes on.", _EXAMPLES)
+    made = parser("pretrain", "Train a masked autoencoder; the same line after a kill goes on.", _EXAMPLES, remote=True)
     made.add_argument("--measure", action="store_true", help="with --dry-run: also measure how long it would take")
     made.add_argument("--resume", metavar="URI", help="go on from this checkpoint (runs:/ID, s3://, a folder)")
     made.add_argument("--address", help="Ray cluster to run the workers on (default: this machine)")

@@ -212,9 +212,9 @@ def open_parquet(
     return ParquetShards(name, classes, root, tuple(files), table, digest.hexdigest(), timeout_s)
 
 
-def read_manifest(folder: str, timeout_s: float) -> bytes | None:
-    """What `maep data pack` wrote beside the shards of train; None: they came otherwise."""
-    path = storage.join(folder, manifest.name_of("train"))
+def read_manifest(folder: str, timeout_s: float, part: str = "train") -> bytes | None:
+    """What `maep data pack` wrote beside the shards of a part; None: they came otherwise."""
+    path = storage.join(folder, manifest.name_of(part))
     with suppress(DataError):
         return _within(timeout_s, path, functools.partial(_bytes, path))
     return None

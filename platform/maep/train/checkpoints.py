@@ -23,7 +23,11 @@ from maep import artifact, storage
 from maep.artifact import Artifact
 from maep.errors import ArtifactError, UnavailableError
 
-_INDEX = "index.json"
+MODEL, BEST, CHECKPOINTS, RESUMED = "model", "best", "checkpoints", "resumed-from"
+"""Folders in the output of a run."""
+RUN_KEY = "run-key"
+"""A file there, which says which training it is."""
+INDEX = "index.json"
 _OWNER = "owner"
 _SCORE = "score.json"
 
@@ -84,11 +88,16 @@ class Checkpoints:
         saved = artifact.write(self.folder / name, "checkpoint", config, weights, card, state)
         self._check_owner()
         names = [*[known for known in self._names() if known != name], name]
-        storage.write_bytes(self.folder / _INDEX, json.dumps(names[-self.keep :]).encode())
+        storage.write_bytes(self.folder / INDEX, json.dumps(names[-self.keep :]).encode())
         with self._turn:
             self._old = self._old.union(names[: -self.keep]) - {name}
             self._drop()
         return saved
+
+    def adopt(self, name: str) -> None:
+        """Takes the checkpoint that was put into folder `name` for the newest."""
+        names = [*[known for known in self._names() if known != name], name]
+        storage.write_bytes(self.folder / INDEX, json.dumps(names[-self.keep :]).encode())
 
     def pin(self, saved: Artifact) -> None:
         """Keeps it on disk, newer ones or not, until it is unpinned."""
@@ -127,7 +136,7 @@ class Checkpoints:
             raise UnavailableError(f"another process goes on with the run in {self.folder.parent}: this one ends here")
 
     def _names(self) -> list[str]:
-        path = self.folder / _INDEX
+        path = self.folder / INDEX
         try:
             names: list[str] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:

@@ -1,7 +1,7 @@
 """The same loop on Ray Train: N workers share each batch, Ray starts them and starts them anew when one dies.
 
-Nothing of Ray is in the step. Checkpoints are the loop's own, on storage that all workers see; a new group of
-workers resumes from the newest as any other process would. A range of workers is Ray Train's own elasticity: the
+Nothing of Ray is in the step. Checkpoints are the loop's own, in a folder that all workers see or on s3://; a new group
+of workers resumes from the newest as any other process would. A range of workers is Ray Train's own elasticity: the
 batch stays the same, so a group of another size takes the same steps, up to the order of sums.
 
 A notice reaches the steps from three sides: SIGTERM of this process, which leaves a file that rank 0 looks for each
@@ -15,27 +15,29 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from maep import artifact, cluster, config
+from maep import artifact, cluster, config, storage
 from maep.artifact import Artifact
 from maep.data.datasets import data_uri
 from maep.data.loaders import resolved
 from maep.errors import ConfigError, Stopped, UnavailableError, UserError
+from maep.train.checkpoints import MODEL, RESUMED
 from maep.train.classifier import ClassifierConfig, classification
 from maep.train.config import FinetuneConfig, PretrainConfig
 from maep.train.loop import Callback, Task, World, go_on
-from maep.train.notice import on_sigterm
+from maep.train.mirror import Mirror, mirror_of, working_folder
+from maep.train.notice import Notice, on_sigterm
 from maep.train.phases import pretraining, purification
 from maep.train.ray_faults import cause, of_rank, watching
-from maep.train.ray_notice import hearing, worker_notice
+from maep.train.ray_notice import StopFile, hearing, worker_notice
 from maep.train.start import anyones, starting_point
 
 Settings = PretrainConfig | FinetuneConfig | ClassifierConfig
-
-_STOP = "stop"
 
 MakeCallbacks = Callable[[], Sequence[Callback]]
 """Makes the callbacks in the process where they run (connections do not travel), once nothing refuses the run."""
@@ -43,38 +45,62 @@ MakeCallbacks = Callable[[], Sequence[Callback]]
 
 def train(
     settings: Settings,
-    output: Path,
+    output: str | Path,
     make_callbacks: MakeCallbacks,
     address: str | None = None,
     resume: Artifact | None = None,
 ) -> Artifact:
     """Trains a phase in this process (`workers.num_workers` 0) or on that many Ray Train workers.
 
-    For workers, `settings` must be `rooted`, and `output` lie where all machines see it. Raises UnavailableError where
-    the cluster cannot place the workers, Stopped after a SIGTERM of this process, and what the loop raises.
+    For workers, `settings` must be `rooted`, and `output` a folder that all machines see, or s3://. Returns the result
+    as it lies on this machine. Raises UnavailableError where the cluster cannot place the workers, or S3 does not
+    answer, Stopped after a SIGTERM of this process, and what the loop raises.
     """
     workers = settings.workers
+    output = str(output if storage.is_remote(output) else Path(output).absolute())
+    folder, mirror = working_folder(output), mirror_of(output, settings.loop.keep_checkpoints)
     if workers.most == 0:
         task = _task(settings)
-        start = starting_point(task.config, output, resume)  # refuses before the callbacks write anything
+        start = starting_point(task.config, folder, resume, mirror=mirror)  # refuses before callbacks write anything
         with on_sigterm() as notice:
-            return go_on(start, task, output, make_callbacks(), World(), notice)
+            return _to_end(start, task, folder, mirror, make_callbacks, World(), notice)
     for count in range(workers.least, workers.most + 1):
         if settings.loop.batch_size % count:
             raise ConfigError(f"loop.batch_size: {settings.loop.batch_size} does not divide among {count} workers")
-    output.mkdir(parents=True, exist_ok=True)
-    stop = output.absolute() / _STOP
+    folder.mkdir(parents=True, exist_ok=True)
+    stop = StopFile(output)
     cpus = workers.most * (workers.cpus_per_worker + _loader_cpus(settings))
-    stop.unlink(missing_ok=True)
-    with cluster.session(address, cpus), on_sigterm(stop.touch) as told:
+    stop.remove()
+    with cluster.session(address, cpus), on_sigterm(stop.put) as told:
         _check_room(settings)
         try:
-            while (stopped := _fit(settings, output.absolute(), make_callbacks, resume)) is not None:
+            lent = _lent(resume, output, mirror) if resume is not None else None
+            while (stopped := _fit(settings, output, make_callbacks, lent)) is not None:
                 if told():
                     raise stopped
         finally:
-            stop.unlink(missing_ok=True)
-    return artifact.read(output / "model")
+            with suppress(UnavailableError):  # where S3 is away, another error says so
+                stop.remove()
+    if mirror is not None:
+        mirror.pull()
+    return artifact.read(folder / MODEL)
+
+
+def _to_end(
+    start: Artifact | None,
+    task: Task,
+    folder: Path,
+    mirror: Mirror | None,
+    make_callbacks: MakeCallbacks,
+    world: World,
+    notice: Notice,
+) -> Artifact:
+    """The run in `folder`, and what of it goes to the mirror, before anybody else is told."""
+    callbacks = [*([mirror] if mirror else []), *make_callbacks()] if world.rank == 0 else []
+    result = go_on(start, task, folder, callbacks, world, notice)
+    if mirror is not None and world.rank == 0:
+        mirror.finish()
+    return result
 
 
 def _task(settings: Settings) -> Task:
@@ -122,7 +148,7 @@ def _loader_cpus(settings: Settings) -> float:
     return loader.cpus if loader.kind == "ray" else 0.0
 
 
-def _fit(settings: Settings, output: Path, make_callbacks: MakeCallbacks, resume: Artifact | None) -> Stopped | None:
+def _fit(settings: Settings, output: str, make_callbacks: MakeCallbacks, lent: str | None) -> Stopped | None:
     """Trains with workers until the result is there, or a notice has stopped them: then it says so."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -136,9 +162,9 @@ def _fit(settings: Settings, output: Path, make_callbacks: MakeCallbacks, resume
         train_loop_config={
             "phase": type(settings).__name__,
             "settings": config.to_dict(settings),
-            "output": str(output),
+            "output": output,
             "make_callbacks": make_callbacks,
-            "resume": str(_shared(resume, output)) if resume else None,
+            "resume": lent,
         },
         torch_config=hearing(),
         scaling_config=ScalingConfig(
@@ -149,7 +175,7 @@ def _fit(settings: Settings, output: Path, make_callbacks: MakeCallbacks, resume
         ),
         run_config=RunConfig(
             name="ray",
-            storage_path=str(output),
+            **_ray_storage(output),
             callbacks=[watching(output)],
             failure_config=FailureConfig(
                 max_failures=workers.max_failures, controller_failure_limit=workers.max_failures
@@ -165,12 +191,26 @@ def _fit(settings: Settings, output: Path, make_callbacks: MakeCallbacks, resume
     raise ended
 
 
-def _shared(resume: Artifact, output: Path) -> Path:
-    """A copy of the checkpoint beside the run's own: workers on other machines see `output`, not the driver's disk."""
-    folder = output / "resumed-from" / resume.sha256[:16]
-    if not artifact.is_valid(folder):
-        shutil.copytree(resume.folder, folder, dirs_exist_ok=True)
-    return folder
+def _lent(resume: Artifact, output: str, mirror: Mirror | None) -> str:
+    """Puts the checkpoint where all machines see it, and not only the driver; its name below `output`."""
+    if mirror is not None:
+        return mirror.lend(resume)
+    name = f"{RESUMED}/{resume.sha256[:16]}"
+    if not artifact.is_valid(Path(output) / name):
+        shutil.copytree(resume.folder, Path(output) / name, dirs_exist_ok=True)
+    return name
+
+
+def _ray_storage(output: str) -> dict[str, Any]:
+    """Where Ray keeps what it has to of a run, as it takes it; keys come from each process's own environment."""
+    if not storage.is_remote(output):
+        return {"storage_path": output}
+    from pyarrow import fs
+
+    place = urlsplit(storage.s3_endpoint() or "")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    system = fs.S3FileSystem(region=region, scheme=place.scheme or "https", endpoint_override=place.netloc or None)
+    return {"storage_path": output.removeprefix("s3://"), "storage_filesystem": system}
 
 
 def _worker(values: dict[str, Any]) -> UserError | FloatingPointError | Stopped | None:
@@ -182,26 +222,29 @@ def _worker(values: dict[str, Any]) -> UserError | FloatingPointError | Stopped 
     kinds: dict[str, type[Settings]] = {
         kind.__name__: kind for kind in (PretrainConfig, FinetuneConfig, ClassifierConfig)
     }
-    output, resume, mistake = Path(values["output"]), None, None
+    settings = config.build(kinds[values["phase"]], values["settings"])
+    output, resume, mistake = values["output"], None, None
+    folder, mirror = working_folder(output), mirror_of(output, settings.loop.keep_checkpoints)
     try:
-        task = _task(config.build(kinds[values["phase"]], values["settings"]))
-        resume = artifact.read(values["resume"]) if values["resume"] and world.rank == 0 else None
+        task = _task(settings)
+        if values["resume"] and world.rank == 0:
+            resume = mirror.bring(values["resume"]) if mirror else artifact.read(folder / values["resume"])
     except UserError as error:
         mistake = error
     mistake = anyones(mistake, world)
     if mistake is not None:
         return mistake
     try:
-        start = starting_point(task.config, output, resume, world)
+        start = starting_point(task.config, folder, resume, world, mirror)
     except UserError as error:
         return error
-    notice = worker_notice(world.rank, output / _STOP)
+    notice = worker_notice(world.rank, StopFile(output))
     try:
-        go_on(start, task, output, values["make_callbacks"]() if world.rank == 0 else (), world, notice)
+        _to_end(start, task, folder, mirror, values["make_callbacks"], world, notice)
     except Stopped as stopped:
         return stopped
     except (UserError, FloatingPointError) as error:
         if world.size > 1:
             raise of_rank(world.rank, error) from None  # the others wait for this worker, and only Ray can end them
-        return error
+        return of_rank(world.rank, error)
     return None

@@ -24,13 +24,13 @@ from maep.data.resident import Noise, Resident, Synthetic
 from maep.data.streaming import Stream
 from maep.errors import ConfigError, Stopped
 from maep.train import faults
-from maep.train.checkpoints import Checkpoints, snapshot
+from maep.train.checkpoints import CHECKPOINTS, MODEL, Checkpoints, snapshot
 from maep.train.config import LoopConfig
 from maep.train.history import History, members
 from maep.train.meter import Meter, Progress
 from maep.train.notice import Agreement, Notice, never
 from maep.train.objectives import Batch, Losses, Objective
-from maep.train.start import CHECKPOINTS, MODEL, World, starting_point
+from maep.train.start import World, starting_point
 from maep.train.step import Step, learning_rate
 from maep.train.stopwatch import Stopwatch
 from maep.train.writer import Writer

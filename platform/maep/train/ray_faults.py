@@ -8,6 +8,7 @@ from typing import Any
 
 from maep.errors import UnavailableError, UserError, WriteError
 from maep.train.history import note_lost
+from maep.train.mirror import working_folder
 
 _DEATH = "WorkerHealthCheckFailedError"
 """Ray's name (a private class) for a worker that does not answer any more: killed, or its machine gone."""
@@ -27,11 +28,11 @@ def of_rank(rank: int, error: UserError | FloatingPointError) -> UserError | Flo
     return error if would_repeat(error) else type(error)(f"worker {rank}: {error}")
 
 
-def watching(output: Path) -> Any:
+def watching(output: str | Path) -> Any:
     """A callback for Ray Train's controller, which asks it before it starts workers anew.
 
-    What would only repeat is raised there, which ends the run; of workers that died, word is left in the history's
-    folder `output`.
+    What would only repeat is raised there, which ends the run; of workers that died, word is left for the next group's
+    history in the folder `output`. (Of an s3:// address only the log says it: each machine has a folder of its own.)
     """
     from ray.train import UserCallback
 
@@ -43,7 +44,7 @@ def watching(output: Path) -> Any:
                     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
                     raise error
             died = [rank for rank, error in worker_exceptions.items() if type(error).__name__ == _DEATH]
-            for name in note_lost(output, died) if died else ():
+            for name in note_lost(working_folder(output), died) if died else ():
                 _log.warning("%s died", name)
 
     return Watching()

@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from maep import storage
+from maep.errors import UnavailableError
 from maep.train.notice import Notice
 
 LOOK_EVERY_S = 1.0
@@ -41,30 +43,52 @@ def _hear_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sigterm.set())
 
 
-def worker_notice(rank: int, stop: Path) -> Notice:
+class StopFile:
+    """The driver's notice: a file in the output of the run, local or s3://, that rank 0 looks for."""
+
+    def __init__(self, output: str | Path) -> None:
+        self._uri = storage.join(output, "stop")
+
+    def put(self) -> None:
+        """Leaves it; returns at once, for a signal's handler calls this."""
+        if storage.is_remote(self._uri):
+            threading.Thread(target=storage.write_bytes, args=(self._uri, b"stop"), daemon=True).start()
+        else:
+            Path(self._uri).touch()
+
+    def there(self) -> bool:
+        """Whether it is there."""
+        with suppress(FileNotFoundError):
+            storage.size(self._uri)
+            return True
+        return False
+
+    def remove(self) -> None:
+        """Takes it away again."""
+        storage.remove_file(self._uri)
+
+
+def worker_notice(rank: int, stop: StopFile) -> Notice:
     """Whether this worker was told to end, by SIGTERM, by Ray, or (rank 0 hears it) by the file `stop`."""
     import ray.train
     from ray.exceptions import RayError
 
-    drained = threading.Event()
+    heard = threading.Event()
 
-    def watch() -> None:
+    def watch_ray() -> None:
         # All workers ask equally often, as Ray wants it: a barrier that the steps do not wait at.
         with suppress(RayError):  # the group ends while this waits for the others
             while ray.train.get_preemption_info() is None:
                 time.sleep(DRAIN_POLL_S)
-            drained.set()
+            heard.set()
 
-    threading.Thread(target=watch, name="maep-notice", daemon=True).start()
-    looked = 0.0
+    def watch_file() -> None:
+        while not heard.is_set():
+            with suppress(UnavailableError):  # what S3 does not answer is asked again
+                if stop.there():
+                    heard.set()
+            time.sleep(LOOK_EVERY_S)
 
-    def told() -> bool:
-        nonlocal looked
-        if sigterm.is_set() or drained.is_set():
-            return True
-        if rank or time.monotonic() < looked + LOOK_EVERY_S:
-            return False
-        looked = time.monotonic()
-        return stop.exists()
-
-    return told
+    for watch in (watch_ray, *([watch_file] if rank == 0 else [])):
+        threading.Thread(target=watch, name="maep-notice", daemon=True).start()
+    return lambda: sigterm.is_set() or heard.is_set()
