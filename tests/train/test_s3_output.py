@@ -113,6 +113,8 @@ def test_a_fresh_machine_goes_on_from_s3(store: S3, unkilled: Artifact, tmp_path
     history = check(uri, printed, unkilled, tmp_path)
     assert [each["event"] for each in history] == ["started", "resumed", "finished"]
     assert history[1]["step"] >= 200
+    assert history[1]["redone"] is None  # the machine that counted them is gone
+    assert history[1]["lost_pid"] == history[0]["pid"]
     assert go_on(line(uri), MAEP_CACHE=str(tmp_path / "c"))["sha256"] == unkilled.sha256  # finished: it is fetched
 
 

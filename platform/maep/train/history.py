@@ -42,7 +42,7 @@ def members(num_workers: int) -> list[Worker]:
 
 def named(rank: int, worker: Worker) -> str:
     """A worker, as the log calls it."""
-    return f"worker {rank}, process {worker['pid']} on {worker['host']},"
+    return f"worker {rank} (process {worker['pid']} on {worker['host']})"
 
 
 class History:
@@ -65,16 +65,26 @@ class History:
         """Says that `workers` (`members`) start, or go on, at `step`, and how many steps are done again."""
         if self._mute:
             return
-        done = int(os.pread(self._position, _DIGITS, 0) or b"0")
         before = read(self._path.parent)
-        values: dict[str, Any] = {"num_workers": len(workers), "workers": workers, "redone": max(0, done - step)}
+        redone = self._redone(before, step)
+        values: dict[str, Any] = {"num_workers": len(workers), "workers": workers, "redone": redone}
         lost = _lost(before, self._folder)
         if lost is not None:
             rank, worker = lost
             values |= {"lost_rank": rank, "lost_pid": worker["pid"], "lost_host": worker["host"]}
-            _log.warning("%s ended unheard: from step %d, %d steps again", named(rank, worker), step, values["redone"])
+            again = "some" if redone is None else redone
+            _log.warning("%s ended unheard: from step %d, %s steps again", named(rank, worker), step, again)
         self._write("resumed" if before else "started", step, values)
         self.at(step)
+
+    def _redone(self, before: Sequence[Mapping[str, Any]], step: int) -> int | None:
+        """Steps that are done again; None where they were counted on a machine that is gone."""
+        position = os.pread(self._position, _DIGITS, 0)
+        if position:
+            return max(0, int(position) - step)
+        if before and before[-1]["event"] in ("started", "resumed"):
+            return None
+        return max(0, before[-1]["step"] - step) if before else 0
 
     def at(self, step: int) -> None:
         """So many steps are done: it takes a microsecond, and outlives the process."""
@@ -106,8 +116,8 @@ class History:
 def note_lost(output: Path, ranks: Sequence[int]) -> list[str]:
     """Leaves word, for the group that comes, of the workers that were seen to die; how the log calls them."""
     storage.write_bytes(output / "checkpoints" / _LOST, json.dumps(sorted(ranks)).encode())
-    workers = _last_group(read(output))
-    return [named(rank, workers[rank]) for rank in sorted(ranks) if rank < len(workers)]
+    workers = dict(enumerate(_last_group(read(output))))
+    return [named(rank, workers[rank]) if rank in workers else f"worker {rank}" for rank in sorted(ranks)]
 
 
 def _last_group(before: Sequence[Mapping[str, Any]]) -> list[Worker]:
@@ -132,8 +142,9 @@ def read(output: Path) -> list[dict[str, Any]]:
     """The lines of the history in `output`; one that was cut short is left out.
 
     Each has event (started, resumed, finished, stopped after a notice, failed), step, pid, host, and time in s since
-    the epoch. Starts also have num_workers, workers (pid and host of each, by rank), redone (steps), and, where a
-    worker of the group before died unheard, lost_rank, lost_pid and lost_host; failures have error.
+    the epoch. Starts also have num_workers, workers (pid and host of each, by rank), redone (steps; null where
+    the machine that counted them is gone), and, where a worker of the group before died unheard, lost_rank, lost_pid
+    and lost_host; failures have error.
     """
     path = output / HISTORY
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
