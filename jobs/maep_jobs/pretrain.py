@@ -11,6 +11,7 @@ from maep_jobs.training import run_training
 _EXAMPLES = """  maep pretrain --config cifar10/pretrain --output outputs/mae
   maep pretrain --config digits/pretrain --mask_ratio 0.5 --dry-run --measure
   maep pretrain --config cifar10/pretrain --workers.num_workers 2
+  maep pretrain --config imagenet/slice --output s3://bucket/runs/mae
   maep pretrain --config cifar10/pretrain --init outputs/earlier/model --output outputs/longer
   maep pretrain --config cifar10/pretrain --output outputs/again --resume runs:/RUN_ID"""
 
