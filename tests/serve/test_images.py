@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import random
 import struct
 import zlib
 
@@ -147,20 +146,3 @@ def test_a_truncated_image_is_refused_and_never_half_decoded(picture, kind):
         else:  # all that lacked was a checksum or the end marker
             assert length > 0.9 * len(data)
             assert torch.equal(pixels, images.decode(data, LIMIT))
-
-
-def test_mutations_raise_nothing_but_problems(picture):
-    seed = 20261124
-    print(f"seed {seed}")
-    draw = random.Random(seed)
-    originals = [encoded(Image.fromarray(picture(12, 12)), kind) for kind in ("PNG", "JPEG")]
-    for _ in range(1000):
-        data = bytearray(draw.choice(originals))
-        for _ in range(draw.randint(1, 8)):
-            data[draw.randrange(len(data))] = draw.randrange(256)
-        try:
-            pixels = images.decode(bytes(data), LIMIT)
-        except Problem:
-            continue
-        assert pixels.dtype == torch.uint8
-        assert pixels.shape[2] * pixels.shape[3] <= LIMIT
