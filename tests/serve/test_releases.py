@@ -1,4 +1,4 @@
-"""Versions that come while requests go on: taken, or refused and the old one stays. In this process, a real registry."""
+"""Versions that come while requests go on: taken, or refused and the old one stays. With a real registry."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_golden_outputs_are_made_again_and_another_purifiers_are_refused(purifie
     assert len(bytes.fromhex(recorded)) == 512
     golden.check(load_purifier_artifact(purifier_artifact), recorded)
     other = load_purifier_artifact(another(purifier_artifact, tmp_path / "other", 1.5))
-    with pytest.raises(ArtifactError, match="differ by .* of 255"):
+    with pytest.raises(ArtifactError, match=r"differ by .* of 255"):
         golden.check(other, recorded)
     for damaged in (recorded[:-2], "no", ""):
         with pytest.raises(ArtifactError, match="512"):

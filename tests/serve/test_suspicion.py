@@ -102,7 +102,7 @@ def test_a_calibration_is_for_its_own_models_only(models, tmp_path):
     assert suspicion.read(file) == known
     assert suspicion.find(known.purifier_sha256, known.classifier_sha256, str(file)) == known
     assert suspicion.find(known.purifier_sha256, known.classifier_sha256) is None
-    with pytest.raises(ConfigError, match="is of purifier .*, not of .* --calibrate FILE"):
+    with pytest.raises(ConfigError, match=r"is of purifier .*, not of .* --calibrate FILE"):
         suspicion.find("0" * 64, known.classifier_sha256, str(file))
     for text in ("{}", "[]", "no", json.dumps({**json.loads(file.read_text()), "unchanged": [2, 1]})):
         file.write_text(text)
