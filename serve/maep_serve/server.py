@@ -254,8 +254,9 @@ def _stop(ours: Path | None) -> None:
             from ray import serve
 
             for name in serve.status().applications:
-                serve.delete(name, _blocking=False)
-            serve.shutdown()
+                serve.delete(name)
+            if ours is None:
+                serve.shutdown()
     finally:
         if ours is not None:
             ray.shutdown()

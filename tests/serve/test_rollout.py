@@ -1,4 +1,4 @@
-"""Two replicas on a real Ray Serve, under load: a promotion, a killed replica, a killed controller, a new deployment."""
+"""Two replicas on a real Ray Serve, under load: promotions, a killed replica, a killed controller, a new deployment."""
 
 from __future__ import annotations
 
