@@ -22,7 +22,7 @@ from maep.tracking.client import TrackingConfig
 from maep.tracking.resolve import resolve
 from maep_jobs.failure import JobFailed
 from maep_serve.client import Client
-from maep_serve.config import ServeConfig
+from maep_serve.config import TOKEN_VARIABLE, ServeConfig
 
 
 def check_endpoint(
@@ -32,12 +32,12 @@ def check_endpoint(
 
     Raises JobFailed where they differ: what was evaluated would not be what is served.
     """
-    from maep_serve.server import TOKEN_VARIABLE, start
+    from maep_serve.server import start
 
     champion = resolve(serve.model, tracking)
     with start(dataclasses.replace(serve, model=str(champion.folder))) as server:
         pixels = _golden_image(evaluation)
-        with Client(server.url, os.environ.get(TOKEN_VARIABLE)) as client:
+        with Client(server.url, os.environ.get(TOKEN_VARIABLE, "").split(",")[0].strip() or None) as client:
             answer = np.asarray(Image.open(io.BytesIO(client.purify(_png(pixels)))).convert("RGB"))
         identical = bool((answer == offline(champion, pixels)).all()) and server.purifier_sha256 == champion.sha256
         if not identical:
