@@ -22,6 +22,7 @@ VERBS = {
     "evaluate": "measure purifiers under each threat model",
     "promote": "send a purifier through the gate to the alias champion",
     "serve": "start the endpoint",
+    "purify": "image files and folders, by the endpoint or in this process",
     "submit": "run a verb on a Ray cluster",
     "data": "fetch and inspect data sets",
     "classifier": "train a classifier to protect",

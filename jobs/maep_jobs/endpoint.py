@@ -38,7 +38,7 @@ def check_endpoint(
     with start(dataclasses.replace(serve, model=str(champion.folder))) as server:
         pixels = _golden_image(evaluation)
         with Client(server.url, os.environ.get(TOKEN_VARIABLE)) as client:
-            answer = np.asarray(Image.open(io.BytesIO(client.purify(_png(pixels)))).convert("RGB"))
+            answer = np.asarray(Image.open(io.BytesIO(client.purify(_png(pixels)).image)).convert("RGB"))
         identical = bool((answer == offline(champion, pixels)).all()) and server.purifier_sha256 == champion.sha256
         if not identical:
             raise JobFailed("the endpoint's answer differs from the champion's offline output")
