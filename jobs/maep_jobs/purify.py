@@ -21,10 +21,10 @@ from maep_jobs.arguments import Job, local_folder, parse, parser, plan_text
 from maep_jobs.failure import JobFailed
 from maep_jobs.image_files import Found, Pair
 from maep_jobs.progress import Bar
-from maep_serve.answers import ProblemError, Purified
 from maep_serve.client import AsyncClient
 from maep_serve.config import ServeConfig
 from maep_serve.in_process import InProcess
+from maep_serve.results import ProblemError, Purified
 from maep_serve.server import TOKEN_VARIABLE
 
 _EXAMPLES = """  maep purify photo.jpg -o clean.png --model bundled:cifar10

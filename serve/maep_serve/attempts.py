@@ -17,7 +17,7 @@ from email.utils import parsedate_to_datetime
 import httpx
 
 from maep.errors import UnavailableError
-from maep_serve.answers import ProblemError
+from maep_serve.results import ProblemError
 
 _BUSY = (429, 503)
 _LOST_BEHIND_A_FRONT = (500, 502, 504)

@@ -11,17 +11,19 @@ import json
 import logging
 import ssl
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import httpx
+import numpy as np
+from numpy.typing import NDArray
 
 from maep.errors import ConfigError, UnavailableError
-from maep_serve import answers
-from maep_serve.answers import Candidate, Classified, Info, ProblemError, Purified
+from maep_serve import results
 from maep_serve.attempts import Answer, Attempts, Patience
 from maep_serve.config import is_loopback
+from maep_serve.results import Candidate, Classified, Info, ProblemError, Purified
 
 __all__ = ["AsyncClient", "Candidate", "Classified", "Client", "Info", "Patience", "ProblemError", "Purified"]
 
@@ -30,15 +32,15 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class _Request:
     method: str
     path: str
     body: bytes | None = None
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {} if self.body is None else {"Content-Type": content_type(self.body)}
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Client:
@@ -70,6 +72,10 @@ class Client:
     def classify(self, image: bytes, top_k: int = 5) -> Classified:
         """The classifier's `top_k` best classes before and after purification."""
         return _read(self.url, self._call(_classify(image, top_k)), _classified)
+
+    def purify_array(self, image: Pixels) -> Pixels:
+        """The purified form of RGB pixels, [H, W, 3]: uint8, or float32 in [0, 1]; the same shape and type."""
+        return _read(self.url, self._call(_purify_array(image)), _array)
 
     def info(self) -> Info:
         """What is served, and within which limits."""
@@ -145,6 +151,10 @@ class AsyncClient:
         """See `Client.classify`."""
         return _read(self.url, await self._call(_classify(image, top_k)), _classified)
 
+    async def purify_array(self, image: Pixels) -> Pixels:
+        """See `Client.purify_array`."""
+        return _read(self.url, await self._call(_purify_array(image)), _array)
+
     async def info(self) -> Info:
         """See `Client.info`."""
         return _read(self.url, await self._call(_INFO), _info)
@@ -185,6 +195,7 @@ class AsyncClient:
 
 
 _INFO = _Request("GET", "/v1/info")
+_RAW = "application/octet-stream"
 
 
 def content_type(image: bytes) -> str:
@@ -228,23 +239,42 @@ def _trusting(ca_file: str) -> ssl.SSLContext:
 
 
 def _purify(image: bytes) -> _Request:
-    return _Request("POST", "/v1/purify", image)
+    return _Request("POST", "/v1/purify", image, {"Content-Type": content_type(image)})
 
 
 def _classify(image: bytes, top_k: int) -> _Request:
-    return _Request("POST", f"/v1/classify?top_k={top_k}", image)
+    return _Request("POST", f"/v1/classify?top_k={top_k}", image, {"Content-Type": content_type(image)})
+
+
+def _purify_array(image: Pixels) -> _Request:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype not in (np.uint8, np.float32):
+        raise ConfigError(f"an image of {image.dtype} {list(image.shape)}: uint8 or float32 [H, W, 3] is needed")
+    headers = {
+        "Content-Type": _RAW,
+        "Accept": f"{_RAW};dtype={image.dtype.name}",
+        "X-Shape": ",".join(map(str, image.shape)),
+        "X-Dtype": image.dtype.name,
+    }
+    return _Request("POST", "/v1/purify", np.ascontiguousarray(image, image.dtype.newbyteorder("<")).tobytes(), headers)
 
 
 def _purified(answer: Answer) -> Purified:
-    return answers.purified(answer.body, answer.headers)
+    return results.purified(answer.body, answer.headers)
+
+
+def _array(answer: Answer) -> Pixels:
+    shape = tuple(map(int, answer.headers["x-shape"].split(",")))
+    dtype = {"uint8": np.dtype("u1"), "float32": np.dtype("<f4")}[answer.headers["x-dtype"]]
+    # A copy, for what numpy reads from bytes cannot be written to.
+    return np.frombuffer(answer.body, dtype).reshape(shape).astype(dtype.newbyteorder("="))
 
 
 def _classified(answer: Answer) -> Classified:
-    return answers.classified(json.loads(answer.body))
+    return results.classified(json.loads(answer.body))
 
 
 def _info(answer: Answer) -> Info:
-    return answers.info(json.loads(answer.body))
+    return results.info(json.loads(answer.body))
 
 
 def _read(url: str, answer: Answer, read: Callable[[Answer], _T]) -> _T:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from maep_serve import images
-from maep_serve.answers import ProblemError, Purified
 from maep_serve.config import ServeConfig
 from maep_serve.problems import Problem
+from maep_serve.results import ProblemError, Purified
 from maep_serve.service import Service
 
 _LARGE = 2**20  # pixels

@@ -173,7 +173,7 @@ def test_several_folders_keep_their_names(photos: Path) -> None:
     shutil.copytree(photos, other)
     found = image_files.find([photos, other], Path("out"))
     assert [pair.target.as_posix() for pair in found.pairs][::3] == ["out/photos/a.png", "out/other/a.png"]
-    with pytest.raises(UserError, match="both become out/a.png"):
+    with pytest.raises(UserError, match=r"both become out/a\.png"):
         image_files.find([photos / "a.png", other / "a.png"], Path("out"))
 
 
