@@ -42,6 +42,7 @@ pytestmark = [
 TOKEN = "not-for-the-log"
 MAIN = """
 daemon off;
+user root;
 worker_processes 1;
 pid {folder}/nginx.pid;
 error_log {folder}/error.log warn;
@@ -75,8 +76,17 @@ class Front:
         headers = {"authorization": f"Bearer {TOKEN}", "content-type": "image/png"}
         return httpx.Client(base_url=self.url, headers=headers, verify=trust, trust_env=False, timeout=60)
 
-    def logged(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "access.log").read_text().splitlines()]
+    def logged(self, request_id: str) -> dict[str, Any]:
+        """The line of a request, which nginx writes once the answer is sent."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            lines = (self.folder / "access.log").read_text().splitlines()
+            found = [line for line in map(json.loads, lines) if line["request_id"] == request_id]
+            if found:
+                assert len(found) == 1
+                return found[0]
+            time.sleep(0.02)
+        raise AssertionError(f"{request_id} is not logged")
 
 
 def purifier(folder: Path, seed: int) -> Artifact:
@@ -188,7 +198,7 @@ def test_a_purified_image_comes_through_tls_and_its_version_is_logged(front: Fro
             assert answer.headers.get_list("x-request-id") == [f"mine-{track}"]
             assert "max-age" in answer.headers["strict-transport-security"]
             assert "nginx/" not in answer.headers.get("server", "")
-            (line,) = [line for line in front.logged() if line["request_id"] == f"mine-{track}"]
+            line = front.logged(f"mine-{track}")
             assert (line["track"], line["version"], line["status"], line["path"]) == (track, version, 200, "/v1/purify")
     everything = "".join(path.read_text() for path in front.folder.glob("*.log"))
     assert TOKEN not in everything
