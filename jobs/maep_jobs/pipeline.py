@@ -39,7 +39,8 @@ from maep_jobs.gate import send_through_gate
 from maep_jobs.parent import ENDS_WITH
 from maep_jobs.progress import wide
 from maep_serve.config import ServeConfig
-from maep_serve.server import check_port, endpoint_token
+from maep_serve.server import check_port
+from maep_serve.tokens import endpoint_tokens
 
 PICTURE = "purified.png"
 CHAMPION = "models:/purifier@champion"
@@ -190,7 +191,7 @@ def _check_ends(serve: ServeConfig, tracking: TrackingConfig) -> None:
     """Refuses at once what only the last stages would notice, hours later; makes the default tracking store."""
     if not tracking.enabled:
         raise ConfigError("tracking.enabled: a pipeline ends in the registry, which needs tracking: leave it true")
-    endpoint_token(serve)
+    endpoint_tokens(serve)
     try:
         check_port(serve)
     except UnavailableError:

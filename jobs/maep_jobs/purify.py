@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
@@ -21,11 +20,10 @@ from maep_jobs.arguments import Job, local_folder, parse, parser, plan_text
 from maep_jobs.failure import JobFailed
 from maep_jobs.image_files import Found, Pair
 from maep_jobs.progress import Bar
-from maep_serve.client import AsyncClient
+from maep_serve.client import AsyncClient, token_of_environment
 from maep_serve.config import ServeConfig
 from maep_serve.in_process import InProcess
 from maep_serve.results import ProblemError, Purified
-from maep_serve.server import TOKEN_VARIABLE
 
 _EXAMPLES = """  maep purify photo.jpg -o clean.png --model bundled:cifar10
   maep purify photos more/cat.png -o clean --server http://127.0.0.1:8000
@@ -138,21 +136,22 @@ async def _opened(job: Job[PurifyConfig]) -> AsyncIterator[tuple[_Purifier, str]
     """The purifier and its sha256. Raises UserError where it is not to be had."""
     settings = job.settings
     if settings.server is not None:
-        token = os.environ.get(TOKEN_VARIABLE) or None
-        client = AsyncClient(settings.server, token, ca_file=settings.ca_file, num_connections=settings.in_flight)
+        client = AsyncClient(
+            settings.server, token_of_environment(), ca_file=settings.ca_file, num_connections=settings.in_flight
+        )
         async with client:
             yield client, (await client.info()).purifier
         return
-    model = str(resolve(settings.model or _CHAMPION, job.tracking).folder)
-    own = ServeConfig(
-        model,
+    artifact = resolve(settings.model or _CHAMPION, job.tracking)
+    limits = ServeConfig(
+        str(artifact.folder),
         max_batch_size=settings.max_batch_size,
         batch_wait_ms=0,
         max_pixels=settings.max_pixels,
         max_pixels_in_flight=4 * settings.max_pixels,
         tile_size=settings.tile_size,
     )
-    async with InProcess(own) as local:
+    async with InProcess(artifact, limits) as local:
         yield local, local.purifier
 
 

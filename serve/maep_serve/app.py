@@ -3,45 +3,110 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from fastapi import FastAPI
 from ray import serve
 
+from maep import config as configuration
+from maep.tracking.client import TrackingConfig
+from maep_serve import releases
 from maep_serve.api import create_api
 from maep_serve.config import ServeConfig
+from maep_serve.metrics import INSTRUMENTS, Sink
 from maep_serve.service import Service
+from maep_serve.tokens import Tokens, endpoint_tokens
 
 APP_NAME = "maep"
+CANARY_NAME = "maep-canary"
+CANARY_ROUTE = "/canary"
 
 
 class PurifierDeployment:
     """One replica. It takes no traffic before its constructor is done: the model is loaded, verified and warmed."""
 
-    def __init__(self, config: ServeConfig, token_sha256: str | None) -> None:
-        torch.set_num_threads(config.num_threads or max(1, (os.cpu_count() or 1) // config.num_replicas))
-        self._token_sha256 = token_sha256
-        self._service = Service(config)
-        self._service.load()
+    def __init__(self, config: ServeConfig, tracking: TrackingConfig, digests: tuple[str, ...]) -> None:
+        torch.set_num_threads(config.num_threads or max(1, (os.cpu_count() or 1) // config.most_replicas))
+        self._tracking = tracking
+        self._tokens = Tokens.of(config, digests)
+        models = releases.load_first(config, tracking)
+        self._service = Service(config, models, ray_sink())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """What Ray Serve routes requests to; its proxy adds x-request-id."""
-        return create_api(self._service, self._token_sha256, own_request_id=False)
+        """What Ray Serve routes requests to; it adds x-request-id."""
+        follows = releases.moves(self._service.config)
+        background = (lambda: releases.follow(self._service, self._tracking)) if follows else None
+        return create_api(self._service, self._tokens, own_request_id=False, background=background)
 
 
-def build_app(config: ServeConfig, token_sha256: str | None = None) -> serve.Application:
+def build_app(
+    config: ServeConfig, tracking: TrackingConfig | None = None, digests: tuple[str, ...] = ()
+) -> serve.Application:
     """The application for `serve.run`.
 
-    token_sha256: hex digest of the bearer token that /v1/* needs, so that the token itself is in no cluster state.
+    tracking: where replicas look up `config.model`; its URIs must not depend on the working directory.
+    digests: hex sha256 of bearer tokens, so that the tokens themselves are in no cluster state.
     Serve's own limits lie above the service's, whose refusals are problem documents.
     """
     limit = config.max_queued_requests + config.max_batch_size
+    ongoing = max(4 * config.max_batch_size, limit + 64)
     deployment = serve.deployment(
         name="purifier",
-        num_replicas=config.num_replicas,
-        max_ongoing_requests=max(4 * config.max_batch_size, limit + 64),
+        **replicas(config),
+        max_ongoing_requests=ongoing,
         max_queued_requests=4 * (limit + 64),
+        max_surge_percent=25,  # of one replica: one more, so that the old one answers until the new one does
         ray_actor_options={"num_cpus": 1},
         graceful_shutdown_timeout_s=config.request_timeout_s,
     )
-    return deployment(serve.ingress()(PurifierDeployment)).bind(config, token_sha256)
+    return deployment(serve.ingress()(PurifierDeployment)).bind(config, tracking or TrackingConfig(), digests)
+
+
+def replicas(config: ServeConfig) -> dict[str, Any]:
+    """How many replicas, as `serve.deployment` takes it."""
+    if config.max_replicas is None:
+        return {"num_replicas": config.num_replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": config.min_replicas,
+            "max_replicas": config.max_replicas,
+            "initial_replicas": max(config.min_replicas, 1),
+            "target_ongoing_requests": config.target_requests or config.max_batch_size,
+            "upscale_delay_s": config.upscale_delay_s,
+            "downscale_delay_s": config.downscale_delay_s,
+        }
+    }
+
+
+def application(values: dict[str, Any]) -> serve.Application:
+    """What `serve deploy` builds from the `args` of a configuration file: the keys of ServeConfig, and `tracking`.
+
+    Unless `host` says otherwise the endpoint is taken to be reached from other machines: it asks for a token, and has
+    no playground. Raises ConfigError.
+    """
+    rest = dict(values)
+    tracking = configuration.build(TrackingConfig, rest.pop("tracking", None), "tracking")
+    config = configuration.build(ServeConfig, {"host": "0.0.0.0", **rest})
+    return build_app(config, tracking, endpoint_tokens(config))
+
+
+def ray_sink() -> Sink:
+    """Gives measurements to Ray Serve, which exports them with the application, deployment and replica as labels."""
+    from ray.serve import metrics
+
+    made: dict[str, Any] = {}
+    for each in INSTRUMENTS:
+        if each.kind == "counter":
+            made[each.name] = metrics.Counter(each.name, each.description, each.tags).inc
+        elif each.kind == "gauge":
+            made[each.name] = metrics.Gauge(each.name, each.description, each.tags).set
+        else:
+            boundaries = list(each.boundaries)
+            made[each.name] = metrics.Histogram(each.name, each.description, boundaries, each.tags).observe
+
+    def sink(name: str, value: float, tags: Mapping[str, str]) -> None:
+        made[name](value, dict(tags))
+
+    return sink

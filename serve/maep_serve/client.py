@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from maep.errors import ConfigError, UnavailableError
 from maep_serve import results
 from maep_serve.attempts import Answer, Attempts, Patience
-from maep_serve.config import is_loopback
+from maep_serve.config import TOKEN_VARIABLE, is_loopback
 from maep_serve.results import Candidate, Classified, Info, ProblemError, Purified
 
 __all__ = ["AsyncClient", "Candidate", "Classified", "Client", "Info", "Patience", "ProblemError", "Purified"]
@@ -196,6 +197,11 @@ class AsyncClient:
 
 _INFO = _Request("GET", "/v1/info")
 _RAW = "application/octet-stream"
+
+
+def token_of_environment() -> str | None:
+    """The first token in $MAEP_SERVE_TOKEN, which may hold several for an endpoint; None where there is none."""
+    return os.environ.get(TOKEN_VARIABLE, "").split(",")[0].strip() or None
 
 
 def content_type(image: bytes) -> str:

@@ -1,6 +1,6 @@
-"""PNG and JPEG bytes to image tensors and back: capped before decoding, and converted as written here.
+"""PNG, JPEG and WebP bytes to image tensors and back: capped before decoding, and converted as written here.
 
-Taken: PNG and JPEG whose pixels are grey, grey + alpha, palette, RGB or RGBA with at most 8 bits a channel.
+Taken: pixels that are grey, grey + alpha, palette, RGB or RGBA with at most 8 bits a channel.
 Converted: grey and palette become RGB; transparency is composited on white; an EXIF orientation is applied.
 Refused: CMYK, 16-bit and animated images, whose meaning a purifier of 8-bit RGB would silently change, and JPEGs of
 more than 100 scans, whose decoding costs far more than their bytes and pixels say.
@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import io
 import struct
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
+from maep_serve import webp
 from maep_serve.problems import Problem
 
 SMALL = 256 * 256  # pixels that are encoded, and as a PNG decoded, about as fast as a thread is woken for them
@@ -27,6 +30,9 @@ _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _SMALL_BYTES = 8 * 2**10  # also a header takes time: every chunk is read, and some are inflated to 1 MiB each
 _SCAN = b"\xff\xda"
 _MAX_SCANS = 100  # progressive JPEGs as encoders write them have about 10
+
+
+Kind = Literal["png", "jpeg"]
 
 
 def decode(data: bytes, max_pixels: int) -> torch.Tensor:
@@ -53,10 +59,10 @@ def num_pixels(data: bytes, max_pixels: int) -> int:
 
 def open_image(data: bytes, max_pixels: int) -> Image.Image:
     """Reads and judges the header; nothing is decoded yet. Raises Problem as `decode` does."""
+    if webp.is_webp(data):
+        _judge_webp(data, max_pixels)
     image = _open(data)
-    width, height = image.size
-    if width * height > max_pixels:
-        raise Problem("too-many-pixels", f"{width} x {height} pixels, at most {max_pixels} in all are taken")
+    _judge_size(*image.size, max_pixels)
     # May count what is no scan, such as a preview's or chance bytes in metadata, but misses none: in coded data another
     # byte follows FF.
     if data.startswith(_JPEG) and data.count(_SCAN) > _MAX_SCANS:
@@ -78,18 +84,26 @@ def to_pixels(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1).unsqueeze(0).contiguous()
 
 
-def encode_png(pixels: torch.Tensor) -> bytes:
-    """PNG of a uint8 [3, H, W] or [1, 3, H, W] tensor."""
+def encode(pixels: torch.Tensor, kind: Kind) -> bytes:
+    """A uint8 [1, 3, H, W] tensor as PNG, exactly, or as JPEG of quality 95 without chroma subsampling, about."""
     assert pixels.dtype == torch.uint8
-    pixels_CHW = pixels[0] if pixels.dim() == 4 else pixels
+    image = Image.fromarray(pixels[0].permute(1, 2, 0).contiguous().numpy())
     buffer = io.BytesIO()
-    Image.fromarray(pixels_CHW.permute(1, 2, 0).contiguous().numpy()).save(buffer, "PNG", compress_level=3)
+    if kind == "png":
+        image.save(buffer, "PNG", compress_level=3)
+    else:
+        image.save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()
 
 
+def encode_png(pixels: torch.Tensor) -> bytes:
+    """PNG of a uint8 [1, 3, H, W] tensor."""
+    return encode(pixels, "png")
+
+
 def to_float(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 0..255 to float32 [0, 1]."""
-    return pixels.to(torch.float32) / 255
+    """uint8 0..255 to float32 [0, 1]; float32 as it is."""
+    return pixels if pixels.is_floating_point() else pixels.to(torch.float32) / 255
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
@@ -99,13 +113,15 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
 
 def _open(data: bytes) -> Image.Image:
     """Reads the header only; the decoder is chosen by the first bytes, so no other format is ever tried."""
-    reader: type[PngImageFile] | type[JpegImageFile]
+    reader: type[PngImageFile] | type[JpegImageFile] | type[WebPImageFile]
     if data.startswith(_PNG):
         reader = PngImageFile
     elif data.startswith(_JPEG):
         reader = JpegImageFile
+    elif webp.is_webp(data):
+        reader = WebPImageFile
     else:
-        raise Problem("not-an-image", "the body starts like neither a PNG nor a JPEG")
+        raise Problem("not-an-image", "the body starts like none of PNG, JPEG and WebP")
     try:
         image = reader(io.BytesIO(data))
     except Exception as error:
@@ -113,6 +129,22 @@ def _open(data: bytes) -> Image.Image:
     if min(image.size) < 1:
         raise Problem("not-an-image", "the image has no pixels")
     return image
+
+
+def _judge_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise Problem("too-many-pixels", f"{width} x {height} pixels, at most {max_pixels} in all are taken")
+
+
+def _judge_webp(data: bytes, max_pixels: int) -> None:
+    """Before Pillow sees it: its reader makes room for two whole pictures when it opens one."""
+    try:
+        header = webp.header(data)
+    except ValueError as error:
+        raise Problem("not-an-image", f"the header is damaged: {error}") from None
+    _judge_size(header.width, header.height, max_pixels)
+    if header.animated:
+        raise Problem("unsupported-image", "the image is animated: send one frame")
 
 
 def _bit_depth(data: bytes) -> int:

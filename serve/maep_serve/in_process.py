@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+from maep.artifact import Artifact
 from maep_serve import images
 from maep_serve.config import ServeConfig
+from maep_serve.loading import build_models
 from maep_serve.problems import Problem
 from maep_serve.results import ProblemError, Purified
 from maep_serve.service import Service
@@ -14,14 +16,13 @@ _LARGE = 2**20  # pixels
 
 
 class InProcess:
-    """Purifies encoded images with the models of `config`; many at once share batches, as on a server.
+    """Purifies encoded images with the purifier in `artifact`; many at once share batches, as on a server.
 
-    Raises what `maep_serve.loading.load_models` does.
+    config: its limits; its `model` is not looked at. Raises what `maep_serve.loading.build_models` does.
     """
 
-    def __init__(self, config: ServeConfig) -> None:
-        self._service = Service(config)
-        self._service.load()
+    def __init__(self, artifact: Artifact, config: ServeConfig) -> None:
+        self._service = Service(config, build_models(artifact, config))
         # A large image fills batches with its own tiles; several at once would only fill the memory.
         self._large = asyncio.Lock()
 
@@ -43,7 +44,7 @@ class InProcess:
 
     async def _purify(self, image: bytes) -> Purified:
         pixels = await asyncio.to_thread(images.decode, image, self._service.config.max_pixels)
-        purified = await self._service.purify(pixels)
+        purified = await self._service.engine.purify(pixels)
         png = await asyncio.to_thread(images.encode_png, purified)
         return Purified(png, "image/png", self.purifier, None)
 

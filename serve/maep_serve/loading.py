@@ -14,7 +14,9 @@ from maep.data.datasets import DataConfig, data_root
 from maep.errors import ArtifactError, ConfigError
 from maep.models.build import load_purifier_artifact
 from maep.models.classifiers import load_classifier
+from maep_serve import suspicion
 from maep_serve.config import ServeConfig
+from maep_serve.suspicion import Calibration
 
 _DATA_BY_SIDE: dict[int, Literal["digits", "cifar10", "imagenet"]] = {16: "digits", 32: "cifar10", 224: "imagenet"}
 
@@ -26,6 +28,7 @@ class Models:
     purifier_sha256: the artifact's identity, as in evaluation results and the registry.
     image_size: height and width the purifier was trained on; stride: what both sides must be multiples of.
     classes: names by class index; empty without a classifier.
+    calibration: of the suspicion score, for exactly these two; None where nobody measured it.
     """
 
     purifier: nn.Module
@@ -35,20 +38,14 @@ class Models:
     classifier: nn.Module | None = None
     classifier_name: str | None = None
     classes: tuple[str, ...] = ()
-
-
-def load_models(config: ServeConfig) -> Models:
-    """Resolves and verifies `config.model`, loads the classifier, and runs both on a grey image.
-
-    Raises UserError where the model, the classifier or its weights cannot be used.
-    """
-    from maep.tracking.resolve import resolve
-
-    return build_models(resolve(config.model), config)
+    calibration: Calibration | None = None
 
 
 def build_models(artifact: Artifact, config: ServeConfig) -> Models:
-    """The models of a verified purifier `artifact` and of `config.classifier`. Raises UserError as `load_models`."""
+    """The models of a verified purifier `artifact` and of `config.classifier`, both run once on a grey image.
+
+    Raises UserError where the model, the classifier, its weights or the calibration cannot be used.
+    """
     purifier = load_purifier_artifact(artifact)
     height, width = cast(tuple[int, int], purifier.image_size)
     size, stride = (height, width), cast(int, purifier.stride)
@@ -67,7 +64,8 @@ def build_models(artifact: Artifact, config: ServeConfig) -> Models:
                 f"classifier {classifier.name} does not take {width} x {height} pixels: {reason}"
             ) from None
     classes = class_names(getattr(classifier, "classes", ()), data.name, num_classes)
-    models = Models(purifier, artifact.sha256, size, stride, classifier, classifier.name, classes)
+    calibration = suspicion.find(artifact.sha256, classifier.sha256, config.calibration)
+    models = Models(purifier, artifact.sha256, size, stride, classifier, classifier.name, classes, calibration)
     warm(models, 1)
     return models
 

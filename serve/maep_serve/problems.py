@@ -15,16 +15,18 @@ CONTENT_TYPE = "application/problem+json"
 
 # code -> (HTTP status, title)
 CODES: dict[str, tuple[int, str]] = {
-    "not-an-image": (400, "The body is not a readable PNG or JPEG image"),
+    "not-an-image": (400, "The body is not a readable PNG, JPEG or WebP image"),
+    "invalid-request": (400, "The body is no request of the Open Inference Protocol"),
     "unauthorized": (401, "A bearer token is required"),
     "not-found": (404, "There is nothing at this address"),
     "method-not-allowed": (405, "This address does not take this method"),
     "body-timeout": (408, "The body did not arrive in time"),
     "length-required": (411, "A body with a Content-Length is required"),
     "body-too-large": (413, "The body is larger than this endpoint takes"),
-    "unsupported-media-type": (415, "The body must be image/png or image/jpeg"),
+    "unsupported-media-type": (415, "The body must be image/png, image/jpeg, image/webp or a tensor"),
     "too-many-pixels": (422, "The image has more pixels than this endpoint takes"),
-    "unsupported-image": (422, "This kind of PNG or JPEG is not taken"),
+    "unsupported-image": (422, "This kind of picture is not taken"),
+    "invalid-tensor": (422, "The tensor is not an image of the kind taken"),
     "unsupported-size": (422, "The classifier cannot take an image of this size"),
     "invalid-parameter": (422, "A parameter cannot be used"),
     "queue-full": (429, "Too many requests are waiting"),
@@ -34,6 +36,7 @@ CODES: dict[str, tuple[int, str]] = {
     "timeout": (504, "The image was not purified in time"),
 }
 
+_PROTOCOL = "/v2/"
 _HTTP_CODES = {404: "not-found", 405: "method-not-allowed"}
 
 
@@ -47,8 +50,8 @@ class Problem(Exception):
         self.detail = detail
         self.headers = dict(headers or {})
 
-    def response(self) -> Response:
-        """The problem document."""
+    def response(self, path: str = "") -> Response:
+        """The problem document. Below /v2 it has the member `error` too, which the protocol's clients show."""
         body = {
             "type": f"urn:maep:problem:{self.code}",
             "title": self.title,
@@ -56,30 +59,36 @@ class Problem(Exception):
             "detail": self.detail,
             "code": self.code,
         }
+        if f"{path}/".startswith(_PROTOCOL):
+            body["error"] = f"{self.code}: {self.detail}"
         return JSONResponse(body, self.status, self.headers, media_type=CONTENT_TYPE)
 
 
 def add_handlers(app: FastAPI) -> None:
     """Makes every error of `app`, also its framework's own, a problem document."""
 
-    async def problem(_: Request, error: Exception) -> Response:
-        assert isinstance(error, Problem)
-        return error.response()
+    def answer(request: Request, error: Problem) -> Response:
+        path = request.url.path.removeprefix(request.scope.get("root_path", ""))
+        return error.response(path)
 
-    async def invalid(_: Request, error: Exception) -> Response:
+    async def problem(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Problem)
+        return answer(request, error)
+
+    async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first: dict[str, Any] = dict(error.errors()[0])
         where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
-        return Problem("invalid-parameter", f"{where}: {first['msg']}").response()
+        return answer(request, Problem("invalid-parameter", f"{where}: {first['msg']}"))
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code = _HTTP_CODES.get(error.status_code, "internal-error")
-        return Problem(code, f"{request.method} {request.url.path}", error.headers).response()
+        return answer(request, Problem(code, f"{request.method} {request.url.path}", error.headers))
 
     async def internal(request: Request, error: Exception) -> Response:
         logging.getLogger(__name__).error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return Problem("internal-error", "the endpoint's log says more").response()
+        return answer(request, Problem("internal-error", "the endpoint's log says more"))
 
     app.add_exception_handler(Problem, problem)
     app.add_exception_handler(RequestValidationError, invalid)

@@ -43,6 +43,21 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Suspicion:
+    """How much an image looks attacked (see maep_serve.suspicion).
+
+    distance: root mean square of what purification changed, in [0, 1].
+    score: the share of clean images that look less suspicious; suspected: whether that is too much, which it is for a
+        share `false_positive_rate` of clean ones. All None where nothing was calibrated for these models and this size.
+    """
+
+    distance: float
+    score: float | None
+    suspected: bool | None
+    false_positive_rate: float | None
+
+
+@dataclass(frozen=True)
 class Classified:
     """The best classes of an image and of its purified form, best first.
 
@@ -52,6 +67,7 @@ class Classified:
     before: tuple[Candidate, ...]
     after: tuple[Candidate, ...]
     changed: bool
+    suspicion: Suspicion
     purifier: str
     classifier: str
 
@@ -79,6 +95,7 @@ def classified(values: Mapping[str, Any]) -> Classified:
         before=_candidates(values["before"]),
         after=_candidates(values["after"]),
         changed=bool(values["changed"]),
+        suspicion=_suspicion(values["suspicion"]),
         purifier=str(values["purifier"]),
         classifier=str(values["classifier"]),
     )
@@ -100,3 +117,13 @@ def info(values: Mapping[str, Any]) -> Info:
 
 def _candidates(rows: Sequence[Mapping[str, Any]]) -> tuple[Candidate, ...]:
     return tuple(Candidate(int(row["index"]), str(row["class"]), float(row["probability"])) for row in rows)
+
+
+def _suspicion(values: Mapping[str, Any]) -> Suspicion:
+    score, suspected, rate = values["score"], values["suspected"], values["false_positive_rate"]
+    return Suspicion(
+        distance=float(values["distance"]),
+        score=None if score is None else float(score),
+        suspected=None if suspected is None else bool(suspected),
+        false_positive_rate=None if rate is None else float(rate),
+    )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import logging
 import os
+import shutil
 import signal
 import socket
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -17,23 +18,26 @@ from types import FrameType
 
 import httpx
 
-from maep.cluster import prepare_environment, token_without_home
+from maep.cluster import close_token_file, prepare_environment, token_without_home
 from maep.data.datasets import data_root
 from maep.errors import ConfigError, UnavailableError
-from maep_serve.config import ServeConfig, is_loopback
-from maep_serve.loading import build_models, image_data
+from maep.tracking.client import TrackingConfig, absolute
+from maep_serve import ingress, releases
+from maep_serve.config import ServeConfig
+from maep_serve.loading import image_data
+from maep_serve.tokens import endpoint_tokens
 
-TOKEN_VARIABLE = "MAEP_SERVE_TOKEN"
 _CONTROLLER = "SERVE_CONTROLLER_ACTOR"
+_ENOUGH = 3
 
 
 class Server:
     """A running endpoint. `stop` ends it, and the Ray it started."""
 
-    def __init__(self, url: str, purifier_sha256: str, owns_ray: bool) -> None:
+    def __init__(self, url: str, purifier_sha256: str, ours: Path | None) -> None:
         self.url = url
         self.purifier_sha256 = purifier_sha256
-        self._owns_ray = owns_ray
+        self._ours = ours
         self._stopped = False
 
     def wait(self) -> None:
@@ -57,7 +61,7 @@ class Server:
         if self._stopped:
             return
         self._stopped = True
-        _stop(self._owns_ray)
+        _stop(self._ours)
 
     def __enter__(self) -> Server:
         return self
@@ -66,45 +70,38 @@ class Server:
         self.stop()
 
 
-def start(config: ServeConfig, wait_ready_s: float = 180.0) -> Server:
+def start(config: ServeConfig, tracking: TrackingConfig | None = None, wait_ready_s: float = 180.0) -> Server:
     """Starts the endpoint and returns when /readyz answers 200 with the purifier that was verified here.
 
-    Before anything starts, the address, the port, the model and the classifier are checked. A Ray this process is
-    already connected to is used and left running; otherwise a private one is started, and ended by `stop`.
-    Raises ConfigError for a host that needs a token, UnavailableError for a taken port or an endpoint that is
+    tracking: where `models:/` and `runs:/` are looked up; an alias is followed while the endpoint runs.
+    Before anything starts, the address, the port, the tokens, the models and their golden outputs are checked. A Ray
+    this process is already connected to is used and left running; otherwise a private one is started, and ended by
+    `stop`. Raises ConfigError for a host that needs a token, UnavailableError for a taken port or an endpoint that is
     not ready after `wait_ready_s`, and what `maep.tracking.resolve` raises for the model.
     """
-    token = endpoint_token(config)
+    tracking = absolute(tracking or TrackingConfig())
+    digests = endpoint_tokens(config)
     check_port(config)
-    pinned, sha256 = _pin(config)
+    pinned, sha256 = _pin(config, tracking)
 
     import ray
 
-    owns_ray = not ray.is_initialized()
-    if owns_ray:
-        _start_ray(config)
+    ours: Path | None = None
+    if not ray.is_initialized():
+        ours = Path(tempfile.mkdtemp(prefix="maep-serve-"))
+        _start_ray(config, ours)
     elif _serve_is_running():
         raise UnavailableError("Ray Serve already runs in this Ray: stop the endpoint that was started before this one")
     url = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{config.port}"
     try:
         deadline = time.monotonic() + wait_ready_s
-        _deploy(pinned, token)
+        _deploy(pinned, tracking, digests)
         _wait_until_running(deadline, wait_ready_s)
         _wait_until_ready(url, sha256, deadline, wait_ready_s)
     except BaseException:
-        _stop(owns_ray)
+        _stop(ours)
         raise
-    return Server(url, sha256, owns_ray)
-
-
-def endpoint_token(config: ServeConfig) -> str | None:
-    """The bearer token that the endpoint asks for. Raises ConfigError where there is none and there must be."""
-    token = os.environ.get(TOKEN_VARIABLE)
-    if not token and not is_loopback(config.host):
-        raise ConfigError(
-            f"host: {config.host} can be reached from other machines: set {TOKEN_VARIABLE}, or --host 127.0.0.1"
-        )
-    return token or None
+    return Server(url, sha256, ours)
 
 
 def check_port(config: ServeConfig) -> None:
@@ -123,34 +120,45 @@ def check_port(config: ServeConfig) -> None:
         raise ConfigError(f"cannot listen on {config.host}:{config.port}: {error.strerror}") from None
 
 
-def _pin(config: ServeConfig) -> tuple[ServeConfig, str]:
-    """Verifies the models here, and points the replicas (on this machine) to the very folder that was verified."""
-    from maep.tracking.resolve import resolve
+def _pin(config: ServeConfig, tracking: TrackingConfig) -> tuple[ServeConfig, str]:
+    """Verifies the models here; points the replicas (on this machine) to the very folder, unless its alias is followed.
 
-    artifact = resolve(config.model)
-    models = build_models(artifact, config)
+    Also what is named by relative paths is named so that a replica, which works elsewhere, finds it.
+    """
+    release = releases.find(config.model, tracking)
+    models = releases.load(release, config)
+    if config.canary is not None:
+        releases.load(releases.find(config.canary, tracking), dataclasses.replace(config, calibration=None))
     data = image_data(config, models.image_size)
     if data is not None:
         data = dataclasses.replace(data, root=str(data_root(data).absolute()))
-    classifier = config.classifier
-    if classifier is not None and Path(classifier).is_dir():
-        classifier = str(Path(classifier).absolute())
-    folder = str(artifact.folder.absolute())
-    return dataclasses.replace(config, model=folder, classifier=classifier, data=data), artifact.sha256
+    pinned = dataclasses.replace(
+        config,
+        model=config.model if releases.moves(config) else str(release.artifact.folder.absolute()),
+        classifier=_absolute(config.classifier),
+        calibration=_absolute(config.calibration),
+        tokens_file=_absolute(config.tokens_file),
+        canary=_absolute(config.canary),
+        data=data,
+    )
+    return pinned, release.artifact.sha256
 
 
-def _start_ray(config: ServeConfig) -> None:
+def _absolute(name: str | None) -> str | None:
+    return str(Path(name).absolute()) if name is not None and Path(name).exists() else name
+
+
+def _start_ray(config: ServeConfig, folder: Path) -> None:
     """A private Ray, reachable from this machine only, its token readable by this user only."""
+    prepare_environment()
+    ingress.prepare(folder)
+    token_without_home()
     import ray
 
-    prepare_environment()
-    # On a busy machine a proxy needs longer than the 5 s after which Serve would kill it and start another
-    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
-    token_without_home()
     try:
         ray.init(
             address="local",
-            num_cpus=max(os.cpu_count() or 1, config.num_replicas + 1),
+            num_cpus=max(os.cpu_count() or 1, (1 if config.canary is None else 2) * config.most_replicas + 1),
             include_dashboard=config.dashboard,
             dashboard_host="127.0.0.1",
             logging_level=logging.ERROR,
@@ -161,9 +169,7 @@ def _start_ray(config: ServeConfig) -> None:
         raise UnavailableError(
             f"Ray did not start on this machine: {reason[:200]}: try again when it is idle"
         ) from error
-    token_file = Path.home() / ".ray" / "auth_token"
-    if token_file.is_file():
-        token_file.chmod(0o600)
+    close_token_file()
 
 
 def _serve_is_running() -> bool:
@@ -172,11 +178,11 @@ def _serve_is_running() -> bool:
     return any(actor["name"] == _CONTROLLER for actor in ray.util.list_named_actors(all_namespaces=True))
 
 
-def _deploy(config: ServeConfig, token: str | None) -> None:
+def _deploy(config: ServeConfig, tracking: TrackingConfig, digests: tuple[str, ...]) -> None:
     import ray
     from ray import serve
 
-    from maep_serve.app import APP_NAME, build_app
+    from maep_serve.app import APP_NAME, CANARY_NAME, CANARY_ROUTE, build_app
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = {"log_level": "WARNING", "enable_access_log": False}
@@ -188,67 +194,71 @@ def _deploy(config: ServeConfig, token: str | None) -> None:
             http_options={"host": config.host, "port": config.port, "request_timeout_s": backstop_s},
             logging_config=quiet,
         )
-    app = build_app(config, None if token is None else hashlib.sha256(token.encode()).hexdigest())
-    target = serve.RunTarget(app, name=APP_NAME, route_prefix="/", logging_config=quiet)
-    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    app = build_app(config, tracking, digests)
+    targets = [serve.RunTarget(app, name=APP_NAME, route_prefix="/", logging_config=quiet)]
+    if config.canary is not None:
+        canary = build_app(dataclasses.replace(config, model=config.canary, calibration=None), tracking, digests)
+        targets.append(serve.RunTarget(canary, name=CANARY_NAME, route_prefix=CANARY_ROUTE, logging_config=quiet))
+    serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 
 
 def _wait_until_running(deadline: float, wait_ready_s: float) -> None:
     from ray import serve
     from ray.serve.schema import ApplicationStatus
 
-    from maep_serve.app import APP_NAME
-
     while True:
-        application = serve.status().applications.get(APP_NAME)
-        if application is not None and application.status == ApplicationStatus.RUNNING:
-            return
-        if application is not None and application.status == ApplicationStatus.DEPLOY_FAILED:
-            reasons = [deployment.message for deployment in application.deployments.values()] or [application.message]
+        applications = serve.status().applications
+        failed = [each for each in applications.values() if each.status == ApplicationStatus.DEPLOY_FAILED]
+        if failed:
+            reasons = [deployment.message for deployment in failed[0].deployments.values()] or [failed[0].message]
             raise UnavailableError(f"the endpoint did not start: {_last_line(reasons[0])}")
+        if applications and all(each.status == ApplicationStatus.RUNNING for each in applications.values()):
+            return
         if time.monotonic() > deadline:
-            state = "unknown to Ray Serve" if application is None else application.status.value
+            state = ", ".join(each.status.value for each in applications.values()) or "unknown to Ray Serve"
             raise UnavailableError(
-                f"the endpoint is {state} after {wait_ready_s:g} s: Ray may have no free CPU for {APP_NAME}'s replica"
+                f"the endpoint is {state} after {wait_ready_s:g} s: Ray may have no free CPU for its replica"
             )
         time.sleep(0.1)
 
 
 def _wait_until_ready(url: str, sha256: str, deadline: float, wait_ready_s: float) -> None:
-    last = "no answer"
-    with httpx.Client(timeout=5, trust_env=False) as client:
-        while time.monotonic() < deadline:
-            try:
-                answer = client.get(f"{url}/readyz")
-                last = f"status {answer.status_code}"
-                if answer.status_code == 200:
-                    served = answer.json().get("purifier")
-                    if served == sha256:
-                        return
-                    raise UnavailableError(f"{url} serves purifier {served}, not {sha256}: another server is there")
-            except httpx.TransportError as error:
-                last = type(error).__name__
-            except ValueError:
-                last = "an answer that is not JSON"
+    """Until three connections of their own, one after another, reach a replica: a front knows it a moment later."""
+    last, in_a_row = "no answer", 0
+    while time.monotonic() < deadline:
+        try:
+            answer = httpx.get(f"{url}/readyz", timeout=5, trust_env=False)
+            last = f"status {answer.status_code}"
+            in_a_row = in_a_row + 1 if answer.status_code == 200 else 0
+            served = answer.json().get("purifier") if in_a_row else sha256
+            if served != sha256:
+                raise UnavailableError(f"{url} serves purifier {served}, not {sha256}: another server is there")
+            if in_a_row == _ENOUGH:
+                return
+        except httpx.TransportError as error:
+            last, in_a_row = type(error).__name__, 0
+        except ValueError:
+            last, in_a_row = "an answer that is not JSON", 0
+        if not in_a_row:
             time.sleep(0.1)
     raise UnavailableError(f"{url}/readyz was not ready after {wait_ready_s:g} s: {last}")
 
 
-def _stop(owns_ray: bool) -> None:
+def _stop(ours: Path | None) -> None:
+    """Drains the endpoint: requests that were taken are answered. `ours`: the folder of a Ray that we started."""
     import ray
 
     try:
-        from ray import serve
-
-        from maep_serve.app import APP_NAME
-
         if ray.is_initialized() and _serve_is_running():
-            serve.delete(APP_NAME)  # drains: requests that were taken are answered
-            if not owns_ray:
-                serve.shutdown()
+            from ray import serve
+
+            for name in serve.status().applications:
+                serve.delete(name, _blocking=False)
+            serve.shutdown()
     finally:
-        if owns_ray:
+        if ours is not None:
             ray.shutdown()
+            shutil.rmtree(ours, ignore_errors=True)
 
 
 def _last_line(text: str) -> str:

@@ -1,86 +1,76 @@
-"""What the routes do, without HTTP and without Ray: purify, classify, attack; batched, bounded, off the event loop."""
+"""What stands before the models of one replica: bounds, time limits, and which version new requests get."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Any, TypeVar
 
-import torch
-
-from maep import seeding
-from maep.attacks.config import AttackConfig
-from maep.attacks.run import attack
-from maep.models import tiles
 from maep_serve import images
-from maep_serve.batching import Batcher
 from maep_serve.config import ServeConfig
-from maep_serve.loading import Models, load_models, warm
+from maep_serve.engine import Engine
+from maep_serve.loading import Models, warm
+from maep_serve.metrics import Meter, Sink, Stage, forget
 from maep_serve.problems import Problem
 
+_T = TypeVar("_T")
 _RETRY = {"Retry-After": "1"}
 _NUM_CODING_THREADS = 4  # a thread goes on when its caller has gone, so their number bounds what nobody waits for
 
 
-@dataclass(frozen=True)
-class Classified:
-    """Class probabilities, float32 [classes], of an image and of its purified form."""
-
-    before: torch.Tensor
-    after: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Attacked:
-    """One attack on the bare classifier: uint8 [1, 3, H, W] images and float32 [classes] probabilities."""
-
-    label: int
-    clean: torch.Tensor
-    attacked: torch.Tensor
-    purified: torch.Tensor
-    probabilities: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-
 class Service:
-    """The models of one replica and the queues before them. `models` is given, or loaded by `load`."""
+    """The engine of one replica and the bounds before it. `models` is given, or comes by `use`."""
 
-    def __init__(self, config: ServeConfig, models: Models | None = None) -> None:
+    def __init__(self, config: ServeConfig, models: Models | None = None, sink: Sink = forget) -> None:
         self.config = config
-        self._models: Models | None = None
+        self.sink = sink
         self.num_in_flight = 0
         self.num_pixels_in_flight = 0
         self.coding = ThreadPoolExecutor(_NUM_CODING_THREADS, thread_name_prefix="coding")
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="inference")
-        wait_s = config.batch_wait_ms / 1000
-        self.purifying = Batcher(self._purify_batch, self._executor, config.max_batch_size, wait_s)
-        self.classifying = Batcher(self._classify_batch, self._executor, config.max_batch_size, 0)
+        self._inference = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._engine: Engine | None = None
         if models is not None:
-            self._use(models)
+            self.use(models)
 
     @property
-    def ready(self) -> bool:
-        """Whether the models are loaded, verified and warmed."""
-        return self._models is not None
+    def engine(self) -> Engine:
+        """What a new request gets. Raises Problem not-ready until there are models."""
+        if self._engine is None:
+            raise Problem("not-ready", "the model is being loaded", {"Retry-After": "2"})
+        return self._engine
 
     @property
     def models(self) -> Models:
-        """The models. Raises Problem not-ready until they are loaded."""
-        if self._models is None:
-            raise Problem("not-ready", "the model is being loaded", {"Retry-After": "2"})
-        return self._models
+        """The models of `engine`."""
+        return self.engine.models
 
-    def load(self) -> None:
-        """Loads and warms the models; blocks for seconds. Raises UserError as `load_models` does."""
-        self._use(load_models(self.config))
+    @property
+    def version(self) -> str:
+        """The purifier's sha256, cut short, for metrics; empty until there is one."""
+        return "" if self._engine is None else self._engine.models.purifier_sha256[:12]
+
+    def use(self, models: Models) -> None:
+        """From now on, new requests get `models`, which are warmed first; earlier ones end with what they began with.
+
+        Blocks for a forward pass of a full batch. Raises ArtifactError as `warm`; then nothing has changed.
+        """
+        warm(models, 1)
+        warm(models, self.config.max_batch_size)
+        before, meter = self._engine, Meter(self.sink, models.purifier_sha256)
+        self._engine = Engine(models, self.config, self._inference, meter)
+        if before is not None:
+            before.meter.serving(False)
+        meter.serving(True)
 
     async def close(self) -> None:
         """Ends the queues and the threads."""
-        await self.purifying.close()
-        await self.classifying.close()
-        for executor in (self._executor, self.coding):
+        if self._engine is not None:
+            await self._engine.close()
+        for executor in (self._inference, self.coding):
             executor.shutdown(wait=False, cancel_futures=True)
 
     @contextmanager
@@ -113,80 +103,22 @@ class Service:
         """A block that may take request_timeout_s. Raises Problem timeout."""
         return _TimeLimit(self.config.request_timeout_s)
 
-    async def purify(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 [1, 3, H, W] -> purified, the same shape and type."""
-        models = self.models
-        height, width = pixels.shape[-2:]
-        padded = tiles.pad(pixels, models.stride)
-        side = tiles.tile_side(models.image_size, models.stride, self.config.tile_size)
-        places = tiles.corners(padded.shape[2], padded.shape[3], side)
-        pieces = tiles.cut(padded, places, side)
-        purified: list[torch.Tensor] = []
-        for start in range(0, len(pieces), self.config.max_batch_size):  # one large image must not fill the queue
-            part = pieces[start : start + self.config.max_batch_size]
-            purified += await asyncio.gather(*(self.purifying.submit(piece) for piece in part))
-        whole = tiles.blend(purified, places, padded.shape)
-        return images.to_uint8(whole[..., :height, :width])
+    async def coded(self, stage: Stage | None, small: bool, function: Callable[..., _T], *arguments: Any) -> _T:
+        """`function(*arguments)`, which decodes or encodes; in a thread, unless it is `small`.
 
-    async def classify(self, pixels: torch.Tensor) -> Classified:
-        """Probabilities before and after; after is that of the very picture `purify` answers, rounded to 8 bits."""
-        self.require_classifier()
-        before = asyncio.ensure_future(self._probabilities(pixels))
-        try:
-            after = await self._probabilities(await self.purify(pixels))
-            return Classified(await before, after)
-        finally:
-            before.cancel()
-
-    async def attack(self, pixels: torch.Tensor, config: AttackConfig, seed: int = 0) -> Attacked:
-        """Attacks the bare classifier (it never sees the purifier: threat model `oblivious`) and purifies the result.
-
-        The label to be moved away from is the classifier's own answer on the clean image.
+        Its time is that of `stage`; before `decode` lies `queue`, the wait for a thread.
         """
-        self.require_classifier()
-        clean = await self._probabilities(pixels)
-        label = int(clean.argmax())
-        loop = asyncio.get_running_loop()
-        attacked = await loop.run_in_executor(self._executor, self._attack_now, pixels, label, config, seed)
-        purified = await self.purify(attacked)
-        rest = await asyncio.gather(self._probabilities(attacked), self._probabilities(purified))
-        return Attacked(label, pixels, attacked, purified, (clean, rest[0], rest[1]))
-
-    def require_classifier(self) -> None:
-        """Raises Problem no-classifier where the endpoint has none."""
-        if self.models.classifier is None:
-            raise Problem("no-classifier", "start the endpoint with a classifier to compare answers")
-
-    async def _probabilities(self, pixels: torch.Tensor) -> torch.Tensor:
-        try:
-            logits = await self.classifying.submit(pixels)
-        except (RuntimeError, AssertionError, ValueError) as error:
-            detail = f"{pixels.shape[3]} x {pixels.shape[2]} pixels: {' '.join(str(error).split())[:120]}"
-            raise Problem("unsupported-size", detail) from None
-        return logits[0].softmax(0)
-
-    def _use(self, models: Models) -> None:
-        warm(models, 1)
-        warm(models, self.config.max_batch_size)
-        self._models = models
-
-    # The queues hold 8 bits a channel, a quarter of what the models are given.
-    @torch.inference_mode()
-    def _purify_batch(self, batch: torch.Tensor) -> torch.Tensor:
-        purified: torch.Tensor = self.models.purifier(images.to_float(batch))
-        return purified
-
-    @torch.inference_mode()
-    def _classify_batch(self, batch: torch.Tensor) -> torch.Tensor:
-        assert self.models.classifier is not None
-        logits: torch.Tensor = self.models.classifier(images.to_float(batch))
-        return logits
-
-    def _attack_now(self, pixels: torch.Tensor, label: int, config: AttackConfig, seed: int) -> torch.Tensor:
-        assert self.models.classifier is not None
-        keys = seeding.mix(seed, torch.zeros(1, dtype=torch.int64))
-        attacked = attack(self.models.classifier, images.to_float(pixels), torch.tensor([label]), config, keys)
-        return images.to_uint8(attacked)
+        meter, asked = self.engine.meter, time.monotonic()
+        if small:
+            result, began, ended = _timed(function, *arguments)
+        else:
+            loop = asyncio.get_running_loop()
+            result, began, ended = await loop.run_in_executor(self.coding, _timed, function, *arguments)
+        if stage == "decode":
+            meter.stage("queue", began - asked)
+        if stage is not None:
+            meter.stage(stage, ended - began)
+        return result
 
 
 class _TimeLimit:
@@ -205,3 +137,9 @@ class _TimeLimit:
         except TimeoutError:
             logging.getLogger(__name__).warning("a request took longer than %g s", self._seconds)
             raise Problem("timeout", f"not done in {self._seconds:g} s", _RETRY) from None
+
+
+def _timed(function: Callable[..., _T], *arguments: Any) -> tuple[_T, float, float]:
+    began = time.monotonic()
+    result = function(*arguments)
+    return result, began, time.monotonic()

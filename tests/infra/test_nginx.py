@@ -24,13 +24,15 @@ from serving import serving
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from maep import artifact, config, storage
+from maep import artifact, config
 from maep.artifact import Artifact
 from maep.models.conv import ConvConfig, ConvPurifier
 from maep_serve.api import create_api
 from maep_serve.client import Client, Patience, ProblemError
 from maep_serve.config import ServeConfig
+from maep_serve.loading import build_models
 from maep_serve.service import Service
+from maep_serve.tokens import Tokens, digest_of
 
 FOLDER = Path(__file__).parents[2] / "infra" / "nginx"
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
@@ -160,10 +162,10 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     """A quarter of the requests to the canary, 20 requests a second with a burst of 200."""
     folder = tmp_path_factory.mktemp("nginx")
     folder.chmod(0o755)  # the workers may run as another user
-    services = [Service(ServeConfig(str(purifier(folder, seed).folder), playground=False)) for seed in (0, 1)]
-    for service in services:
-        service.load()
-    stable, canary = (create_api(service, storage.sha256(TOKEN.encode())) for service in services)
+    artifacts = [purifier(folder, seed) for seed in (0, 1)]
+    settings = [ServeConfig(str(each.folder), playground=False) for each in artifacts]
+    services = [Service(each, build_models(saved, each)) for saved, each in zip(artifacts, settings, strict=True)]
+    stable, canary = (create_api(service, Tokens((digest_of(TOKEN),))) for service in services)
     behind = Starlette(routes=[Mount("/canary", canary), Mount("/", stable)])
     port = free_port()
     versions = [service.models.purifier_sha256 for service in services]

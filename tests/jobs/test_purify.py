@@ -21,7 +21,9 @@ from maep_jobs import image_files
 from maep_jobs.endpoint import offline
 from maep_serve.api import create_api
 from maep_serve.config import ServeConfig
+from maep_serve.loading import build_models
 from maep_serve.service import Service
+from maep_serve.tokens import Tokens, digest_of
 
 TOKEN = "a-token"
 
@@ -55,10 +57,11 @@ def photos(tmp_path: Path) -> Path:
 @pytest.fixture
 def server(make_purifier: Callable[[int], Artifact], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An endpoint that asks for a token, which the environment has."""
-    service = Service(ServeConfig(str(make_purifier(0).folder), max_batch_size=4))
-    service.load()
+    model = make_purifier(0)
+    config = ServeConfig(str(model.folder), max_batch_size=4)
+    service = Service(config, build_models(model, config))
     monkeypatch.setenv("MAEP_SERVE_TOKEN", TOKEN)
-    with serving(create_api(service, storage.sha256(TOKEN.encode()))) as url:
+    with serving(create_api(service, Tokens((digest_of(TOKEN),)))) as url:
         yield url
 
 
@@ -190,8 +193,9 @@ def test_a_server_that_goes_away_leaves_what_is_done(
     maep: Any, make_purifier: Callable[[int], Artifact], photos: Path
 ) -> None:
     """Its application answers two images and refuses from then on, as a token that was taken back does."""
-    service = Service(ServeConfig(str(make_purifier(0).folder)))
-    service.load()
+    model = make_purifier(0)
+    config = ServeConfig(str(model.folder))
+    service = Service(config, build_models(model, config))
     api, taken = create_api(service), []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

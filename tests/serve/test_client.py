@@ -14,12 +14,14 @@ from email.utils import format_datetime
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from maep.errors import ConfigError, UnavailableError
 from maep_serve.api import create_api
 from maep_serve.attempts import retry_after_s
 from maep_serve.client import AsyncClient, Client, Info, Patience, ProblemError, Purified, content_type
+from maep_serve.results import Suspicion
 from maep_serve.service import Service
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -132,10 +134,13 @@ def test_an_answer_of_something_else_is_one_line(call: Callable[..., Any]) -> No
 
 def test_content_type_token_and_top_k(call: Callable[..., Any]) -> None:
     rows = [{"index": 3, "class": "cat", "probability": 0.5}]
+    suspicion = {"distance": 0.1, "score": 0.5, "suspected": False, "false_positive_rate": 0.05}
     answer = {"before": rows, "after": rows, "changed": False, "purifier": "abc", "classifier": "net"}
+    answer["suspicion"] = suspicion
     script = Script(httpx.Response(200, json=answer))
     found = call(script, [], "classify", b"\xff\xd8\xff", 3, token="secret")
     assert (found.before[0].name, found.after, found.changed) == ("cat", found.before, False)
+    assert found.suspicion == Suspicion(**suspicion)
     (request,) = script.requests
     assert request.headers["content-type"] == "image/jpeg"
     assert request.headers["authorization"] == "Bearer secret"
@@ -248,6 +253,17 @@ def test_it_reads_what_an_endpoint_answers(config: Any, models: Any, png: Callab
             found = await client.classify(png(), top_k=4)
             assert [len(found.before), len(found.after)] == [4, 4]
             assert found.changed == (found.before[0].index != found.after[0].index)
+            assert found.suspicion == Suspicion(found.suspicion.distance, None, None, None)
+            assert found.suspicion.distance > 0
+            for dtype in (np.uint8, np.float32):
+                pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 3), dtype=np.uint8)
+                given = pixels if dtype == np.uint8 else (pixels / 255).astype(dtype)
+                array = await client.purify_array(given)
+                assert (array.dtype, array.shape) == (given.dtype, given.shape)
+                assert array.flags.writeable
+                assert not np.array_equal(array, given)
+            with pytest.raises(ConfigError, match=r"float64 \[3, 4\]: uint8 or float32 \[H, W, 3\]"):
+                await client.purify_array(np.zeros((3, 4)))
             info = await client.info()
             assert info == Info(models.purifier_sha256, (16, 16), "tiny", 10, config.max_body_bytes, config.max_pixels)
             with pytest.raises(ProblemError, match="400 not-an-image"):

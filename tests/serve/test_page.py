@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from serving import serving
 
-from maep import storage
 from maep_serve.api import create_api
 from maep_serve.service import Service
+from maep_serve.tokens import Tokens, digest_of
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -211,7 +211,7 @@ def test_phone_width_needs_no_sideways_scrolling(browser: playwright.Browser, ur
 
 
 def test_an_endpoint_with_a_token_asks_for_it_once(browser: playwright.Browser, config, models):
-    app = create_api(Service(config, models), storage.sha256(b"a-token"))
+    app = create_api(Service(config, models), Tokens((digest_of("a-token"),)))
     with serving(app) as url, browser.new_context() as context:
         page = context.new_page()
         page.goto(url)

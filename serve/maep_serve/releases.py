@@ -1,0 +1,132 @@
+"""Which purifier an endpoint serves: found, held to its golden outputs, and followed when its alias moves.
+
+`maep promote` and `maep rollback` move the alias; every replica looks for itself and takes the new version while
+requests go on. One that cannot be loaded, warmed or does not make its golden outputs again takes no traffic: the
+version before it stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import re
+from dataclasses import dataclass
+
+from maep.artifact import Artifact
+from maep.errors import ArtifactError, UserError
+from maep.tracking.client import TrackingConfig
+from maep_serve import golden
+from maep_serve.config import ServeConfig
+from maep_serve.loading import Models, build_models
+from maep_serve.service import Service
+
+GOLDEN_TAG = "evaluation.golden"
+_ALIAS = re.compile(r"models:/*([^/@']+)@([\w.-]+)")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Release:
+    """A verified purifier. version: its number in the registry, and previous: that of the one which had the alias
+    before it; both None where it is not from an alias. golden: see maep_serve.golden; None where none was recorded.
+    """
+
+    artifact: Artifact
+    version: int | None = None
+    previous: int | None = None
+    golden: str | None = None
+
+
+def moves(config: ServeConfig) -> bool:
+    """Whether `config.model` is an alias that is followed."""
+    return config.follow_s > 0 and _ALIAS.fullmatch(config.model) is not None
+
+
+def current(uri: str, tracking: TrackingConfig) -> int | None:
+    """The version that the alias `uri` points at; None where there is none. Raises UnavailableError."""
+    from maep.tracking import registry
+
+    match = _ALIAS.fullmatch(uri)
+    assert match is not None
+    return registry.aliases(dataclasses.replace(tracking, model=match[1])).get(match[2])
+
+
+def find(uri: str, tracking: TrackingConfig, version: int | None = None) -> Release:
+    """The purifier that `uri` names, or that model's `version` where `uri` is an alias.
+
+    Raises what `maep.tracking.resolve` raises.
+    """
+    from maep.tracking import registry
+    from maep.tracking.resolve import resolve
+
+    match = _ALIAS.fullmatch(uri)
+    number = version if version is not None or match is None else current(uri, tracking)
+    if match is None or number is None:
+        return Release(resolve(uri, tracking))
+    tracking = dataclasses.replace(tracking, model=match[1])
+    tags = registry.by_version(tracking, number).tags
+    previous = tags.get(f"{match[2]}.previous")
+    artifact = resolve(f"models:/{match[1]}/{number}", tracking)
+    return Release(artifact, number, int(previous) if previous else None, tags.get(GOLDEN_TAG))
+
+
+def load(release: Release, config: ServeConfig) -> Models:
+    """Its models, built, warmed and held to the golden outputs. Raises UserError."""
+    models = build_models(release.artifact, config)
+    if release.golden is not None:
+        try:
+            golden.check(models.purifier, release.golden)
+        except ArtifactError as error:
+            raise ArtifactError(f"purifier {release.artifact.sha256[:12]}: {error}") from None
+    return models
+
+
+def load_first(config: ServeConfig, tracking: TrackingConfig) -> Models:
+    """The models that a new replica begins with.
+
+    Where the version that a followed alias points at is refused, the one before it, so that a replica which starts
+    after a bad promotion serves what its elders serve. Raises UserError where that fails too.
+    """
+    release = find(config.model, tracking)
+    try:
+        return load(release, config)
+    except UserError as error:
+        if not moves(config) or release.previous is None:
+            raise
+        _log.error("version %s is refused, version %s is served: %s", release.version, release.previous, error)
+    return load(find(config.model, tracking, release.previous), dataclasses.replace(config, calibration=None))
+
+
+async def follow(service: Service, tracking: TrackingConfig) -> None:
+    """Looks every `follow_s` seconds where the alias points, and gives `service` that version; for ever."""
+    config, seen = service.config, None
+    while True:
+        try:
+            number = await asyncio.to_thread(current, config.model, tracking)
+            if number is not None and number != seen:
+                await asyncio.to_thread(take, service, tracking, number)
+                seen = number
+        except UserError as error:  # the registry is away: what is served goes on
+            _log.warning("cannot look where %s points: %s", config.model, error)
+        await asyncio.sleep(config.follow_s)
+
+
+def take(service: Service, tracking: TrackingConfig, number: int) -> bool:
+    """Gives `service` version `number`, unless it serves it already or refuses it. Blocks for seconds.
+
+    Raises UserError where the version cannot be fetched now; that may be tried again.
+    """
+    release = find(service.config.model, tracking, number)
+    sha256 = release.artifact.sha256
+    if sha256 == service.models.purifier_sha256:
+        return True
+    try:
+        # A calibration that was given is of the models it was given with
+        service.use(load(release, dataclasses.replace(service.config, calibration=None)))
+    except UserError as error:
+        _log.error("version %s is refused, %s stays: %s", number, service.version, error)
+        service.sink("maep_refused_version", 1, {"version": sha256[:12]})
+        return False
+    _log.warning("version %s, %s, is served from now on", number, sha256[:12])
+    return True
