@@ -233,3 +233,18 @@ def test_without_a_classifier_it_still_purifies(browser: playwright.Browser, con
         playwright.expect(page.locator("#verdict")).to_contain_text("Start the endpoint", timeout=30_000)
         playwright.expect(page.locator("#attack-card")).to_be_hidden()
         assert len(picture(page, "purified")) == 16 * 16 * 4
+
+
+def test_the_policy_lets_nothing_else_run(browser: playwright.Browser, url: str):
+    """A script that found its way into the page is refused by its hash."""
+    inject = """() => new Promise(done => {
+      document.addEventListener("securitypolicyviolation", event => done(event.effectiveDirective), { once: true });
+      const script = document.createElement("script");
+      script.textContent = "window.ran = true";
+      document.body.append(script);
+    })"""
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(url)
+        assert page.evaluate(inject) == "script-src-elem"
+        assert page.evaluate("() => window.ran") is None
