@@ -35,7 +35,13 @@ from maep.models.build import build_model
 HERE = Path(__file__).parent
 LITSERVE = "litserve==0.2.19"
 REPEATS = 3
-SYSTEMS = ("in-process", "fastapi", "litserve", "maep")
+SYSTEMS = {  # the program, and how long a batch that is not full waits, in ms
+    "in-process": ("in-process", 0),
+    "fastapi": ("fastapi", 0),
+    "litserve": ("litserve", 0),  # which polls its queue without a pause where it waits for nothing
+    "litserve, 2 ms": ("litserve", 2),  # so that it is judged by the better of both
+    "maep": ("maep", 0),
+}
 CLIENTS = (1, 8, 32)
 OPEN_SHARES = (0.5, 0.8)  # of the slowest rival's closed-loop rate, so that every system can keep up
 
@@ -54,7 +60,7 @@ class Case:
     core_of_load: int | None = 1
     workers: int = 1
     clients: tuple[int, ...] = CLIENTS
-    seconds: float = 8
+    seconds: float = 6
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +86,16 @@ def _free_port() -> int:
 
 
 def _command(name: str, case: Case, *more: str) -> list[str]:
+    program, wait_ms = SYSTEMS[name]
     words = ["--model", case.model, "--kind", case.kind, "--cores", case.cores, "--workers", str(case.workers)]
-    return [sys.executable, str(HERE / "serve_rivals.py"), name, *words, *more]
+    return [sys.executable, str(HERE / "serve_rivals.py"), program, *words, "--wait_ms", str(wait_ms), *more]
 
 
 @contextlib.contextmanager
 def _running(name: str, case: Case, libraries: str) -> Iterator[int]:
     """The port of system `name`, ready."""
     port = _free_port()
-    log = case.bodies.parent / f"{name}.log"
+    log = case.bodies.parent / f"{SYSTEMS[name][0]}.log"
     with log.open("w") as file:
         process = subprocess.Popen(
             _command(name, case, "--port", str(port), "--libraries", libraries),
@@ -117,7 +124,7 @@ def _running(name: str, case: Case, libraries: str) -> Iterator[int]:
 def _load(case: Case, port: int, *words: str) -> Row:
     core = [] if case.core_of_load is None else ["--core", str(case.core_of_load)]
     command = [sys.executable, str(HERE / "serve_load.py"), str(port), str(case.bodies), "--kind", case.kind]
-    command += ["--side", str(case.side), "--seconds", str(case.seconds), *core, *words]
+    command += ["--side", str(case.side), "--seconds", str(case.seconds), "--warm", "1", *core, *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     row: dict[str, Any] = json.loads(done.stdout)
@@ -178,6 +185,12 @@ def _median(found: dict[str, dict[str, list[Row]]], name: str, load: str, key: s
     return statistics.median(row[key] for row in found[name][load])
 
 
+def _litserve(found: dict[str, dict[str, list[Row]]], load: str, key: str = "rate") -> float:
+    """LitServe at the better of its two waits."""
+    both = [_median(found, name, load, key) for name in SYSTEMS if name.startswith("litserve")]
+    return max(both) if key == "rate" else min(both)
+
+
 def _judge(claims: dict[str, tuple[float, str, float]]) -> None:
     """Prints each claim with what was measured; all are printed before the first that does not hold fails."""
     missed = []
@@ -210,10 +223,10 @@ def test_one_core_and_images_of_32_pixels(libraries: str, tmp_path: Path) -> Non
     claims: dict[str, tuple[float, str, float]] = {}
     for load in ("closed-8", "closed-32"):
         ours = _median(found, "maep", load)
-        claims[f"{load}: over LitServe"] = (ours / _median(found, "litserve", load), ">=", 1.2)
+        claims[f"{load}: over LitServe"] = (ours / _litserve(found, load), ">=", 1.2)
         claims[f"{load}: over FastAPI with a batcher"] = (ours / _median(found, "fastapi", load), ">=", 0.95)
     for load in (f"open-{share:g}" for share in OPEN_SHARES):
-        late = _median(found, "maep", load, "p99_ms") / _median(found, "litserve", load, "p99_ms")
+        late = _median(found, "maep", load, "p99_ms") / _litserve(found, load, "p99_ms")
         claims[f"{load}: p99 over LitServe's"] = (late, "<=", 1.0)
     alone = _median(found, "maep", "closed-1", "p50_ms") - _median(found, "in-process", "closed-1", "p50_ms")
     claims["closed-1: p50 over in-process, ms"] = (alone, "<=", 1.5)
@@ -228,7 +241,7 @@ def test_two_cores_and_images_of_32_pixels(libraries: str, tmp_path: Path) -> No
     found = measure(case, libraries, open_loop=False)
     _show("32 x 32 PNG, server and load on two cores", found)
     ours = _median(found, "maep", "closed-32")
-    _judge({"closed-32: over LitServe": (ours / _median(found, "litserve", "closed-32"), ">=", 1.0)})
+    _judge({"closed-32: over LitServe": (ours / _litserve(found, "closed-32"), ">=", 1.0)})
 
 
 @pytest.mark.timeout(3600)
@@ -245,7 +258,7 @@ def test_one_core_and_a_vit_s_of_224_pixels(libraries: str, tmp_path: Path) -> N
     ours = _median(found, "maep", "closed-8")
     _judge(
         {
-            "closed-8: over LitServe": (ours / _median(found, "litserve", "closed-8"), ">=", 0.95),
+            "closed-8: over LitServe": (ours / _litserve(found, "closed-8"), ">=", 0.95),
             "closed-8: over in-process": (ours / _median(found, "in-process", "closed-8"), ">=", 0.9),
         }
     )

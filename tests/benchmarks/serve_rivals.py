@@ -1,6 +1,6 @@
 """Programs that bench_serve.py starts: one purifier behind maep, LitServe and plain FastAPI, and without any server.
 
-    python serve_rivals.py NAME --model URI --port N --kind png|raw [--cores 0] [--max_batch_size 32] [--wait_ms 2]
+    python serve_rivals.py NAME --model URI --port N --kind png|raw [--cores 0] [--max_batch_size 32] [--wait_ms 0]
 
 Every one decodes, computes and encodes with the same functions; what differs is what is between socket and model.
 """
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--cores", default="0")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--max_batch_size", type=int, default=32)
-    parser.add_argument("--wait_ms", type=float, default=2)
+    parser.add_argument("--wait_ms", type=float, default=0)
     parser.add_argument("--libraries", default="", help="where LitServe is")
     parser.add_argument("--seconds", type=float, default=5)
     options = parser.parse_args()
