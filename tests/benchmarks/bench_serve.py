@@ -7,27 +7,18 @@ LitServe is installed by uv into a folder of its own below the user's cache, nev
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import shutil
-import signal
-import socket
 import statistics
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from serve_systems import Case, Row, apply_load, command, pictures, running
 
 from maep import artifact, config
 from maep.models.build import build_model
@@ -43,107 +34,36 @@ SYSTEMS = {  # the program, and how long a batch that is not full waits, in ms
     "maep": ("maep", 0),
 }
 CLIENTS = (1, 8, 32)
-OPEN_SHARES = (0.5, 0.8)  # of the slowest rival's closed-loop rate, so that every system can keep up
-
-Row = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One model and wire form, and where everything runs."""
-
-    model: str
-    kind: str
-    side: int
-    bodies: Path
-    cores: str = "0"
-    core_of_load: int | None = 1
-    workers: int = 1
-    clients: tuple[int, ...] = CLIENTS
-    seconds: float = 6
+OPEN_SHARES = (0.2, 0.4)  # of the bound without a server, so that every system can keep up
 
 
 @pytest.fixture(scope="module")
 def libraries() -> str:
-    """A folder with LitServe, for PYTHONPATH."""
+    """A folder with LitServe, for the end of its program's path."""
     uv = shutil.which("uv") or shutil.which("uv", path=str(HERE.parents[1] / ".uv" / "bin"))
     if uv is None:
         pytest.skip("needs uv, to install LitServe apart from maep")
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "maep-bench" / LITSERVE
     if not (home / "complete").is_file():
-        command = [uv, "pip", "install", "--quiet", "--python", sys.executable, "--target", str(home), LITSERVE]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        line = [uv, "pip", "install", "--quiet", "--python", sys.executable, "--target", str(home), LITSERVE]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=300)
         if done.returncode != 0:
             pytest.skip(f"LitServe could not be installed: {done.stderr.strip()[-200:]}")
         (home / "complete").touch()
     return str(home)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _command(name: str, case: Case, *more: str) -> list[str]:
-    program, wait_ms = SYSTEMS[name]
-    words = ["--model", case.model, "--kind", case.kind, "--cores", case.cores, "--workers", str(case.workers)]
-    return [sys.executable, str(HERE / "serve_rivals.py"), program, *words, "--wait_ms", str(wait_ms), *more]
-
-
-@contextlib.contextmanager
-def _running(name: str, case: Case, libraries: str) -> Iterator[int]:
-    """The port of system `name`, ready."""
-    port = _free_port()
-    log = case.bodies.parent / f"{SYSTEMS[name][0]}.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            _command(name, case, "--port", str(port), "--libraries", libraries),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + 240
-        while True:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
-                break
-            assert process.poll() is None, log.read_text()[-2000:]
-            assert time.monotonic() < deadline, log.read_text()[-2000:]
-            time.sleep(0.2)
-        yield port
-    finally:
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(60)
-        with contextlib.suppress(ProcessLookupError):  # its own session: whatever it has left
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(30)
-
-
-def _load(case: Case, port: int, *words: str) -> Row:
-    core = [] if case.core_of_load is None else ["--core", str(case.core_of_load)]
-    command = [sys.executable, str(HERE / "serve_load.py"), str(port), str(case.bodies), "--kind", case.kind]
-    command += ["--side", str(case.side), "--seconds", str(case.seconds), "--warm", "1", *core, *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    row: dict[str, Any] = json.loads(done.stdout)
-    assert set(row["statuses"]) == {"200"}, row
-    return row
-
-
 def _bound(case: Case, batch_size: int) -> float:
     words = ["--max_batch_size", str(batch_size), "--seconds", str(case.seconds)]
-    done = subprocess.run(_command("in-process", case, *words), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command("in-process", 0, case, *words), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return float(json.loads(done.stdout.splitlines()[-1])["rate"])
 
 
 def measure(case: Case, libraries: str, open_loop: bool = True) -> dict[str, dict[str, list[Row]]]:
-    """Each system under each load, one row a repeat: `closed-8` is 8 clients, `open-0.5` half the slowest rate."""
+    """Each system under each load, one row a repeat: `closed-8` is 8 clients, `open-0.4` 0.4 of the bound."""
     found: dict[str, dict[str, list[Row]]] = {name: {} for name in SYSTEMS}
-    rates: list[float] = []
-    for repeat in range(REPEATS):
+    for _ in range(REPEATS):
         for name in SYSTEMS:
             if name == "in-process":
                 for clients in case.clients:
@@ -151,16 +71,14 @@ def measure(case: Case, libraries: str, open_loop: bool = True) -> dict[str, dic
                     row = {"rate": rate, "p50_ms": 1000 * clients / rate, "p99_ms": math.nan}
                     found[name].setdefault(f"closed-{clients}", []).append(row)
                 continue
-            with _running(name, case, libraries) as port:
+            with running(*SYSTEMS[name], case, libraries) as (port, _):
                 for clients in case.clients:
-                    row = _load(case, port, "--clients", str(clients))
+                    row = apply_load(case, port, "--clients", str(clients))
                     found[name].setdefault(f"closed-{clients}", []).append(row)
-                if repeat == 0:  # what all can carry is known only when all were measured once
-                    rates.append(found[name][f"closed-{case.clients[-1]}"][0]["rate"])
-                elif open_loop:
-                    for share in OPEN_SHARES:
-                        row = _load(case, port, "--rate", f"{share * min(rates):.1f}")
-                        found[name].setdefault(f"open-{share:g}", []).append(row)
+                for share in OPEN_SHARES if open_loop else ():
+                    bound = found["in-process"][f"closed-{case.clients[-1]}"][0]["rate"]
+                    row = apply_load(case, port, "--rate", f"{share * bound:.1f}")
+                    found[name].setdefault(f"open-{share:g}", []).append(row)
     return found
 
 
@@ -174,11 +92,11 @@ def _spread(rows: list[Row], key: str, digits: int) -> str:
 def _show(title: str, found: dict[str, dict[str, list[Row]]]) -> None:
     print(f"\n{title}: median (range) of {REPEATS} interleaved repeats")
     print("| load | system | requests/s | p50 ms | p99 ms |\n|---|---|---:|---:|---:|")
-    for load in found["maep"]:
+    for kind in found["maep"]:
         for name in SYSTEMS:
-            if rows := found[name].get(load):
+            if rows := found[name].get(kind):
                 cells = [_spread(rows, "rate", 1), _spread(rows, "p50_ms", 2), _spread(rows, "p99_ms", 2)]
-                print(f"| {load} | {name} | {' | '.join(cells)} |")
+                print(f"| {kind} | {name} | {' | '.join(cells)} |")
 
 
 def _median(found: dict[str, dict[str, list[Row]]], name: str, load: str, key: str = "rate") -> float:
@@ -201,23 +119,10 @@ def _judge(claims: dict[str, tuple[float, str, float]]) -> None:
     assert not missed
 
 
-def _pictures(folder: Path, side: int, kind: str, count: int = 64) -> Path:
-    """Smooth pictures as request bodies."""
-    folder.mkdir(parents=True)
-    for number in range(count):
-        small = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        picture = Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)
-        if kind == "png":
-            picture.save(folder / f"{number:02d}.png")
-        else:
-            (folder / f"{number:02d}.raw").write_bytes(np.asarray(picture).tobytes())
-    return folder
-
-
 @pytest.mark.timeout(3600)
 def test_one_core_and_images_of_32_pixels(libraries: str, tmp_path: Path) -> None:
     """`bundled:cifar10`, PNG in and out."""
-    case = Case("bundled:cifar10", "png", 32, _pictures(tmp_path / "bodies", 32, "png"))
+    case = Case("bundled:cifar10", "png", 32, pictures(tmp_path / "bodies", 32, "png"))
     found = measure(case, libraries)
     _show("32 x 32 PNG, server on one core", found)
     claims: dict[str, tuple[float, str, float]] = {}
@@ -236,7 +141,7 @@ def test_one_core_and_images_of_32_pixels(libraries: str, tmp_path: Path) -> Non
 @pytest.mark.timeout(3600)
 def test_two_cores_and_images_of_32_pixels(libraries: str, tmp_path: Path) -> None:
     """Two workers; server and load share both cores, as on a small machine."""
-    bodies = _pictures(tmp_path / "bodies", 32, "png")
+    bodies = pictures(tmp_path / "bodies", 32, "png")
     case = Case("bundled:cifar10", "png", 32, bodies, cores="0,1", core_of_load=None, workers=2, clients=(32,))
     found = measure(case, libraries, open_loop=False)
     _show("32 x 32 PNG, server and load on two cores", found)
@@ -251,7 +156,7 @@ def test_one_core_and_a_vit_s_of_224_pixels(libraries: str, tmp_path: Path) -> N
     model = build_model({"name": "purifier", "mae": {"preset": "S/16", "image_size": [224, 224]}})
     described = {"model": config.to_dict(model.config)}
     saved = artifact.write(tmp_path / "model", "purifier", described, model.state_dict(), "# Random weights\n")
-    bodies = _pictures(tmp_path / "bodies", 224, "raw", 8)
+    bodies = pictures(tmp_path / "bodies", 224, "raw", 8)
     case = Case(str(saved.folder), "raw", 224, bodies, clients=(8,), seconds=20)
     found = measure(case, libraries, open_loop=False)
     _show("ViT-S/16, 224 x 224 raw, server on one core", found)
