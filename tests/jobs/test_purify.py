@@ -40,7 +40,7 @@ def save(path: Path, picture: np.ndarray) -> Path:
 
 
 def load(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(path.read_bytes())).convert("RGB"))
+    return np.array(Image.open(io.BytesIO(path.read_bytes())).convert("RGB"))
 
 
 @pytest.fixture
