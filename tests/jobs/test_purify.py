@@ -30,7 +30,7 @@ TOKEN = "a-token"
 
 def pixels(seed: int, height: int = 16, width: int = 16) -> np.ndarray:
     small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+    return np.array(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def save(path: Path, picture: np.ndarray) -> Path:
