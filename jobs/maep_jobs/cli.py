@@ -21,6 +21,7 @@ VERBS = {
     "finetune": "make it a purifier, on images attacked on the fly",
     "evaluate": "measure purifiers under each threat model",
     "promote": "send a purifier through the gate to the alias champion",
+    "rollback": "give the alias champion back to the version before",
     "serve": "start the endpoint",
     "purify": "image files and folders, by the endpoint or in this process",
     "submit": "run a verb on a Ray cluster",

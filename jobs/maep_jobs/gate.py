@@ -9,11 +9,13 @@ from maep.artifact import Artifact
 from maep.errors import ArtifactError, ConfigError
 from maep.evaluate.config import EvaluateConfig
 from maep.evaluate.gate import Decision, GateConfig, decide, evaluation
+from maep.models.build import load_purifier_artifact
 from maep.tracking.client import TrackingConfig
 from maep.tracking.registry import by_alias, register, set_alias
 from maep.tracking.resolve import resolve
 from maep_jobs import identity
 from maep_jobs.evaluate import run_evaluation
+from maep_serve import golden
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ def send_through_gate(
     output: Path,
     force: bool = False,
 ) -> Verdict:
-    """Registers `candidate`, evaluates it on `dev`, and moves the aliases.
+    """Registers `candidate` with its golden outputs, evaluates it on `dev`, and moves the aliases.
 
     It becomes `candidate` at once, and `champion` if the gate passes it, or (recorded on the version) by `force`.
     """
@@ -46,7 +48,8 @@ def send_through_gate(
             f"tracking.model: the champion of {tracking.model!r} is for {_data_of(holder)}, this purifier for"
             f" {_data_of(candidate)}: give it a model of its own, --tracking.model purifier-{_data_of(candidate)}"
         )
-    version = register(tracking, candidate)
+    outputs = golden.record(load_purifier_artifact(candidate))  # what every replica makes again before it serves this
+    version = register(tracking, candidate, evaluation={} if outputs is None else {"golden": outputs})
     set_alias(tracking, "candidate", version)
     if champion is not None and champion.sha256 == candidate.sha256:
         return Verdict(version, True, [f"version {version} is the champion already"])

@@ -1,4 +1,4 @@
-"""A purified image as the caller wants it: PNG unless `Accept` names JPEG or a raw tensor."""
+"""Answers: a purified image as the caller wants it, PNG unless `Accept` names JPEG or a raw tensor; and classes."""
 
 from __future__ import annotations
 
@@ -67,6 +67,15 @@ async def respond(purified: torch.Tensor, form: Form, service: Service, headers:
     pixels = images.to_uint8(purified) if purified.is_floating_point() else purified
     body = await service.coded("encode", small, images.encode, pixels, form.kind)
     return Response(body, media_type=f"image/{form.kind}", headers=headers)
+
+
+def top(probabilities: torch.Tensor, classes: tuple[str, ...], top_k: int) -> list[dict[str, Any]]:
+    """The best `top_k` of float32 [classes], with their names."""
+    best = probabilities.topk(min(top_k, len(probabilities)))
+    return [
+        {"index": index, "class": classes[index] if index < len(classes) else str(index), "probability": round(p, 6)}
+        for p, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
 
 
 def _quality(text: str) -> float:

@@ -124,8 +124,8 @@ def version_headers(models: Models) -> dict[str, str]:
 def _classified(answer: Classified, models: Models, top_k: int) -> dict[str, Any]:
     calibration = models.calibration
     return {
-        "before": playground.top(answer.before, models.classes, top_k),
-        "after": playground.top(answer.after, models.classes, top_k),
+        "before": answers.top(answer.before, models.classes, top_k),
+        "after": answers.top(answer.after, models.classes, top_k),
         "changed": answer.changed,
         "suspicion": {
             "distance": round(answer.distance, 6),

@@ -94,7 +94,9 @@ class Batcher:
         if self._computing:
             return
         if self._start is not None:
-            self._start.cancel()
+            if self._wait_s == 0:
+                return
+            self._start.cancel()  # a batch that has filled is due before its time
         if delay_s > 0:
             self._start = self._loop.call_later(delay_s, self._begin)
         else:

@@ -36,6 +36,8 @@ class ServeConfig:
     tokens_file: digests of bearer tokens (see maep_serve.tokens), besides those of $MAEP_SERVE_TOKEN.
     playground: attacks on the page; None is "on loopback addresses only".
     dashboard: Ray's own dashboard, where this process starts Ray.
+    metrics_port: of the metrics, for Prometheus, where this process starts Ray; None lets Ray choose one. Ray answers
+        there on every address and asks for no token.
     """
 
     model: str
@@ -64,6 +66,7 @@ class ServeConfig:
     tokens_file: str | None = None
     playground: bool | None = None
     dashboard: bool = False
+    metrics_port: int | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the key that cannot be used."""
@@ -88,7 +91,7 @@ class ServeConfig:
                 raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
         if self.max_replicas is not None and self.max_replicas < max(self.min_replicas, 1):
             raise ValueError(f"max_replicas: {self.max_replicas} must be at least 1 and min_replicas")
-        for name in ("num_threads", "tile_size", "target_requests"):
+        for name in ("num_threads", "tile_size", "target_requests", "metrics_port"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name}: {value} must be above 0, or null")

@@ -41,6 +41,9 @@ class Front:
 
         try:
             await self._app(scope, receive, watched)
+        except Exception:
+            status = 500
+            raise
         finally:
             # The route's template: of paths there are as many as callers like
             tags = {"route": getattr(scope.get("route"), "path", "none"), "version": self._service.version}

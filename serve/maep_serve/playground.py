@@ -6,12 +6,12 @@ import asyncio
 import base64
 from typing import Annotated, Any, Literal
 
-import torch
 from fastapi import FastAPI, Query, Request
 from starlette.responses import HTMLResponse, Response
 
 from maep.attacks.config import AttackConfig
 from maep_serve import bodies, images, page_policy
+from maep_serve.answers import top
 from maep_serve.loading import image_data
 from maep_serve.problems import Problem, openapi_responses
 from maep_serve.samples import Sample, load_samples
@@ -89,12 +89,3 @@ def add_attack_route(app: FastAPI, service: Service, authorised: list[Any]) -> N
                 for name, row in zip(names, result.probabilities, strict=True)
             },
         }
-
-
-def top(probabilities: torch.Tensor, classes: tuple[str, ...], top_k: int) -> list[dict[str, Any]]:
-    """The best `top_k` of float32 [classes], with their names."""
-    best = probabilities.topk(min(top_k, len(probabilities)))
-    return [
-        {"index": index, "class": classes[index] if index < len(classes) else str(index), "probability": round(p, 6)}
-        for p, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    ]

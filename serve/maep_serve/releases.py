@@ -28,13 +28,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Release:
-    """A verified purifier. version: its number in the registry, and previous: that of the one which had the alias
-    before it; both None where it is not from an alias. golden: see maep_serve.golden; None where none was recorded.
-    """
+    """A verified purifier, and the golden outputs that were recorded with it; None where there are none."""
 
     artifact: Artifact
-    version: int | None = None
-    previous: int | None = None
     golden: str | None = None
 
 
@@ -57,18 +53,13 @@ def find(uri: str, tracking: TrackingConfig, version: int | None = None) -> Rele
 
     Raises what `maep.tracking.resolve` raises.
     """
-    from maep.tracking import registry
     from maep.tracking.resolve import resolve
 
     match = _ALIAS.fullmatch(uri)
-    number = version if version is not None or match is None else current(uri, tracking)
-    if match is None or number is None:
+    if match is None or (number := version or current(uri, tracking)) is None:
         return Release(resolve(uri, tracking))
-    tracking = dataclasses.replace(tracking, model=match[1])
-    tags = registry.by_version(tracking, number).tags
-    previous = tags.get(f"{match[2]}.previous")
     artifact = resolve(f"models:/{match[1]}/{number}", tracking)
-    return Release(artifact, number, int(previous) if previous else None, tags.get(GOLDEN_TAG))
+    return Release(artifact, _tags(uri, tracking, number).get(GOLDEN_TAG))
 
 
 def load(release: Release, config: ServeConfig) -> Models:
@@ -88,14 +79,15 @@ def load_first(config: ServeConfig, tracking: TrackingConfig) -> Models:
     Where the version that a followed alias points at is refused, the one before it, so that a replica which starts
     after a bad promotion serves what its elders serve. Raises UserError where that fails too.
     """
-    release = find(config.model, tracking)
+    number = current(config.model, tracking) if moves(config) else None
     try:
-        return load(release, config)
+        return load(find(config.model, tracking, number), config)
     except UserError as error:
-        if not moves(config) or release.previous is None:
+        before = None if number is None else _previous(config.model, tracking, number)
+        if before is None:
             raise
-        _log.error("version %s is refused, version %s is served: %s", release.version, release.previous, error)
-    return load(find(config.model, tracking, release.previous), dataclasses.replace(config, calibration=None))
+        _log.error("version %s is refused, version %s is served: %s", number, before, error)
+    return load(find(config.model, tracking, before), dataclasses.replace(config, calibration=None))
 
 
 async def follow(service: Service, tracking: TrackingConfig) -> None:
@@ -130,3 +122,19 @@ def take(service: Service, tracking: TrackingConfig, number: int) -> bool:
         return False
     _log.warning("version %s, %s, is served from now on", number, sha256[:12])
     return True
+
+
+def _previous(uri: str, tracking: TrackingConfig, version: int) -> int | None:
+    """The version that had the alias before `version`."""
+    match = _ALIAS.fullmatch(uri)
+    assert match is not None
+    number = _tags(uri, tracking, version).get(f"{match[2]}.previous")
+    return None if number is None else int(number)
+
+
+def _tags(uri: str, tracking: TrackingConfig, version: int) -> dict[str, str]:
+    from maep.tracking import registry
+
+    match = _ALIAS.fullmatch(uri)
+    assert match is not None
+    return registry.by_version(dataclasses.replace(tracking, model=match[1]), version).tags

@@ -161,6 +161,7 @@ def _start_ray(config: ServeConfig, folder: Path) -> None:
             num_cpus=max(os.cpu_count() or 1, (1 if config.canary is None else 2) * config.most_replicas + 1),
             include_dashboard=config.dashboard,
             dashboard_host="127.0.0.1",
+            _metrics_export_port=config.metrics_port,
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
@@ -253,8 +254,9 @@ def _stop(ours: Path | None) -> None:
             from ray import serve
 
             for name in serve.status().applications:
-                serve.delete(name, _blocking=False)
-            serve.shutdown()
+                serve.delete(name)
+            if ours is None:
+                serve.shutdown()
     finally:
         if ours is not None:
             ray.shutdown()

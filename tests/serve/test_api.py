@@ -156,6 +156,10 @@ def test_openapi_names_the_routes_and_their_problems(client):
     document = client.get("/openapi.json").json()
     assert {"/v1/purify", "/v1/classify", "/v1/attack", "/healthz", "/readyz", "/v1/info"} <= set(document["paths"])
     purify = document["paths"]["/v1/purify"]["post"]
-    assert set(purify["requestBody"]["content"]) == {"image/png", "image/jpeg"}
+    taken = {"image/png", "image/jpeg", "image/webp", "application/octet-stream"}
+    assert set(purify["requestBody"]["content"]) == taken
+    assert {parameter["name"] for parameter in purify["parameters"]} == {"x-shape", "x-dtype"}
+    assert set(purify["responses"]["200"]["content"]) == taken - {"image/webp"}
     assert {"400", "408", "411", "413", "415", "422", "429", "503", "504"} <= set(purify["responses"])
-    assert "image/png" in purify["responses"]["200"]["content"]
+    assert "401" in purify["responses"]
+    assert {"/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/{model}/infer"} <= set(document["paths"])

@@ -13,6 +13,8 @@ import yaml
 from ray import serve
 from ray.serve.schema import HTTPOptionsSchema, LoggingConfig, ServeApplicationSchema, ServeDeploySchema
 
+from maep.errors import ConfigError
+
 FOLDER = importlib.resources.files("maep_serve") / "configs"
 NAMES = sorted(file.name for file in FOLDER.iterdir())
 SITE = Path(__file__).parents[2] / "infra" / "nginx" / "site.conf"
@@ -21,6 +23,11 @@ SITE = Path(__file__).parents[2] / "infra" / "nginx" / "site.conf"
 def read(name: str) -> dict[str, Any]:
     values: dict[str, Any] = yaml.safe_load((FOLDER / name).read_text(encoding="utf-8"))
     return values
+
+
+def build(import_path: str, values: dict[str, Any]) -> Any:
+    module, _, attribute = import_path.partition(":")
+    return getattr(importlib.import_module(module), attribute)(dict(values))
 
 
 def test_they_are_three() -> None:
@@ -41,29 +48,22 @@ def test_ray_serve_takes_it_and_ignores_no_key(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_its_applications_are_built_from_their_args(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("MAEP_SERVE_TOKEN", raising=False)
-    tokens = tmp_path / "tokens"
-    tokens.write_text(f"team {'0' * 64}\n")
+def test_its_applications_are_built_from_their_args(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAEP_SERVE_TOKEN", "a-token")
     for application in ServeDeploySchema.model_validate(read(name)).applications:
-        module, _, attribute = application.import_path.partition(":")
-        values = dict(application.args)
-        if "tokens_file" in values:
-            assert values["tokens_file"] == "/etc/maep/tokens"
-            values["tokens_file"] = str(tokens)
-        built = getattr(importlib.import_module(module), attribute)(values)
-        assert isinstance(built, serve.Application)
+        assert isinstance(build(application.import_path, application.args), serve.Application)
 
 
-def test_what_others_can_reach_has_tokens_and_no_playground() -> None:
+def test_what_others_can_reach_has_a_token_and_no_playground() -> None:
     for name in NAMES:
         values = read(name)
         for application in values["applications"]:
             if values["http_options"]["host"] == "127.0.0.1":
                 assert application["args"]["host"] == "127.0.0.1"
             else:
-                assert application["args"]["tokens_file"]
                 assert application["args"]["playground"] is False
+                with pytest.raises(ConfigError, match="MAEP_SERVE_TOKEN"):
+                    build(application["import_path"], application["args"])
 
 
 def test_the_canary_is_the_cluster_and_one_more_where_nginx_looks_for_it() -> None:

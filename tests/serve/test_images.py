@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import random
 import struct
 import zlib
 
@@ -77,9 +76,36 @@ def test_exif_orientation_is_applied(picture):
     assert torch.equal(turned, plain.rot90(-1, (2, 3)))
 
 
+def jpeg_header(width: int, height: int) -> bytes:
+    """A JPEG whose frame header claims this size."""
+    data = bytearray(encoded(Image.new("RGB", (8, 8)), "JPEG"))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+def with_chunk(kind: bytes, body: bytes) -> bytes:
+    """A PNG with one more chunk after its header."""
+    data = png_header(8, 8)
+    return (
+        data[:33] + struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) + data[33:]
+    )
+
+
+BOMB = zlib.compress(bytes(32 * 2**20), 9)
+
+
 @pytest.mark.parametrize(
     ("data", "code"),
     [
+        (png_header(2**31, 2**31), "too-many-pixels"),
+        (png_header(2**31 - 1, 1), "too-many-pixels"),
+        (png_header(0, 8), "not-an-image"),
+        (jpeg_header(65535, 65535), "too-many-pixels"),
+        (jpeg_header(0, 8), "not-an-image"),
+        (with_chunk(b"zTXt", b"comment\0\0" + BOMB), "not-an-image"),
+        (with_chunk(b"iCCP", b"profile\0\0" + BOMB), "not-an-image"),
+        (with_chunk(b"iTXt", b"comment\0\1\0\0\0" + BOMB), "not-an-image"),
         (b"", "not-an-image"),
         (b"hello", "not-an-image"),
         (b"GIF89a" + bytes(64), "not-an-image"),
@@ -147,20 +173,3 @@ def test_a_truncated_image_is_refused_and_never_half_decoded(picture, kind):
         else:  # all that lacked was a checksum or the end marker
             assert length > 0.9 * len(data)
             assert torch.equal(pixels, images.decode(data, LIMIT))
-
-
-def test_mutations_raise_nothing_but_problems(picture):
-    seed = 20261124
-    print(f"seed {seed}")
-    draw = random.Random(seed)
-    originals = [encoded(Image.fromarray(picture(12, 12)), kind) for kind in ("PNG", "JPEG")]
-    for _ in range(1000):
-        data = bytearray(draw.choice(originals))
-        for _ in range(draw.randint(1, 8)):
-            data[draw.randrange(len(data))] = draw.randrange(256)
-        try:
-            pixels = images.decode(bytes(data), LIMIT)
-        except Problem:
-            continue
-        assert pixels.dtype == torch.uint8
-        assert pixels.shape[2] * pixels.shape[3] <= LIMIT

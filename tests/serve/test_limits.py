@@ -30,7 +30,6 @@ PNG = {"content-type": "image/png"}
         ("/v1/purify", PNG, b"", "not-an-image"),
         ("/v1/purify", {"content-type": "text/plain"}, b"x", "unsupported-media-type"),
         ("/v1/purify", {"content-type": "application/json"}, b"{}", "unsupported-media-type"),
-        ("/v2/models/purifier/infer", {"content-encoding": "gzip"}, b"{}", "unsupported-media-type"),
         ("/v1/purify", {}, b"x", "unsupported-media-type"),
         ("/v1/purify", PNG, bytes(200_001), "body-too-large"),
         ("/v1/classify", PNG, bytes(200_001), "body-too-large"),

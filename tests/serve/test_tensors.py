@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from starlette.testclient import TestClient
 
 from maep_serve import images
 from maep_serve.answers import Form, wanted
+from maep_serve.api import create_api
 from maep_serve.problems import Problem
+from maep_serve.service import Service
 
 PNG = {"content-type": "image/png"}
 RAW = "application/octet-stream"
@@ -132,8 +136,12 @@ def test_classify_takes_tensors(client, picture, png):
     assert answers[0] == answers[1]
 
 
-def test_large_tensors_count_towards_the_pixels_in_flight(client, is_problem):
-    zeros = np.zeros((128, 129, 3), "f4")  # small as 8 bits a channel, not as 32
-    body = client.post("/v1/purify", content=zeros.tobytes()[:199_000], headers=tensor_headers(zeros))
-    assert is_problem(body, "invalid-tensor")
-    assert images.SMALL < 4 * zeros[..., 0].size
+def test_a_float_tensor_weighs_what_it_takes(config, models, is_problem):
+    zeros = np.zeros((127, 131, 3), "f4")  # fewer pixels than a small image's, and four times their bytes
+    assert zeros[..., 0].size < images.SMALL < 4 * zeros[..., 0].size
+    service = Service(dataclasses.replace(config, max_pixels_in_flight=300 * 300), models)
+    with TestClient(create_api(service)) as client, service.reservation(300 * 300):
+        refused = client.post("/v1/purify", content=zeros.tobytes(), headers=tensor_headers(zeros))
+        assert is_problem(refused, "queue-full")
+        few = zeros.astype("u1")
+        assert client.post("/v1/purify", content=few.tobytes(), headers=tensor_headers(few)).status_code == 200

@@ -71,7 +71,7 @@ def test_what_is_refused_has_a_code(data, code):
 def test_a_truncated_one_is_refused(picture):
     data = encoded(Image.fromarray(picture(24, 24)), lossless=True)
     for length in range(0, len(data) - 1, 11):
-        with pytest.raises(Problem, match=".") as caught:
+        with pytest.raises(Problem, match=r"damaged|starts like none") as caught:
             images.decode(data[:length], LIMIT)
         assert caught.value.code == "not-an-image"
 

@@ -75,6 +75,29 @@ def set_alias(config: TrackingConfig, alias: str, version: int) -> None:
         client.set_registered_model_alias(config.model, alias, str(version))
 
 
+def roll_back(config: TrackingConfig, alias: str, version: int | None = None) -> tuple[int, int]:
+    """Moves `alias` back, to `version` or to the one that had it before; gives the version left and the one reached.
+
+    The version left keeps, as tag `<alias>.rolled_back_to`, where it went. What had the alias before the one reached
+    stays noted there, so that rolling back again goes further back. Raises ArtifactError where there is none to go to.
+    """
+    config, client = _open(config)
+    assert config.uri is not None
+    holder = by_alias(config, alias)
+    if holder is None:
+        raise ArtifactError(f"models:/{config.model}@{alias} does not exist: promote a purifier first")
+    if version is None:
+        before = holder.tags.get(f"{alias}.previous")
+        if before is None:
+            raise ArtifactError(f"version {holder.version} is the first {alias} of {config.model}: say which, --to N")
+        version = int(before)
+    by_version(config, version)
+    with mlflow_client.translated(config.uri):
+        client.set_registered_model_alias(config.model, alias, str(version))
+        client.set_model_version_tag(config.model, str(holder.version), f"{alias}.rolled_back_to", str(version))
+    return holder.version, version
+
+
 def by_alias(config: TrackingConfig, alias: str) -> Version | None:
     """The version that `alias` (candidate, champion) points at, or None."""
     number = aliases(config).get(alias)

@@ -1,0 +1,87 @@
+"""The Ray Serve application as it is built, before any Ray runs: replicas, limits, tokens, and the shipped files."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+from typing import Any
+
+import pytest
+import yaml
+
+from maep.errors import ConfigError
+from maep_serve import ingress
+from maep_serve.config import ServeConfig
+from maep_serve.tokens import digest_of
+
+
+@pytest.fixture(scope="module")
+def app() -> Any:
+    """The module, whose import takes seconds because of Ray."""
+    import maep_serve.app
+
+    return maep_serve.app
+
+
+def options(application: Any) -> Any:
+    """What Ray Serve is told of the deployment."""
+    return application._bound_deployment._deployment_config
+
+
+def test_replicas_are_fixed_or_follow_the_load(app):
+    assert app.replicas(ServeConfig("m", num_replicas=3)) == {"num_replicas": 3}
+    scaling = app.replicas(ServeConfig("m", min_replicas=0, max_replicas=4, max_batch_size=16))["autoscaling_config"]
+    assert (scaling["min_replicas"], scaling["max_replicas"], scaling["initial_replicas"]) == (0, 4, 1)
+    assert scaling["target_ongoing_requests"] == 16
+    for wrong in ({"max_replicas": 0}, {"min_replicas": 3, "max_replicas": 2}, {"min_replicas": -1}):
+        with pytest.raises(ValueError, match="replicas"):
+            ServeConfig("m", **wrong)
+
+
+def test_serves_limits_lie_above_our_own(app):
+    config = ServeConfig("m", max_batch_size=16, max_queued_requests=100)
+    told = options(app.build_app(config))
+    assert told.max_ongoing_requests > config.max_queued_requests + config.max_batch_size
+    assert told.max_queued_requests > told.max_ongoing_requests
+    assert told.max_surge_percent > 0  # else one replica is gone before the next is there
+    assert told.graceful_shutdown_timeout_s >= config.request_timeout_s
+
+
+def test_the_configuration_of_a_cluster_with_a_canary_is_what_serve_deploy_takes(app, monkeypatch):
+    from ray.serve.schema import ServeDeploySchema
+
+    text = (importlib.resources.files("maep_serve") / "configs" / "canary.yaml").read_text()
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(text))
+    assert [each.route_prefix for each in schema.applications] == ["/", app.CANARY_ROUTE]
+    assert [each.name for each in schema.applications] == [app.APP_NAME, app.CANARY_NAME]
+    for each in schema.applications:
+        assert each.import_path == "maep_serve.app:application"
+        with pytest.raises(ConfigError, match="MAEP_SERVE_TOKEN"):
+            app.application(each.args)
+    monkeypatch.setenv("MAEP_SERVE_TOKEN", "secret")
+    for each in schema.applications:
+        built = app.application(each.args)
+        config, tracking, digests = built._bound_deployment.init_args
+        assert config.model == each.args["model"]
+        assert not config.playground_is_on
+        assert tracking.uri == "http://mlflow:5000"
+        assert digests == (digest_of("secret"),)  # the token itself is in no cluster state
+        assert options(built).autoscaling_config.max_replicas == each.args["max_replicas"]
+
+
+def test_unknown_arguments_of_serve_deploy_are_named(app):
+    with pytest.raises(ConfigError, match="did you mean 'model'"):
+        app.application({"modle": "m", "host": "127.0.0.1"})
+
+
+def test_haproxys_files_and_ports_are_an_endpoints_own(tmp_path, monkeypatch):
+    seen = []
+    for name in ("a", "b"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "environ", {})
+            ingress.prepare(tmp_path / name)
+            seen.append(dict(os.environ))
+    first, second = seen
+    assert first["RAY_SERVE_HAPROXY_SOCKET_PATH"] != second["RAY_SERVE_HAPROXY_SOCKET_PATH"]
+    assert first["RAY_SERVE_HAPROXY_METRICS_PORT"] != first["RAY_SERVE_HAPROXY_STATS_PORT"]
+    assert first["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"

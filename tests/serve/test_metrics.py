@@ -1,0 +1,77 @@
+"""What the endpoint tells of itself: each request, each stage, each batch, by version; and nothing that grows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from starlette.testclient import TestClient
+
+from maep_serve.api import create_api
+from maep_serve.metrics import INSTRUMENTS
+from maep_serve.service import Service
+from maep_serve.suspicion import Calibration
+
+PNG = {"content-type": "image/png"}
+
+
+class Kept:
+    """A sink that keeps what it is given, and holds it to the instruments' tags."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, float, dict[str, str]]] = []
+        self._tags = {each.name: set(each.tags) for each in INSTRUMENTS}
+
+    def __call__(self, name: str, value: float, tags: Mapping[str, str]) -> None:
+        assert set(tags) == self._tags[name]
+        self.seen.append((name, value, dict(tags)))
+
+    def values(self, name: str, **tags: str) -> list[float]:
+        return [value for n, value, t in self.seen if n == name and tags.items() <= t.items()]
+
+
+def test_requests_stages_and_batches_by_version(config, models, png):
+    kept = Kept()
+    version = models.purifier_sha256[:12]
+    with TestClient(create_api(Service(config, models, kept))) as client:
+        assert kept.values("maep_version", version=version) == [1]
+        client.post("/v1/purify", content=png(), headers=PNG)
+        client.post("/v1/purify", content=png(150, 290), headers=PNG)
+        client.post("/v1/purify", content=b"nothing", headers=PNG)
+        client.get("/a/path/that/somebody/thought/of")
+    for status, count in (("200", 2), ("400", 1)):
+        assert len(kept.values("maep_requests", route="/v1/purify", status=status, version=version)) == count
+    assert kept.values("maep_requests", route="none") == [1]
+    assert len(kept.values("maep_request_seconds", route="/v1/purify")) == 3
+    for stage in ("queue", "decode", "encode"):
+        times = kept.values("maep_stage_seconds", stage=stage, version=version)
+        assert len(times) == 2
+        assert min(times) >= 0
+    sizes = kept.values("maep_batch_size", model="purifier")
+    assert sum(sizes) == len(kept.values("maep_stage_seconds", stage="forward")) > 2  # the larger one in tiles
+    assert len(kept.values("maep_stage_seconds", stage="batch_wait")) == sum(sizes)
+
+
+def test_suspicion_and_the_share_of_suspected(config, models, png):
+    kept = Kept()
+    classifier = models.classifier.sha256
+    known = Calibration(models.purifier_sha256, classifier, "none", "0", (16, 16), (0.0,) * 100, ())
+    service = Service(config, dataclasses.replace(models, calibration=known), kept)
+    with TestClient(create_api(service)) as client:
+        answer = client.post("/v1/classify", content=png(), headers=PNG).json()
+        client.post("/v1/classify", content=png(20, 20), headers=PNG)
+    assert answer["suspicion"]["suspected"] is True
+    assert kept.values("maep_suspected") == [1]
+    assert kept.values("maep_scored") == [1]
+    assert round(kept.values("maep_suspicion")[0], 6) == answer["suspicion"]["score"] == round(100 / 101, 6)
+
+
+def test_a_new_version_has_its_own_figures(config, models, png):
+    kept = Kept()
+    service = Service(config, models, kept)
+    service.use(dataclasses.replace(models, purifier_sha256="f" * 64))
+    assert kept.values("maep_version", version=models.purifier_sha256[:12]) == [1, 0]
+    assert kept.values("maep_version", version="f" * 12) == [1]
+    with TestClient(create_api(service)) as client:
+        client.post("/v1/purify", content=png(), headers=PNG)
+    assert kept.values("maep_requests", version="f" * 12) == [1]

@@ -1,0 +1,180 @@
+"""Versions that come while requests go on: taken, or refused and the old one stays. With a real registry."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import shutil
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+from maep import artifact
+from maep.artifact import Artifact
+from maep.errors import ArtifactError
+from maep.models.build import load_purifier_artifact
+from maep.tracking.client import TrackingConfig
+from maep.tracking.registry import register, roll_back, set_alias
+from maep_serve import golden, releases
+from maep_serve.api import create_api
+from maep_serve.config import ServeConfig
+from maep_serve.service import Service
+
+PNG = {"content-type": "image/png"}
+CHAMPION = "models:/purifier@champion"
+
+
+@pytest.fixture
+def tracking(empty_store: Path, tmp_path: Path) -> TrackingConfig:
+    database = tmp_path / "mlflow.db"
+    shutil.copyfile(empty_store, database)
+    return TrackingConfig(uri=f"sqlite:///{database}")
+
+
+@pytest.fixture
+def following(config: ServeConfig) -> ServeConfig:
+    return dataclasses.replace(config, model=CHAMPION, follow_s=0.01)
+
+
+def another(first: Artifact, folder: Path, value: float) -> Artifact:
+    """`first` with its weights multiplied by `value`."""
+    weights = {name: tensor * value for name, tensor in first.weights().items()}
+    return artifact.write(folder, "purifier", first.config, weights, "# Another\n")
+
+
+def promote(tracking: TrackingConfig, purifier: Artifact, outputs: str | None = None) -> int:
+    recorded = outputs or golden.record(load_purifier_artifact(purifier))
+    version = register(tracking, purifier, evaluation={"golden": recorded})
+    set_alias(tracking, "champion", version)
+    return version
+
+
+def test_golden_outputs_are_made_again_and_another_purifiers_are_refused(purifier_artifact, models, tmp_path):
+    recorded = golden.record(models.purifier)
+    assert len(bytes.fromhex(recorded)) == 512
+    golden.check(load_purifier_artifact(purifier_artifact), recorded)
+    other = load_purifier_artifact(another(purifier_artifact, tmp_path / "other", 1.5))
+    with pytest.raises(ArtifactError, match=r"differ by .* of 255"):
+        golden.check(other, recorded)
+    for damaged in (recorded[:-2], "no", ""):
+        with pytest.raises(ArtifactError, match="512"):
+            golden.check(models.purifier, damaged)
+
+
+def test_golden_pictures_are_the_same_everywhere():
+    pictures = golden.pictures((16, 16))
+    assert pictures.shape == (4, 3, 16, 16)
+    assert pictures[0, 0, 0, :4].tolist() == [255, 244, 233, 222]
+    assert len({picture.numpy().tobytes() for picture in pictures}) == 4
+
+
+def test_a_purifier_that_draws_masks_has_none():
+    class Drawing(torch.nn.Module):
+        randomised = True
+
+    assert golden.record(Drawing()) is None
+
+
+def test_only_an_alias_moves(config):
+    assert releases.moves(dataclasses.replace(config, model=CHAMPION))
+    assert not releases.moves(dataclasses.replace(config, model=CHAMPION, follow_s=0))
+    for still in ("models:/purifier/3", "bundled:cifar10", "runs:/1", "a@b"):
+        assert not releases.moves(dataclasses.replace(config, model=still))
+
+
+def test_a_promotion_under_load_changes_the_answers_and_fails_no_request(
+    purifier_artifact, following, tracking, tmp_path, png
+):
+    second = another(purifier_artifact, tmp_path / "second", 1.01)
+    promote(tracking, purifier_artifact)
+    service = Service(following, releases.load_first(following, tracking))
+    app = create_api(service)
+
+    async def main() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            answers: list[httpx.Response] = []
+
+            async def ask(until: str) -> None:
+                while True:
+                    answers.append(await client.post("/v1/purify", content=png(), headers=PNG))
+                    if answers[-1].headers["x-maep-purifier"] == until:
+                        return
+
+            follower = asyncio.create_task(releases.follow(service, tracking))
+            for sha256 in (purifier_artifact.sha256, second.sha256, purifier_artifact.sha256):
+                await asyncio.wait_for(asyncio.gather(*(ask(sha256) for _ in range(4))), 120)
+                if sha256 == second.sha256:
+                    await asyncio.to_thread(roll_back, tracking, "champion")
+                else:
+                    await asyncio.to_thread(promote, tracking, second)
+            follower.cancel()
+            await service.close()
+            return answers
+
+    answers = asyncio.run(main())
+    assert {answer.status_code for answer in answers} == {200}
+    pictures = {answer.headers["x-maep-purifier"]: answer.content for answer in answers}
+    assert set(pictures) == {purifier_artifact.sha256, second.sha256}
+    assert len(set(pictures.values())) == 2
+
+
+@pytest.mark.parametrize("bad", ["golden", "not finite", "tampered"])
+def test_a_bad_version_takes_no_traffic_and_the_old_one_stays(
+    purifier_artifact, following, tracking, tmp_path, png, pixels_of, offline, models, bad, caplog
+):
+    promote(tracking, purifier_artifact)
+    seen: list[tuple[str, str]] = []
+    service = Service(
+        following, releases.load_first(following, tracking), lambda name, _, tags: seen.append((name, tags["version"]))
+    )
+    value = float("nan") if bad == "not finite" else 1.5
+    second = another(purifier_artifact, tmp_path / "second", value)
+    outputs = golden.record(models.purifier) if bad != "tampered" else None
+    number = promote(tracking, second, outputs)
+    if bad == "tampered":
+        from maep.tracking.registry import by_version
+
+        weights = Path(by_version(tracking, number).uri.removeprefix("file://")) / artifact.WEIGHTS
+        weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+        with pytest.raises(ArtifactError, match="was changed"):
+            releases.take(service, tracking, number)
+    else:
+        assert releases.take(service, tracking, number) is False
+        assert ("maep_refused_version", second.sha256[:12]) in seen
+        assert "is refused" in caplog.text
+
+    async def main() -> httpx.Response:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=create_api(service)), base_url="http://test"
+        ) as client:
+            answer = await client.post("/v1/purify", content=png(), headers=PNG)
+            await service.close()
+            return answer
+
+    answer = asyncio.run(main())
+    assert answer.headers["x-maep-purifier"] == purifier_artifact.sha256
+    assert torch.equal(pixels_of(answer.content), offline(models, png()))
+    # A replica that starts now serves what its elders serve
+    assert releases.load_first(following, tracking).purifier_sha256 == purifier_artifact.sha256
+    with pytest.raises(ArtifactError):  # and a new endpoint does not start with it at all
+        releases.load(releases.find(CHAMPION, tracking), following)
+
+
+def test_a_registry_that_is_away_changes_nothing(config, models, tmp_path, png):
+    gone = TrackingConfig(uri="http://127.0.0.1:1")
+    service = Service(dataclasses.replace(config, model=CHAMPION, follow_s=0.01), models)
+
+    async def main() -> int:
+        follower = asyncio.create_task(releases.follow(service, gone))
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=create_api(service)), base_url="http://test"
+        ) as client:
+            answer = await client.post("/v1/purify", content=png(), headers=PNG)
+        assert not follower.done()
+        follower.cancel()
+        await service.close()
+        return answer.status_code
+
+    assert asyncio.run(main()) == 200
