@@ -23,6 +23,7 @@ VERBS = {
     "promote": "send a purifier through the gate to the alias champion",
     "rollback": "give the alias champion back to the version before",
     "serve": "start the endpoint",
+    "purify": "image files and folders, by the endpoint or in this process",
     "submit": "run a verb on a Ray cluster",
     "data": "fetch and inspect data sets",
     "classifier": "train a classifier to protect",

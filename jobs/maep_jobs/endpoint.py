@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import os
 import sys
 from typing import Any
 
@@ -21,8 +20,8 @@ from maep.models.build import load_purifier_artifact
 from maep.tracking.client import TrackingConfig
 from maep.tracking.resolve import resolve
 from maep_jobs.failure import JobFailed
-from maep_serve.client import Client
-from maep_serve.config import TOKEN_VARIABLE, ServeConfig
+from maep_serve.client import Client, token_of_environment
+from maep_serve.config import ServeConfig
 
 
 def check_endpoint(
@@ -37,8 +36,8 @@ def check_endpoint(
     champion = resolve(serve.model, tracking)
     with start(dataclasses.replace(serve, model=str(champion.folder))) as server:
         pixels = _golden_image(evaluation)
-        with Client(server.url, os.environ.get(TOKEN_VARIABLE, "").split(",")[0].strip() or None) as client:
-            answer = np.asarray(Image.open(io.BytesIO(client.purify(_png(pixels)))).convert("RGB"))
+        with Client(server.url, token_of_environment()) as client:
+            answer = np.asarray(Image.open(io.BytesIO(client.purify(_png(pixels)).image)).convert("RGB"))
         identical = bool((answer == offline(champion, pixels)).all()) and server.purifier_sha256 == champion.sha256
         if not identical:
             raise JobFailed("the endpoint's answer differs from the champion's offline output")

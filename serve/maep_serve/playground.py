@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import importlib.resources
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query, Request
 from starlette.responses import HTMLResponse, Response
 
 from maep.attacks.config import AttackConfig
-from maep_serve import bodies, images
+from maep_serve import bodies, images, page_policy
 from maep_serve.answers import top
 from maep_serve.loading import image_data
 from maep_serve.problems import Problem, openapi_responses
@@ -19,10 +18,6 @@ from maep_serve.samples import Sample, load_samples
 from maep_serve.service import Service
 
 _ATTACK_MAX_PIXELS = 256 * 256
-_PAGE_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src 'self' data: blob:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 _PNG: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 }
@@ -42,8 +37,8 @@ def add_page_routes(app: FastAPI, service: Service, authorised: list[Any]) -> No
 
     @app.get("/", summary="The page", response_class=HTMLResponse)
     async def page() -> HTMLResponse:
-        text = importlib.resources.files("maep_serve").joinpath("page/index.html").read_text(encoding="utf-8")
-        return HTMLResponse(text, headers={"Content-Security-Policy": _PAGE_POLICY})
+        text, policy = page_policy.page()
+        return HTMLResponse(text, headers={"Content-Security-Policy": policy})
 
     @app.get("/v1/samples", summary="The page's sample pictures", dependencies=authorised)
     async def list_samples() -> list[dict[str, Any]]:

@@ -47,10 +47,10 @@ def test_serves_limits_lie_above_our_own(app):
     assert told.graceful_shutdown_timeout_s >= config.request_timeout_s
 
 
-def test_the_cluster_configuration_is_what_serve_deploy_takes(app, monkeypatch):
+def test_the_configuration_of_a_cluster_with_a_canary_is_what_serve_deploy_takes(app, monkeypatch):
     from ray.serve.schema import ServeDeploySchema
 
-    text = (importlib.resources.files("maep_serve") / "configs" / "cluster.yaml").read_text()
+    text = (importlib.resources.files("maep_serve") / "configs" / "canary.yaml").read_text()
     schema = ServeDeploySchema.model_validate(yaml.safe_load(text))
     assert [each.route_prefix for each in schema.applications] == ["/", app.CANARY_ROUTE]
     assert [each.name for each in schema.applications] == [app.APP_NAME, app.CANARY_NAME]

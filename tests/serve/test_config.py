@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
 
 import pytest
 
@@ -15,9 +14,10 @@ from maep_serve.loading import class_names
 from maep_serve.samples import load_samples
 
 
-def test_the_local_configuration_loads_and_round_trips(tmp_path):
-    with importlib.resources.as_file(importlib.resources.files("maep_serve") / "configs" / "local.yaml") as path:
-        built = config.load(ServeConfig, path, ["--port", "8123", "--data.name", "cifar10"])
+def test_a_configuration_round_trips(tmp_path):
+    built = config.build(
+        ServeConfig, config.apply_overrides({"model": "m"}, ["--port", "8123", "--data.name", "cifar10"])
+    )
     assert built.port == 8123
     assert built.data is not None
     assert built.host == "127.0.0.1"

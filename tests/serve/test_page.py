@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
+from PIL import Image
+from serving import serving
 
 from maep_serve.api import create_api
 from maep_serve.service import Service
+from maep_serve.tokens import Tokens, digest_of
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -27,18 +26,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def url(config, models) -> Iterator[str]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        app = create_api(Service(config, models))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        deadline = time.monotonic() + 30
-        while not server.started and time.monotonic() < deadline:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        server.should_exit = True
-        thread.join(30)
+    with serving(create_api(Service(config, models))) as url:
+        yield f"{url}/"
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +125,7 @@ def test_a_file_that_is_no_image_is_one_line(page: playwright.Page, tmp_path: Pa
     file = tmp_path / "note.png"
     file.write_text("hello")
     page.set_input_files("#file", str(file))
-    playwright.expect(page.locator("#verdict .error")).to_contain_text("choose a PNG or JPEG")
+    playwright.expect(page.locator("#verdict .error")).to_contain_text("choose a PNG, JPEG or WebP")
 
 
 def test_without_attack_it_purifies(page: playwright.Page):
@@ -148,29 +137,114 @@ def test_without_attack_it_purifies(page: playwright.Page):
     assert "attack" not in page.inner_text("#verdict")
 
 
+def test_the_purified_picture_can_be_saved(page: playwright.Page):
+    with page.expect_download() as waiting:
+        page.get_by_text("Save as PNG").click()
+    download = waiting.value
+    assert download.suggested_filename == "purified.png"
+    rgb = [value for i, value in enumerate(picture(page, "purified")) if i % 4 != 3]
+    assert list(Image.open(download.path()).convert("RGB").tobytes()) == rgb
+
+
+def test_everything_has_a_name_and_focus_is_seen(page: playwright.Page):
+    """Accessible names as the browser computes them, and an outline of 3 px on whatever the keyboard reaches."""
+    for role in ("button", "radio", "slider", "checkbox", "combobox", "link", "img"):
+        found = page.get_by_role(role)
+        assert found.count() > 0
+        assert page.get_by_role(role, name=re.compile(r"\w")).count() == found.count()
+    outline = """() => { const focused = document.activeElement;
+      const shown = getComputedStyle(focused).opacity === "0" ? focused.closest("label") : focused;
+      const style = getComputedStyle(shown);
+      return style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 3; }"""
+    page.locator("body").click(position={"x": 1, "y": 1})
+    for _ in range(16):
+        page.keyboard.press("Tab")
+        assert page.evaluate(outline), page.evaluate("() => document.activeElement.outerHTML")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_phone_width_needs_no_sideways_scrolling(browser: playwright.Browser, url: str, scheme: str):
-    with browser.new_context(viewport={"width": 360, "height": 740}, color_scheme=scheme) as context:
+def test_text_is_told_from_its_ground(browser: playwright.Browser, url: str, scheme: str):
+    """WCAG 2.1 contrast of 4.5 for words of every kind."""
+    measure = """kinds => kinds.map(kind => {
+      const parse = text => text.match(/[\\d.]+/g).slice(0, 3).map(v => {
+        const c = v / 255; return c <= .03928 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4; });
+      const light = text => { const [r, g, b] = parse(text); return .2126 * r + .7152 * g + .0722 * b; };
+      let ground = document.querySelector(kind), found = getComputedStyle(ground).color;
+      while (getComputedStyle(ground).backgroundColor === 'rgba(0, 0, 0, 0)') ground = ground.parentElement;
+      const [a, b] = [light(found), light(getComputedStyle(ground).backgroundColor)].sort();
+      return (Math.max(a, b) + .05) / (Math.min(a, b) + .05); })"""
+    kinds = [
+        "h1",
+        "h1 span",
+        "#served",
+        ".drop",
+        ".drop strong",
+        ".small",
+        "#verdict",
+        "#verdict b",
+        "figcaption",
+        "li span",
+    ]
+    kinds += ["li span:last-child", "footer p", "footer a", ".choices label:has(:checked)", "#save", "button.plain"]
+    with browser.new_context(color_scheme=scheme) as context:
         page = context.new_page()
         page.goto(url)
         settled(page)
-        assert page.locator("html").evaluate("e => e.scrollWidth") <= 360
+        page.locator("#token-card").evaluate("e => { e.hidden = false; }")
+        ratios = page.evaluate(measure, kinds)
+        assert min(ratios) >= 4.5, dict(zip(kinds, ratios, strict=True))
+
+
+@pytest.mark.parametrize("width", [375, 320])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_phone_width_needs_no_sideways_scrolling(browser: playwright.Browser, url: str, scheme: str, width: int):
+    with browser.new_context(viewport={"width": width, "height": 740}, color_scheme=scheme) as context:
+        page = context.new_page()
+        page.goto(url)
+        settled(page)
+        assert page.locator("html").evaluate("e => e.scrollWidth") <= width
+        for control in page.locator("#samples button, .choices label, #eps, #file, .check").all():
+            box = control.bounding_box()
+            assert box is not None
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= width
+
+
+def test_an_endpoint_with_a_token_asks_for_it_once(browser: playwright.Browser, config, models):
+    app = create_api(Service(config, models), Tokens((digest_of("a-token"),)))
+    with serving(app) as url, browser.new_context() as context:
+        page = context.new_page()
+        page.goto(url)
+        playwright.expect(page.locator("#verdict")).to_contain_text("A bearer token is required", timeout=30_000)
+        page.get_by_label("bearer token").fill("a-token")
+        page.keyboard.press("Enter")
+        settled(page)
+        playwright.expect(page.locator("#token-card")).to_be_hidden()
+        assert "a-token" not in page.content()
+        assert page.evaluate("() => [document.cookie, localStorage.length, sessionStorage.length]") == ["", 0, 0]
 
 
 def test_without_a_classifier_it_still_purifies(browser: playwright.Browser, config, models):
     bare = dataclasses.replace(models, classifier=None, classifier_name=None, classes=())
     app = create_api(Service(dataclasses.replace(config, classifier=None), bare))
-    with socket.socket() as listener, browser.new_context() as context:
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            page = context.new_page()
-            page.goto(f"http://127.0.0.1:{listener.getsockname()[1]}/")
-            playwright.expect(page.locator("#verdict")).to_contain_text("Start the endpoint", timeout=30_000)
-            playwright.expect(page.locator("#attack-card")).to_be_hidden()
-            assert len(picture(page, "purified")) == 16 * 16 * 4
-        finally:
-            server.should_exit = True
-            thread.join(30)
+    with serving(app) as url, browser.new_context() as context:
+        page = context.new_page()
+        page.goto(url)
+        playwright.expect(page.locator("#verdict")).to_contain_text("Start the endpoint", timeout=30_000)
+        playwright.expect(page.locator("#attack-card")).to_be_hidden()
+        assert len(picture(page, "purified")) == 16 * 16 * 4
+
+
+def test_the_policy_lets_nothing_else_run(browser: playwright.Browser, url: str):
+    """A script that found its way into the page is refused by its hash."""
+    inject = """() => new Promise(done => {
+      document.addEventListener("securitypolicyviolation", event => done(event.effectiveDirective), { once: true });
+      const script = document.createElement("script");
+      script.textContent = "window.ran = true";
+      document.body.append(script);
+    })"""
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(url)
+        assert page.evaluate(inject) == "script-src-elem"
+        assert page.evaluate("() => window.ran") is None

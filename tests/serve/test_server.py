@@ -49,7 +49,7 @@ def test_the_served_picture_is_the_offline_purifiers_bit_for_bit(server: Server,
     assert server.purifier_sha256 == models.purifier_sha256
     with Client(server.url) as client:
         for seed in range(3):
-            served = images.decode(client.purify(png(seed=seed)), 10**4)
+            served = images.decode(client.purify(png(seed=seed)).image, 10**4)
             with torch.inference_mode():
                 clean = models.purifier(images.to_float(images.decode(png(seed=seed), 10**4)))
             assert torch.equal(served, images.to_uint8(clean))
@@ -70,7 +70,7 @@ def test_routes_over_http(server: Server, models, png):
         response = client.post("/v1/purify", content=chunks(), headers={"content-type": "image/png"})
         assert (response.status_code, response.json()["code"]) == (413, "body-too-large")
     with Client(server.url) as client:
-        assert len(client.classify(png(), top_k=4)["after"]) == 4
+        assert len(client.classify(png(), top_k=4).after) == 4
         with pytest.raises(ProblemError, match="not-an-image"):
             client.purify(b"nothing")
 

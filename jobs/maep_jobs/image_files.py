@@ -1,0 +1,113 @@
+"""Which image files become which purified ones, and how a purified file says what it was made from.
+
+A purified file is a PNG whose first chunk after the header (tEXt; PNG specification, 11.3.4.3) names the purifier and
+the sha256 of the file it was made from. So a run that was cut short goes on, another purifier or a changed original is
+purified anew, and no list beside the files can disagree with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from maep import storage
+from maep.errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_AFTER_HEADER = 33  # bytes of a PNG's signature and IHDR chunk
+_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image file and the file its purified form goes to."""
+
+    source: Path
+    target: Path
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was asked for: `pairs` in a fixed order, and how many files of the folders are no images by their name."""
+
+    pairs: tuple[Pair, ...]
+    num_others: int
+
+
+def find(inputs: Sequence[Path], output: Path) -> Found:
+    """The images among files and folders (searched to any depth; hidden files and `output` itself are left out).
+
+    A file goes to `output`/STEM.png, or to `output` where that ends in .png and nothing else is purified; what lies in
+    a folder keeps its path below it, and below the folder's name where several inputs are given.
+    Raises UserError for an input that is not there, for two that would go to one file, and for a file that would be
+    overwritten by its own purified form.
+    """
+    for path in inputs:
+        if not path.exists():
+            raise UserError(f"{path} does not exist: name an image or a folder of images")
+    if len(inputs) == 1 and inputs[0].is_file() and output.suffix.lower() == ".png" and not output.is_dir():
+        found = Found((Pair(inputs[0], output),), 0)
+    else:
+        pairs: list[Pair] = []
+        num_others = 0
+        for path in inputs:
+            if path.is_file():
+                pairs.append(Pair(path, output / f"{path.stem}.png"))
+                continue
+            below = output / path.resolve().name if len(inputs) > 1 else output
+            for file in _files(path, output):
+                if file.suffix.lower() in SUFFIXES:
+                    pairs.append(Pair(file, below / file.relative_to(path).with_suffix(".png")))
+                else:
+                    num_others += 1
+        found = Found(tuple(pairs), num_others)
+    _check(found.pairs)
+    return found
+
+
+def _files(folder: Path, output: Path) -> Iterator[Path]:
+    left_out = output.resolve()
+    for place, folders, names in os.walk(folder):
+        inside = Path(place)
+        folders[:] = sorted(name for name in folders if name[0] != "." and (inside / name).resolve() != left_out)
+        yield from (inside / name for name in sorted(names) if name[0] != ".")
+
+
+def _check(pairs: Sequence[Pair]) -> None:
+    sources = {pair.source.resolve() for pair in pairs}
+    taken: dict[Path, Path] = {}
+    for pair in pairs:
+        other = taken.setdefault(pair.target, pair.source)
+        if other is not pair.source:
+            raise UserError(f"{other} and {pair.source} would both become {pair.target}: purify them apart")
+        if pair.target.resolve() in sources:
+            raise UserError(f"{pair.target} is itself to be purified: choose another -o than where the images are")
+
+
+def stamp(purifier: str, source: bytes) -> bytes:
+    """The chunk that says that `purifier` (sha256) made a file from the bytes `source`."""
+    text = f"maep\0purifier {purifier} source {hashlib.sha256(source).hexdigest()}".encode("latin-1")
+    return struct.pack(">I", len(text)) + b"tEXt" + text + struct.pack(">I", zlib.crc32(b"tEXt" + text))
+
+
+def write(target: Path, png: bytes, stamp: bytes) -> None:
+    """Writes the whole file, stamped, or nothing. Raises WriteError."""
+    storage.write_bytes(target, png[:_AFTER_HEADER] + stamp + png[_AFTER_HEADER:])
+
+
+def is_complete(target: Path, stamp: bytes) -> bool:
+    """Whether `target` is a whole file with this stamp."""
+    try:
+        with target.open("rb") as file:
+            file.seek(_AFTER_HEADER)
+            if file.read(len(stamp)) != stamp:
+                return False
+            file.seek(-len(_END), os.SEEK_END)
+            return file.read() == _END
+    except OSError:  # not there, or shorter than any PNG
+        return False
