@@ -103,7 +103,7 @@ def read_all(output: Path) -> list[TrialRecord]:
 
 
 def append(output: Path, trial_id: str, point: Point) -> None:
-    """Adds a line to the trial's curve, unless it has one of as many images: a rung measured again measures the same."""
+    """Adds a line to the trial's curve, unless it has one of as many images already."""
     if any(known.samples_seen == point.samples_seen for known in curve(output, trial_id)):
         return
     path = folder(output, trial_id) / CURVE
