@@ -29,14 +29,14 @@ CURVE = "curve.jsonl"
 
 @dataclass(frozen=True)
 class Budget:
-    """What a trial has spent, measured; its share of a pretraining that several share is in it."""
+    """What a trial has spent, measured; a pretraining that several trials share counts in full for each."""
 
     samples_seen: int
-    """Images that went through a training step, of pretraining and fine-tuning together."""
+    """Images in training steps, of pretraining (in full, though it may be shared) and fine-tuning together."""
     flops: float
     """Floating-point operations of those steps."""
     core_seconds: float
-    """Processor seconds of the training, times its threads; measuring is not in it."""
+    """Processor seconds of the training; measuring is not in them."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,10 @@ class TrialRecord:
     reason: str | None
     """Why it failed or was stopped; None where it is done."""
     settings: dict[str, Any]
-    """Dotted key of the space -> value."""
+    """Key as the space names it (`mask_ratio`, `patch_size`, `finetune.loop.lr`) -> value."""
     objectives: dict[str, float]
-    """Of the last rung it was measured at; empty where it failed before the first."""
+    """Of the last rung it was measured at: what `objectives` of the search names, and never less than clean_accuracy
+    and num_parameters; empty where it failed before the first."""
     counts: dict[str, tuple[int, int]]
     """Name of an accuracy -> images right and images asked, for intervals."""
     budget: Budget
@@ -73,6 +74,8 @@ class Point:
 
     samples_seen: int
     objectives: dict[str, float]
+    counts: dict[str, tuple[int, int]]
+    budget: Budget
 
 
 def folder(output: Path, trial_id: str) -> Path:
