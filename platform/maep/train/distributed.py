@@ -75,7 +75,7 @@ def train(
         settings = rooted(settings)
         try:
             while (stopped := _fit(settings, output.absolute(), make_callbacks, resume)) is not None:
-                if told():
+                if told() or stopped.samples_seen >= settings.loop.last_step * settings.loop.batch_size:
                     raise stopped
         finally:
             stop.unlink(missing_ok=True)
