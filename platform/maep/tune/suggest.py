@@ -23,7 +23,7 @@ from maep.tune.space import Axis, Settings
 
 _DRAW, _SAMPLER = 301, 302
 _ATTEMPTS = 1000
-_CHECKED = 200
+_CHECKED = 100
 
 
 @dataclass(frozen=True)
