@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
+from maep.errors import ArtifactError
 from maep.tune import halving, record, suggest, trial
 from maep.tune.config import TuneConfig, sign
 from maep.tune.record import Point, Status, TrialRecord
@@ -77,7 +78,9 @@ class Search:
         self._rung = 0
         self._waiting: list[Work] = []
         self._running: list[Work] = []
+        self._pretrained: set[str] = set()
         self._begin_generation()
+        self._settle()
 
     def next(self) -> Work | None:
         """A piece of work that can begin now; None where there is none until another has ended."""
@@ -93,6 +96,8 @@ class Search:
         """A piece has ended; `failure` says why without a result."""
         self._running.remove(work)
         if work.rung is None:
+            assert work.trial.pretraining is not None
+            self._pretrained.add(work.trial.pretraining)
             if failure is not None:
                 for other in [other for other in self._waiting if other.trial.pretraining == work.trial.pretraining]:
                     self._waiting.remove(other)
@@ -101,7 +106,11 @@ class Search:
             self._end(work.trial, "failed", failure)
         else:
             self._reached(work.trial)
-        if not self._waiting and not self._running:
+        self._settle()
+
+    def _settle(self) -> None:
+        """Goes on to where there is something to do: after a kill that can be many rounds."""
+        while not (self._waiting or self._running or self.is_finished):
             self._end_round()
 
     def _begin_generation(self) -> None:
@@ -128,7 +137,11 @@ class Search:
         """What the members have to do to reach the rung, where they have not done it before the search was gone on."""
         for member in self._members:
             known = self._known.get(member.number)
-            assert known is None or known.trial_id == member.trial_id, "another search lies here"
+            if known is not None and known.trial_id != member.trial_id:
+                raise ArtifactError(
+                    f"{self.output} holds trial {known.trial_id}, where this search chooses {member.trial_id}: it was"
+                    " begun with another version of Optuna or maep: go on with that one, or choose another --output"
+                )
             self._points.setdefault(member.number, [])
             if len(record.curve(self.output, member.trial_id)) > self._rung:
                 self._reached(member)
@@ -137,14 +150,19 @@ class Search:
                 self._note(member, known)
             else:
                 self._waiting.append(Work(member, self._rung))
-        wanted = {w.trial.pretraining: w.trial for w in reversed(self._waiting) if self._waits_for_pretraining(w)}
-        self._waiting[:0] = [Work(each, None) for each in reversed(wanted.values())]
-        if not self._waiting:
-            self._end_round()
+        first: dict[str, Work] = {}
+        for work in self._waiting:
+            key = work.trial.pretraining
+            if key is not None and key not in self._pretrained and key not in first:
+                if trial.is_pretrained(self.output, key):
+                    self._pretrained.add(key)
+                else:
+                    first[key] = Work(work.trial, None)
+        self._waiting[:0] = first.values()
 
     def _waits_for_pretraining(self, work: Work) -> bool:
         key = work.trial.pretraining
-        return work.rung is not None and key is not None and not trial.is_pretrained(self.output, key)
+        return work.rung is not None and key is not None and key not in self._pretrained
 
     def _reached(self, member: Trial) -> None:
         point = record.curve(self.output, member.trial_id)[self._rung]
