@@ -6,20 +6,23 @@ begins. From then on its length is a number of images, so a run that is killed a
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-from maep.artifact import Artifact
+from maep.data.plan import Sampling
 from maep.errors import ConfigError
 from maep.train.config import FinetuneConfig, PretrainConfig
-from maep.train.loop import Progress, Task, run
+from maep.train.loop import Task, batch_of, learning_rate, open_loader, pick_device
 from maep.train.phases import pretraining, purification
+from maep.train.step import Step
+from maep.train.stopwatch import Stopwatch
 from maep.tune.config import BudgetConfig
 
 _COUNTED, _TIMED = 4, 10
@@ -46,14 +49,13 @@ class Cost:
 def cost(settings: PretrainConfig | FinetuneConfig, kind: str) -> Cost:
     """What an image of this phase costs; it takes 4 steps, and 10 more where time is to be measured."""
     size = settings.loop.batch_size
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with _Counter() as counter, sdpa_kernel(SDPBackend.MATH):  # fused attention is no product that is counted
         _steps(settings, _COUNTED)
-    flops = counter.get_total_flops() / (_COUNTED * size)
+    flops = counter.total / (_COUNTED * size)
     if kind != "core_seconds":
         return Cost(flops, None)
-    clock = _Clock()
-    _steps(settings, 1 + _TIMED, clock)
-    return Cost(flops, (clock.times[-1] - clock.times[0]) / (_TIMED * size))
+    times = _steps(settings, 1 + _TIMED)
+    return Cost(flops, (times[-1] - times[0]) / (_TIMED * size))
 
 
 def num_images(amount: float, cost: Cost, kind: str, batch_size: int, what: str) -> int:
@@ -83,30 +85,44 @@ def check(budget: BudgetConfig, device: str) -> None:
         raise ConfigError("budget.kind: core_seconds are of the processor, not of a GPU: use flops or samples_seen")
 
 
-class _Clock:
-    """A callback that notes this process's processor time after each step."""
+class _Counter(TorchDispatchMode):
+    """Adds up the operations of what runs inside, backward passes and attacks included.
+
+    PyTorch's FlopCounterMode has the formulas, but follows modules by hooks that an attack's gradient does not bear.
+    """
 
     def __init__(self) -> None:
-        self.times: list[float] = []
+        super().__init__()
+        self.total = 0.0
 
-    def on_step(self, progress: Progress) -> None:
-        self.times.append(time.process_time())
-
-    def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
-        pass
-
-    def on_end(self, result: Artifact) -> None:
-        pass
-
-    def on_failure(self, error: BaseException) -> None:
-        pass
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **kwargs, out_val=result)
+        return result
 
 
-def _steps(settings: PretrainConfig | FinetuneConfig, count: int, *callbacks: _Clock) -> None:
-    """Takes so many steps of the phase, here, and forgets what came of them."""
+def _steps(settings: PretrainConfig | FinetuneConfig, count: int) -> list[float]:
+    """Takes so many steps, spread over the schedules of the phase, and forgets what came of them.
+
+    Returns this process's processor seconds after each.
+    """
     make: Callable[..., Task] = pretraining if isinstance(settings, PretrainConfig) else purification
-    size = settings.loop.batch_size
-    loop = replace(settings.loop, samples=count * size, checkpoint_every=count * size, pause_at=None)
-    workers = replace(settings.workers, num_workers=0)
-    with tempfile.TemporaryDirectory() as folder:
-        run(make(replace(settings, loop=loop, workers=workers)), Path(folder), callbacks)
+    task, loop = make(settings), settings.loop
+    device = pick_device(loop.device)
+    objective = task.objective.to(device).train()
+    update, watch = Step(objective, loop, 1, device), Stopwatch(device)
+    loader = open_loader(task.images, task.loader, Sampling(loop.batch_size, loop.seed, loop.augment), device)
+    times = []
+    with closing(loader.parts(0, count)) as parts:
+        for number, part in enumerate(parts):
+            step = number * loop.num_steps // count
+            batch = batch_of(part, step, loop)
+            if objective.crafts:
+                batch = objective.craft(batch)
+            for replay in range(loop.replays):
+                update(replace(batch, replay=replay), learning_rate(step / loop.num_steps, loop), watch)
+            times.append(time.process_time())
+    return times
