@@ -122,7 +122,7 @@ def keys(trials: Sequence[TrialRecord], space: Mapping[str, Axis]) -> list[str]:
 
 
 def pair(trials: Sequence[TrialRecord], space: Mapping[str, Axis]) -> list[str]:
-    """The settings of the map, the rows' first: mask ratio and patch size, else the first two, or as many as there are."""
+    """The settings of the map, the rows' first: mask ratio and patch size, else the first two there are."""
     searched = keys(trials, space)
     wanted = [next((key for key in searched if short(key) == last), None) for last in PREFERRED]
     first = [key for key in wanted if key is not None]

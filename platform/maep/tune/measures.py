@@ -41,7 +41,7 @@ MEASURES: Mapping[str, Measure] = {
         "clean_accuracy": ("clean accuracy", "%", 100, 1),
         "oblivious_accuracy": ("oblivious accuracy", "%", 100, 1),
         "adaptive_accuracy": ("adaptive accuracy", "%", 100, 1),
-        "latency_ms": ("latency", "ms", 1, 2),
+        "latency_ms": ("latency of one image", "ms", 1, 2),
         "num_parameters": ("parameters", "thousands", 1e-3, 1),
     }.items()
 }
