@@ -110,6 +110,13 @@ def short(key: str) -> str:
     return key.rpartition(".")[2]
 
 
+def choice(values: Sequence[Any]) -> Axis:
+    """The axis of a setting that has these values, some of them several times; numbers in rising order."""
+    different = [value for i, value in enumerate(values) if value not in values[:i]]
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in different)
+    return Axis(choice=tuple(sorted(different) if numbers else different))
+
+
 def is_reference(trial: TrialRecord, space: Mapping[str, Axis]) -> bool:
     """Whether it stands beside the space: fixed by hand, without one of its keys or with another one."""
     return trial.settings.keys() - {SEED} != space.keys() - {SEED}

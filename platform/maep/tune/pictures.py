@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from maep.tune.importance import importance
 from maep.tune.maps import Cell, Map
 from maep.tune.measures import MEASURES, estimate, finished, measure
 from maep.tune.record import TrialRecord
-from maep.tune.results import Search
+from maep.tune.results import Result
 
 COSTS = tuple(name for name, how in MEASURES.items() if how.lower_is_better)
 _CELLS = (
@@ -55,9 +56,9 @@ class Section:
     remarks: list[str] = field(default_factory=list)
 
 
-def sections(search: Search) -> list[Section]:
+def sections(result: Result) -> list[Section]:
     """The map, the front, importance, the course of the search, and what early stopping saved."""
-    return [_map(search), _front(search), _importance(search), _course(search), _budget(search)]
+    return [_map(result), _front(result), _importance(result), _course(result), _budget(result)]
 
 
 def setting_text(settings: dict[str, Any]) -> str:
@@ -66,18 +67,20 @@ def setting_text(settings: dict[str, Any]) -> str:
 
 
 def value_text(value: Any) -> str:
-    """One setting's value: a number in four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """One setting's value: a number in four digits, a section as JSON."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return json.dumps(value) if isinstance(value, dict | list | tuple) else str(value)
 
 
-def _map(search: Search) -> Section:
-    section = Section("map", _map_title(search))
-    on = maps.pair(search.trials, search.config.space)
+def _map(result: Result) -> Section:
+    section = Section("map", _map_title(result))
+    on = maps.pair(result.trials, result.space)
     if not on:
         section.remarks.append("No setting of the space has two values among the trials, so there is no map.")
         return section
-    for objective in search.objectives:
-        found = maps.chart(search.trials, search.config.space, objective, on)
+    for objective in result.objectives:
+        found = maps.chart(result.trials, result.space, objective, on)
         if not found.filled:
             section.remarks.append(maps.verdict(found))
             continue
@@ -91,8 +94,8 @@ def _map(search: Search) -> Section:
     return section
 
 
-def _map_title(search: Search) -> str:
-    on = [maps.short(key).replace("_", " ") for key in maps.pair(search.trials, search.config.space)]
+def _map_title(result: Result) -> str:
+    on = [maps.short(key).replace("_", " ") for key in maps.pair(result.trials, result.space)]
     return f"Map: {' × '.join(on)}" if on else "Map"
 
 
@@ -125,16 +128,16 @@ def _cell_texts(cell: Cell, objective: str) -> tuple[str, ...]:
     return measures.text(cell.found, objective), images, str(len(cell.tried)), which
 
 
-def _front(search: Search) -> Section:
-    first, *others = search.config.objectives
+def _front(result: Result) -> Section:
+    first, *others = result.config.objectives
     section = Section("front", "Best of several: the Pareto front")
-    partners: list[str] = [name for name in others or COSTS if finished(search.trials, name)]
-    if not finished(search.trials, first) or not partners:
+    partners: list[str] = [name for name in others or COSTS if finished(result.trials, name)]
+    if not finished(result.trials, first) or not partners:
         section.remarks.append("No two objectives were measured of a trial that trained to the end: there is no front.")
         return section
     for other in partners:
-        kept = front(search.trials, [first, other])
-        able = [trial for trial in finished(search.trials, first) if other in trial.objectives]
+        kept = front(result.trials, [first, other])
+        able = [trial for trial in finished(result.trials, first) if other in trial.objectives]
         title = f"{measure(first).words} against {measure(other).words}"
         figure = drawing.pareto(able, kept, other, first)
         table = _under(kept, first, other)
@@ -178,10 +181,10 @@ def _under(kept: Sequence[TrialRecord], first: str, other: str) -> Table:
     return Table(f"Best {measure(first).words} under a limit on {how.words}", head, tuple(body))
 
 
-def _importance(search: Search) -> Section:
+def _importance(result: Result) -> Section:
     section = Section("importance", "Which settings mattered")
-    every = [importance(search.trials, search.config.space, name) for name in _asked(search)]
-    section.remarks += [f"{measure(e.objective).words.capitalize()}: {e.why}." for e in every if not e.shares]
+    every = [importance(result.trials, result.space, name) for name in _asked(result)]
+    section.remarks.extend(f"{measure(e.objective).words.capitalize()}: {e.why}." for e in every if not e.shares)
     shown = [each for each in every if each.shares]
     if shown:
         body = [
@@ -206,11 +209,11 @@ def _importance(search: Search) -> Section:
     return section
 
 
-def _course(search: Search) -> Section:
+def _course(result: Result) -> Section:
     section = Section("history", "The course of the search")
-    points = search.curves()
-    for objective in _asked(search):
-        how, steps = measure(objective), history.history(search.trials, objective)
+    points = result.curves()
+    for objective in _asked(result):
+        how, steps = measure(objective), history.history(result.trials, objective)
         if not steps:
             section.remarks.append(f"No trial was measured by {how.words}.")
             continue
@@ -232,7 +235,7 @@ def _course(search: Search) -> Section:
         figure = drawing.course(steps, objective)
         section.pictures.append(Picture(f"history-{objective}", title, said, table, figure, note))
         if any(sum(objective in point.objectives for point in mine) > 1 for mine in points.values()):
-            section.pictures.append(_curves(search, objective))
+            section.pictures.append(_curves(result, objective))
     return section
 
 
@@ -247,37 +250,37 @@ def _course_words(steps: Sequence[history.Step], objective: str) -> str:
     )
 
 
-def _curves(search: Search, objective: str) -> Picture:
-    points, how = search.curves(), measure(objective)
+def _curves(result: Result, objective: str) -> Picture:
+    points, how = result.curves(), measure(objective)
     body = [
         (str(trial.number), trial.status, f"{point.samples_seen:,}", how.text(point.objectives[objective]))
-        for trial in search.trials
+        for trial in result.trials
         for point in points[trial.trial_id]
         if objective in point.objectives
     ]
     title = f"{how.words} of each trial on its way"
     table = Table(title, ("trial", "status", "images seen", how.label), tuple(body))
     said = "Each line is a trial, each mark a rung at which it was measured."
-    return Picture(f"curves-{objective}", title, said, table, drawing.curves(points, search.trials, objective))
+    return Picture(f"curves-{objective}", title, said, table, drawing.curves(points, result.trials, objective))
 
 
-def _budget(search: Search) -> Section:
+def _budget(result: Result) -> Section:
     section = Section("budget", "Budget, and what stopping early saved")
-    whole, allowed = history.saved(search.trials, search.config.budget), search.config.budget
+    whole, allowed = history.saved(result.trials, result.config.budget), result.config.budget
     body = [
         (
             str(trial.number), trial.status, f"{history.spent(trial, allowed.kind):,.4g}",
             f"{history.unspent(trial, allowed):,.4g}", f"{trial.budget.samples_seen:,}",
             f"{trial.budget.flops:.3g}", f"{trial.budget.core_seconds:,.1f}",
         )
-        for trial in search.trials
+        for trial in result.trials
     ]  # fmt: skip
     unit = KINDS[allowed.kind]
     head = ("trial", "status", f"spent, {unit}", "left unspent", "images seen", "FLOPs", "core-seconds")
     title = f"{unit} by trial"
-    figure = drawing.budget(search.trials, allowed)
+    figure = drawing.budget(result.trials, allowed)
     section.pictures.append(
-        Picture("budget", title, _saved_words(search, whole), Table(title, head, tuple(body)), figure, _BUDGET)
+        Picture("budget", title, _saved_words(result, whole), Table(title, head, tuple(body)), figure, _BUDGET)
     )
     return section
 
@@ -285,10 +288,10 @@ def _budget(search: Search) -> Section:
 _BUDGET = "A pretraining that several trials share counts in full for each of them, so that their budgets are equal."
 
 
-def _saved_words(search: Search, whole: history.Saved) -> str:
-    unit, allowed = KINDS[whole.kind], search.config.budget
+def _saved_words(result: Result, whole: history.Saved) -> str:
+    unit, allowed = KINDS[whole.kind], result.config.budget
     said = f"Each trial may spend {allowed.amount:,.6g} {unit}."
-    if search.config.halving is None:
+    if result.config.halving is None:
         return f"{said} Every trial got its whole budget: no early stopping was asked for, so it saved nothing."
     if not whole.num_stopped:
         return f"{said} No trial was stopped early: nothing was saved."
@@ -298,5 +301,5 @@ def _saved_words(search: Search, whole: history.Saved) -> str:
     )
 
 
-def _asked(search: Search) -> Iterable[str]:
-    return list(search.config.objectives)
+def _asked(result: Result) -> Iterable[str]:
+    return list(result.config.objectives)

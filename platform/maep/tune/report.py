@@ -12,26 +12,26 @@ from maep.evaluate.table import Table
 from maep.tune import drawing, maps, measures, pictures
 from maep.tune.measures import estimate, measure
 from maep.tune.pictures import Section, setting_text, value_text
-from maep.tune.results import BEST, TABLE, Search, best_yaml
+from maep.tune.results import BEST, TABLE, Result, best_yaml
 from maep.tune.space import Axis
 
 REPORT = "report.html"
 
 
-def write_report(search: Search, command: str | None = None) -> list[Path]:
+def write_report(result: Result, command: str | None = None) -> list[Path]:
     """Writes the page and a PNG for each chart into the search's folder, and says where; the page comes first.
 
     `command` is the line that made the search.
     """
-    sections = pictures.sections(search)
+    sections = pictures.sections(result)
     every = [picture for section in sections for picture in section.pictures]
     for picture in every:
-        storage.write_bytes(search.folder / f"{picture.name}.png", drawing.encode(picture.figure, "png"))
-    storage.write_bytes(search.folder / REPORT, _page(search, sections, command).encode())
-    return [search.folder / REPORT, *(search.folder / f"{picture.name}.png" for picture in every)]
+        storage.write_bytes(result.folder / f"{picture.name}.png", drawing.encode(picture.figure, "png"))
+    storage.write_bytes(result.folder / REPORT, _page(result, sections, command).encode())
+    return [result.folder / REPORT, *(result.folder / f"{picture.name}.png" for picture in every)]
 
 
-def _page(search: Search, sections: list[Section], command: str | None) -> str:
+def _page(result: Result, sections: list[Section], command: str | None) -> str:
     svgs = {
         picture.name: page.data_uri(picture.name, drawing.encode(picture.figure, "svg"))
         for section in sections
@@ -39,43 +39,43 @@ def _page(search: Search, sections: list[Section], command: str | None) -> str:
     }
     template = page.environment("maep.tune").get_template("report.html")
     return template.render(
-        title=_title(search),
-        facts=facts(search),
-        verdict=verdict(search),
-        failures=failures(search),
+        title=_title(result),
+        facts=facts(result),
+        verdict=verdict(result),
+        failures=failures(result),
         sections=sections,
         svgs=svgs,
-        trials=trials_table(search),
-        best=best_yaml(search, search.best) if search.best else None,
-        best_file=search.folder / BEST,
-        phases=[name for name in ("pretrain", "finetune") if search.best and search.best.configuration.get(name)],
+        trials=trials_table(result),
+        best=best_yaml(result, result.best) if result.best else None,
+        best_file=result.folder / BEST,
+        phases=[name for name in ("pretrain", "finetune") if result.best and result.best.configuration.get(name)],
         table_file=TABLE,
-        first=search.config.objectives[0],
-        smaller=measure(search.config.objectives[0]).lower_is_better,
+        first=result.config.objectives[0],
+        smaller=measure(result.config.objectives[0]).lower_is_better,
         command=command,
-        configuration=yaml.safe_dump(config.to_dict(search.config), sort_keys=False, allow_unicode=True),
+        configuration=yaml.safe_dump(config.to_dict(result.config), sort_keys=False, allow_unicode=True),
         mark=" (failed)",
     )
 
 
-def _title(search: Search) -> str:
-    names = ", ".join(measure(name).words for name in search.config.objectives)
-    return f"search for {names} on {search.config.finetune.data.name}"
+def _title(result: Result) -> str:
+    names = ", ".join(measure(name).words for name in result.config.objectives)
+    return f"search for {names} on {result.config.finetune.data.name}"
 
 
-def verdict(search: Search) -> list[str]:
-    """What came out, a sentence or two each: the best trial, what it is not shown to differ from, and what it is worth."""
-    first = search.config.objectives[0]
-    how, best = measure(first), search.best
+def verdict(result: Result) -> list[str]:
+    """What came out, a sentence or two each: the best trial, what it is not shown to differ from, what it is worth."""
+    first = result.config.objectives[0]
+    how, best = measure(first), result.best
     if best is None:
-        return [_no_best(search)]
-    under = _limits(search)
+        return [_no_best(result)]
+    under = _limits(result)
     said = [
         f"Best by {how.words}{under}: trial {best.number}, {measures.with_unit(estimate(best, first), first)}, with"
         f" {setting_text(best.settings)}."
     ]
-    if on := maps.pair(search.trials, search.config.space):
-        found = maps.chart(search.trials, search.config.space, first, on)
+    if on := maps.pair(result.trials, result.space):
+        found = maps.chart(result.trials, result.space, first, on)
         said.append(f"On the map: {maps.verdict(found)}")
     if not how.lower_is_better:
         said.append(
@@ -85,40 +85,39 @@ def verdict(search: Search) -> list[str]:
     return said
 
 
-def _no_best(search: Search) -> str:
-    how, done = measure(search.config.objectives[0]), search.count("done")
+def _no_best(result: Result) -> str:
+    how, done = measure(result.config.objectives[0]), result.count("done")
     if not done:
-        return f"No trial trained to the end, so none is best: {search.count('failed')} of {len(search.trials)} failed."
-    return f"None of {done} finished trials is best by {how.words}{_limits(search)}: loosen the limits."
+        return f"No trial trained to the end, so none is best: {result.count('failed')} of {len(result.trials)} failed."
+    return f"None of {done} finished trials is best by {how.words}{_limits(result)}: loosen the limits."
 
 
-def _limits(search: Search) -> str:
-    words = [
-        f"{measure(name).words} {'at most' if measure(name).lower_is_better else 'at least'} {measure(name).text(limit)}"
-        f" {measure(name).unit}"
-        for name, limit in search.config.limits.items()
-    ]
+def _limits(result: Result) -> str:
+    words = []
+    for name, limit in result.config.limits.items():
+        how = measure(name)
+        words.append(f"{how.words} {'at most' if how.lower_is_better else 'at least'} {how.text(limit)} {how.unit}")
     return f" at {' and '.join(words)}" if words else ""
 
 
-def failures(search: Search) -> list[tuple[int, str, str]]:
+def failures(result: Result) -> list[tuple[int, str, str]]:
     """Number, settings and reason of each trial that failed."""
     return [
         (trial.number, setting_text(trial.settings), trial.reason or "no reason was recorded")
-        for trial in search.trials
+        for trial in result.trials
         if trial.status == "failed"
     ]
 
 
-def facts(search: Search) -> dict[str, str]:
+def facts(result: Result) -> dict[str, str]:
     """What was searched, and on what the figures are."""
-    asked, trials = search.config, search.trials
-    ended = {status: search.count(status) for status in ("done", "stopped", "failed")}
+    asked, trials = result.config, result.trials
+    ended = {status: result.count(status) for status in ("done", "stopped", "failed")}
+    space = "; ".join(f"{key}: {axis_text(axis)}" for key, axis in asked.space.items())
     budget = f"{asked.budget.amount:,.6g} {drawing.KINDS[asked.budget.kind]} for each trial"
     return {
-        "objectives": ", ".join(measure(name).words for name in asked.objectives) + _limits(search),
-        "space": "; ".join(f"{key}: {axis_text(axis)}" for key, axis in asked.space.items())
-        or "settings fixed by hand",
+        "objectives": ", ".join(measure(name).words for name in asked.objectives) + _limits(result),
+        "space": space or "settings fixed by hand",
         **({"constraints": ", ".join(asked.constraints)} if asked.constraints else {}),
         "searcher": asked.searcher + (f", successive halving by {asked.halving.factor}" if asked.halving else ""),
         "trials": f"{len(trials)} ended: {ended['done']} trained to the end, {ended['stopped']} stopped early,"
@@ -144,19 +143,19 @@ def axis_text(axis: Axis) -> str:
     return f"{ends[0]:.4g} to {ends[1]:.4g}, {kind}"
 
 
-def trials_table(search: Search) -> Table:
+def trials_table(result: Result) -> Table:
     """Every trial: how it ended, its settings, what it reached and what it took."""
-    keys = list(dict.fromkeys(key for trial in search.trials for key in trial.settings))
+    keys = list(dict.fromkeys(key for trial in result.trials for key in trial.settings))
     body = []
-    for trial in search.trials:
+    for trial in result.trials:
         settings = [value_text(trial.settings[key]) if key in trial.settings else "–" for key in keys]
         reached = [
             measures.text(estimate(trial, name), name) if name in trial.objectives else "–"
-            for name in search.objectives
+            for name in result.objectives
         ]
         name = f"{trial.number}{' (failed)' if trial.status == 'failed' else ''}"
         body.append((name, trial.trial_id, trial.status, *settings, *reached, f"{trial.budget.samples_seen:,}"))
-    heads = [measure(name).label for name in search.objectives]
+    heads = [measure(name).label for name in result.objectives]
     return Table(
         "All trials; of one that was stopped early, as it stood at its last rung",
         ("trial", "id", "status", *keys, *heads, "images seen"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +17,10 @@ from maep import config, storage
 from maep.errors import ArtifactError, ConfigError, DataError
 from maep.evaluate import rows
 from maep.evaluate.results import interval
-from maep.tune import front, measures
+from maep.tune import front, maps, measures
 from maep.tune.config import TuneConfig
 from maep.tune.record import OBJECTIVES, SEARCH, Point, TrialRecord, curve, read_all
+from maep.tune.space import Axis
 
 TABLE = "trials.parquet"
 BEST = "best.yaml"
@@ -29,12 +31,22 @@ PHASES = ("pretrain", "finetune")
 
 
 @dataclass(frozen=True)
-class Search:
+class Result:
     """A search in `folder`: what was asked, and the trials that have ended, by number (at least one)."""
 
     folder: Path
     config: TuneConfig
     trials: list[TrialRecord]
+
+    @cached_property
+    def space(self) -> dict[str, Axis]:
+        """The space; of a search whose settings were all fixed by hand, the values of the keys that most trials have."""
+        if self.config.space:
+            return self.config.space
+        kinds = Counter(tuple(key for key in trial.settings if key != maps.SEED) for trial in self.trials)
+        usual, _ = kinds.most_common(1)[0]
+        alike = [trial.settings for trial in self.trials if trial.settings.keys() - {maps.SEED} == set(usual)]
+        return {key: maps.choice([settings[key] for settings in alike]) for key in usual}
 
     @cached_property
     def objectives(self) -> list[str]:
@@ -64,7 +76,7 @@ class Search:
         return sum(trial.status == status for trial in self.trials)
 
 
-def read(folder: str | Path) -> Search:
+def read(folder: str | Path) -> Result:
     """The search at `folder`. Raises DataError where there is none, or where none of its trials has ended."""
     path = Path(folder) / SEARCH
     if not path.is_file():
@@ -73,16 +85,16 @@ def read(folder: str | Path) -> Search:
     trials = read_all(Path(folder))
     if not trials:
         raise DataError(f"no trial of the search in {folder} has ended yet: let it run, maep tune --resume {folder}")
-    return Search(Path(folder), settings, trials)
+    return Result(Path(folder), settings, trials)
 
 
-def write(search: Search) -> list[Path]:
+def write(result: Result) -> list[Path]:
     """Writes trials.parquet, and best.yaml where a trial is best; returns what was written."""
-    written = [search.folder / TABLE]
-    storage.write_bytes(written[0], rows.encode(table(search.trials)))
-    if search.best is not None:
-        written.append(search.folder / BEST)
-        storage.write_bytes(written[1], best_yaml(search, search.best).encode())
+    written = [result.folder / TABLE]
+    storage.write_bytes(written[0], rows.encode(table(result.trials)))
+    if result.best is not None:
+        written.append(result.folder / BEST)
+        storage.write_bytes(written[1], best_yaml(result, result.best).encode())
     return written
 
 
@@ -99,31 +111,31 @@ def table(trials: Sequence[TrialRecord]) -> pa.Table:
     return pa.table({name: _column(name, values) for name, values in columns.items()})
 
 
-def best_yaml(search: Search, trial: TrialRecord) -> str:
+def best_yaml(result: Result, trial: TrialRecord) -> str:
     """The configuration of `trial`, a section for each verb; each verb takes its own of such a file."""
     sections = {name: trial.configuration[name] for name in PHASES if trial.configuration.get(name)}
-    objective = search.config.objectives[0]
+    objective = result.config.objectives[0]
     reached = measures.estimate(trial, objective)
     head = [
-        f"# Trial {trial.number} ({trial.trial_id}), the best of {len(search.trials)} by {objective}:",
+        f"# Trial {trial.number} ({trial.trial_id}), the best of {len(result.trials)} by {objective}:",
         f"# {measures.with_unit(reached, objective)} on dev images that also chose it, so optimistic; settings:",
         *(f"#   {key}: {json.dumps(value)}" for key, value in trial.settings.items()),
-        *(f"# maep {name} --config {search.folder / BEST} takes the section {name}" for name in sections),
+        *(f"# maep {name} --config {result.folder / BEST} takes the section {name}" for name in sections),
     ]
     return "\n".join(head) + "\n" + yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
 
 
-def winner(search: Search) -> tuple[TrialRecord, Path]:
+def winner(result: Result) -> tuple[TrialRecord, Path]:
     """The best trial and the folder of its purifier.
 
     Raises ArtifactError, which says why, where no trial is best or its purifier is not kept.
     """
-    if search.best is None:
-        front.best(search.trials, search.config.objectives[0], search.config.limits)  # raises, with the reason
-    assert search.best is not None
-    if search.best.artifact is None:
-        raise ArtifactError(f"trial {search.best.trial_id} of {search.folder} kept no purifier: train its {BEST}")
-    return search.best, search.folder / search.best.artifact
+    if result.best is None:
+        front.best(result.trials, result.config.objectives[0], result.config.limits)  # raises, with the reason
+    assert result.best is not None
+    if result.best.artifact is None:
+        raise ArtifactError(f"trial {result.best.trial_id} of {result.folder} kept no purifier: train its {BEST}")
+    return result.best, result.folder / result.best.artifact
 
 
 def _row(trial: TrialRecord) -> dict[str, Any]:
