@@ -20,7 +20,7 @@ from maep.tracking.registry import register
 from maep.tune.results import Result, winner
 from maep_jobs import report
 from maep_jobs.arguments import Parser, find
-from maep_jobs.gate import Verdict, evaluation_folder, send_through_gate
+from maep_jobs.gate import Verdict, folder_of, send_through_gate
 from maep_jobs.promote import PromoteConfig
 
 FOLDER = "promote"
@@ -96,7 +96,7 @@ def promote_winner(
     source = {"folder": result.folder.name, "trial_id": best.trial_id, "num_trials": len(result.trials)}
     register(tracking, candidate, evaluation={"search": {**source, "objectives": best.objectives}})
     measured = evaluation(settings.gate, base)
-    where = evaluation_folder(result.folder / FOLDER, "candidate", candidate, measured)
+    where = folder_of(result.folder / FOLDER, "candidate", candidate, measured)
     shown = (where / RESULT).is_file()
     page = report.write(read(where), measured, {"purifier": candidate}, command) if shown else None
     return Promoted(best.trial_id, verdict, page)

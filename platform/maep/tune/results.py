@@ -40,7 +40,7 @@ class Result:
 
     @cached_property
     def space(self) -> dict[str, Axis]:
-        """The space; of a search whose settings were all fixed by hand, the values of the keys that most trials have."""
+        """The space; where all settings were fixed by hand, the values of the keys that most trials have."""
         if self.config.space:
             return self.config.space
         kinds = Counter(tuple(key for key in trial.settings if key != maps.SEED) for trial in self.trials)
