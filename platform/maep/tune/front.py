@@ -18,6 +18,9 @@ def best(trials: Sequence[TrialRecord], objective: str, limits: Mapping[str, flo
     limits = limits or {}
     for name in (objective, *limits):
         measure(name)
+    if not any(trial.status == "done" for trial in trials):
+        raise ConfigError(f"none of {len(trials)} trials trained to the end, so none is best by {objective}")
+    for name in (objective, *limits):
         if name not in measured(trials):
             raise ConfigError(f"no trial was measured by {name}: {nearest(name, measured(trials))}")
     able = [trial for trial in finished(trials, objective) if all(_holds(trial, *limit) for limit in limits.items())]
@@ -60,8 +63,6 @@ def _holds(trial: TrialRecord, objective: str, limit: float) -> bool:
 
 def _nobody(trials: Sequence[TrialRecord], objective: str, limits: Mapping[str, float]) -> str:
     able = finished(trials, objective)
-    if not able:
-        return f"none of {len(trials)} trials trained to the end, so none is best by {objective}"
     for name, limit in limits.items():
         how = measure(name)
         values = [trial.objectives[name] for trial in able if name in trial.objectives]

@@ -141,9 +141,7 @@ def side(key: str, kind: Axis, trials: Sequence[TrialRecord]) -> Side:
     tried = [trial.settings[key] for trial in trials]
     values = kind.values
     if values is not None and (kind.choice is not None or len(values) <= MOST_LEVELS):
-        every = [*values, *(value for i, value in enumerate(tried) if value not in [*values, *tried[:i]])]
-        ordered = sorted(every) if kind.is_scale else every
-        return Side(key, tuple(Level(_written(value), value) for value in ordered))
+        return Side(key, tuple(Level(_written(value), value) for value in choice([*values, *tried]).choice or ()))
     bounds = kind.uniform or kind.log_uniform or kind.integer
     assert bounds is not None
     low, high = min(bounds[0], *tried), max(bounds[1], *tried)

@@ -131,7 +131,7 @@ def _cell_texts(cell: Cell, objective: str) -> tuple[str, ...]:
 def _front(result: Result) -> Section:
     first, *others = result.config.objectives
     section = Section("front", "Best of several: the Pareto front")
-    partners: list[str] = [name for name in others or COSTS if finished(result.trials, name)]
+    partners: list[str] = [name for name in others or COSTS if name != first and finished(result.trials, name)]
     if not finished(result.trials, first) or not partners:
         section.remarks.append("No two objectives were measured of a trial that trained to the end: there is no front.")
         return section

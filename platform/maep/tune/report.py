@@ -7,9 +7,10 @@ from pathlib import Path
 import yaml
 
 from maep import __version__, config, storage
+from maep.errors import ConfigError
 from maep.evaluate import page
 from maep.evaluate.table import Table
-from maep.tune import drawing, maps, measures, pictures
+from maep.tune import drawing, front, maps, measures, pictures
 from maep.tune.measures import estimate, measure
 from maep.tune.pictures import Section, setting_text, value_text
 from maep.tune.results import BEST, TABLE, Result, best_yaml
@@ -86,10 +87,11 @@ def verdict(result: Result) -> list[str]:
 
 
 def _no_best(result: Result) -> str:
-    how, done = measure(result.config.objectives[0]), result.count("done")
-    if not done:
-        return f"No trial trained to the end, so none is best: {result.count('failed')} of {len(result.trials)} failed."
-    return f"None of {done} finished trials is best by {how.words}{_limits(result)}: loosen the limits."
+    try:
+        front.best(result.trials, result.config.objectives[0], result.config.limits)
+    except ConfigError as error:
+        return f"No trial is best: {error}."
+    raise AssertionError("a trial is best")
 
 
 def _limits(result: Result) -> str:
