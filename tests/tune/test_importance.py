@@ -11,8 +11,12 @@ from maep.tune.importance import importance
 from maep.tune.record import TrialRecord
 
 SPACE = settings(
-    space={"mask_ratio": {"uniform": [0.2, 0.8]}, "patch_size": {"choice": [2, 4, 8]}, "kl_weight": {"log_uniform": [0.01, 1]}}
-).space  # fmt: skip
+    space={
+        "mask_ratio": {"uniform": [0.2, 0.8]},
+        "patch_size": {"choice": [2, 4, 8]},
+        "kl_weight": {"log_uniform": [0.01, 1]},
+    }
+).space
 
 
 def drawn(count: int, weight: float, noise: float, status: str = "done") -> list[TrialRecord]:
