@@ -25,6 +25,8 @@ from maep.train.step import Step
 from maep.train.stopwatch import Stopwatch
 from maep.tune.config import BudgetConfig
 
+Phase = PretrainConfig | FinetuneConfig
+
 _COUNTED, _TIMED = 4, 10
 """Steps: attacks on the fly draw their kind and steps anew each time, so more than one; fewer than a second of them."""
 
@@ -46,7 +48,7 @@ class Cost:
         return self.flops if kind == "flops" else 1.0
 
 
-def cost(settings: PretrainConfig | FinetuneConfig, kind: str) -> Cost:
+def cost(settings: Phase, kind: str) -> Cost:
     """What an image of this phase costs; it takes 4 steps, and 10 more where time is to be measured."""
     size = settings.loop.batch_size
     with _Counter() as counter, sdpa_kernel(SDPBackend.MATH):  # fused attention is no product that is counted
@@ -104,7 +106,7 @@ class _Counter(TorchDispatchMode):
         return result
 
 
-def _steps(settings: PretrainConfig | FinetuneConfig, count: int) -> list[float]:
+def _steps(settings: Phase, count: int) -> list[float]:
     """Takes so many steps, spread over the schedules of the phase, and forgets what came of them.
 
     Returns this process's processor seconds after each.
