@@ -38,7 +38,7 @@ def run_search(
     _check(settings)
     _claim(settings, output, resume)
     with Tracked(settings, tracking, output) as tracked:
-        settings = _with_classifiers(settings, output)
+        settings = with_classifiers(settings, output)
         with Table(settings) as table:
             search = Search(settings, output, _Both(table, tracked))
             if not search.is_finished:
@@ -87,7 +87,7 @@ def _claim(settings: TuneConfig, output: Path, resume: bool) -> None:
         storage.write_bytes(path, config.to_yaml(settings).encode())
 
 
-def _with_classifiers(settings: TuneConfig, output: Path) -> TuneConfig:
+def with_classifiers(settings: TuneConfig, output: Path) -> TuneConfig:
     """Trains the search's own classifiers, unless they lie there, and names them by their folders."""
     places = classifier_folders(settings, output)
     for each in settings.classifiers:

@@ -188,8 +188,9 @@ def test_ctrl_c_keeps_what_is_done(words: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_three_trials_of_two_workers_finish_on_two_processors(words: Any, tmp_path: Path) -> None:
     workers = {"num_workers": 2, "cpus_per_worker": 1.0}
-    line = words("--finetune.workers", json.dumps(workers), num_trials=3, halving=None, pretrain=None, searcher="random",
-                 space={"patch_size": {"choice": [4, 8]}, "noise": {"uniform": [0, 0.1]}})  # fmt: skip
+    space = {"patch_size": {"choice": [4, 8]}, "noise": {"uniform": [0, 0.1]}}
+    keys = {"num_trials": 3, "halving": None, "pretrain": None, "searcher": "random", "space": space}
+    line = words("--finetune.workers", json.dumps(workers), **keys)
     process = started(line, tmp_path)
     assert process.wait(290) == 0
     assert [each.status for each in record.read_all(tmp_path / "out")] == ["done"] * 3
