@@ -10,10 +10,12 @@ from maep import __version__, config, storage
 from maep.errors import ConfigError
 from maep.evaluate import page
 from maep.evaluate.table import Table
-from maep.tune import drawing, front, maps, measures, pictures
+from maep.tune import drawing, front, maps, measures
+from maep.tune.course import budget_section, course_section
 from maep.tune.measures import estimate, measure
-from maep.tune.pictures import Section, setting_text, value_text
+from maep.tune.pictures import front_section, importance_section, map_section
 from maep.tune.results import BEST, TABLE, Result, best_yaml
+from maep.tune.section import Section, setting_text, value_text
 from maep.tune.space import Axis
 
 REPORT = "report.html"
@@ -24,12 +26,18 @@ def write_report(result: Result, command: str | None = None) -> list[Path]:
 
     `command` is the line that made the search.
     """
-    sections = pictures.sections(result)
+    sections = all_sections(result)
     every = [picture for section in sections for picture in section.pictures]
     for picture in every:
         storage.write_bytes(result.folder / f"{picture.name}.png", drawing.encode(picture.figure, "png"))
     storage.write_bytes(result.folder / REPORT, _page(result, sections, command).encode())
     return [result.folder / REPORT, *(result.folder / f"{picture.name}.png" for picture in every)]
+
+
+def all_sections(result: Result) -> list[Section]:
+    """The map, the front, importance, the course of the search, and what early stopping saved."""
+    made = (map_section, front_section, importance_section, course_section, budget_section)
+    return [section(result) for section in made]
 
 
 def _page(result: Result, sections: list[Section], command: str | None) -> str:
