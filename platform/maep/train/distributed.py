@@ -68,14 +68,13 @@ def train(
             raise ConfigError(f"loop.batch_size: {settings.loop.batch_size} does not divide among {count} workers")
     output.mkdir(parents=True, exist_ok=True)
     stop = output.absolute() / _STOP
-    cpus = workers.most * (workers.cpus_per_worker + _loader_cpus(settings))
     stop.unlink(missing_ok=True)
-    with cluster.session(address, cpus), on_sigterm(stop.touch) as told:
+    with cluster.session(address, logical_cpus(settings)), on_sigterm(stop.touch) as told:
         _check_room(settings)
         settings = rooted(settings)
         try:
             while (stopped := _fit(settings, output.absolute(), make_callbacks, resume)) is not None:
-                if told():
+                if told() or stopped.samples_seen >= settings.loop.last_step * settings.loop.batch_size:
                     raise stopped
         finally:
             stop.unlink(missing_ok=True)
@@ -119,6 +118,12 @@ def _check_room(settings: Settings) -> None:
                 f"workers.num_workers: {workers.least} need {amount:g} {kind}s, the cluster has"
                 f" {have.get(kind, 0):g}: lower it, or workers.cpus_per_worker"
             )
+
+
+def logical_cpus(settings: Settings) -> float:
+    """Ray's logical CPUs that the workers of a run take, all together; 0 where there are none."""
+    workers = settings.workers
+    return workers.most * (workers.cpus_per_worker + _loader_cpus(settings)) if workers.most else 0.0
 
 
 def _loader_cpus(settings: Settings) -> float:

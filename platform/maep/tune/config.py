@@ -117,7 +117,9 @@ class TuneConfig:
     seed: int = 0
     """Of the choices, and of every trial's training unless its settings name another `seed`."""
     cpus_per_trial: float = 1.0
-    """Of a trial in one process; where `finetune.workers` names workers, theirs count."""
+    """Of a trial in one process; where `workers` of a phase names workers, theirs count."""
+    gpus_per_trial: float = 0.0
+    """The same of GPUs; a share of one lets several trials use it."""
     max_failures: int = 2
     """How often a trial whose process or machine dies is started anew, from its newest checkpoint."""
 
@@ -146,8 +148,10 @@ class TuneConfig:
         for key in ("num_trials", "generation"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}: {getattr(self, key)} must be at least 1")
-        if self.cpus_per_trial <= 0 or self.max_failures < 0:
-            raise ValueError(f"cpus_per_trial: {self.cpus_per_trial:g} must be above 0, and max_failures not negative")
+        if self.cpus_per_trial <= 0 or self.gpus_per_trial < 0 or self.max_failures < 0:
+            raise ValueError(
+                f"cpus_per_trial: {self.cpus_per_trial:g} must be above 0, gpus_per_trial and max_failures not below"
+            )
         if self.searcher == "grid":
             endless = [key for key, axis in self.space.items() if axis.values is None]
             if endless:
