@@ -95,7 +95,7 @@ def test_every_value_stands_in_a_table_too(whole: Path) -> None:
 
 def test_the_verdict_says_best_limit_and_what_is_not_shown(whole: Path) -> None:
     first, on_map, warning = report.verdict(results.read(whole))
-    assert first.startswith("Best by adaptive accuracy at latency of one image at most 3.00 ms: trial 4, 45.0 %")
+    assert first.startswith("Best by adaptive accuracy, with latency of one image at most 3.00 ms: trial 4")
     assert "No difference shown from 4 of the 7 other cells" in on_map
     assert "optimistic" in warning
 

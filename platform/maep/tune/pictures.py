@@ -17,20 +17,17 @@ from maep.tune.section import Picture, Section, setting_text
 
 COSTS = tuple(name for name, how in MEASURES.items() if how.lower_is_better)
 _CELLS = (
-    f"Only trials that trained to the end. In each cell the value, its 95 % interval (Wilson) and n, the dev images it"
-    f" is over; {BEST} is the best, {LEVEL} overlaps its interval: no difference from it is shown. The scale of colours"
-    " spans the intervals, so what may be noise looks alike."
-)
-_SINGLE = (
-    f"Only trials that trained to the end. In each cell one measurement, without an interval; of repeats the mean and,"
-    f" in round brackets, their range. {BEST} is the best as measured."
+    "Only trials that trained to the end fill a cell. It holds the value, its 95 % interval (Wilson) and n, the dev"
+    f" images it is over; {BEST} is the best, {LEVEL} overlaps its interval: no difference from it is shown. The colours"
+    " span the intervals, so what may be noise looks alike. What is no accuracy was measured once, without an interval."
 )
 _CHOSEN = (
-    " Trials of a cell differ in other settings too: it shows the best of them, and more trials are more chances to"
-    " look good."
+    "Trials of a cell differ in other settings too: it shows the best of them, and more trials are more chances to look"
+    " good."
 )
 _REPEATS = (
-    " Repeats are averaged; all of them saw the same images, so the interval is that of one set, widened to hold each."
+    "Repeats by seed are averaged. All of them saw the same images, so the interval is that of one set of images,"
+    " widened to hold each repeat."
 )
 
 
@@ -41,32 +38,35 @@ def map_section(result: Result) -> Section:
     if not on:
         section.remarks.append("No setting of the space has two values among the trials, so there is no map.")
         return section
-    for objective in result.objectives:
-        found = maps.chart(result.trials, result.space, objective, on)
-        if not found.filled:
-            section.remarks.append(maps.verdict(found))
-            continue
-        several = any(len(cell.trials) > 1 for cell in found.filled)
-        with_interval = any(cell.found and cell.found.count for cell in found.filled)
-        note = _CELLS if with_interval else _SINGLE
-        note += _CHOSEN if found.chosen else _REPEATS if several and with_interval else ""
-        note += _reference(found)
-        title = f"{measure(objective).label} by {' and '.join(maps.short(key) for key in on)}"
-        table = _map_table(title, found)
-        section.pictures.append(Picture(f"map-{objective}", title, maps.verdict(found), table, heat_map(found), note))
+    found = [maps.chart(result.trials, result.space, objective, on) for objective in result.objectives]
+    section.remarks.extend(maps.verdict(each) for each in found if not each.filled)
+    shown = [each for each in found if each.filled]
+    if shown:
+        section.remarks.extend(_how_to_read(shown))
+    for each in shown:
+        title = f"{measure(each.objective).label} by {' and '.join(maps.short(key) for key in on)}"
+        section.pictures.append(
+            Picture(f"map-{each.objective}", title, maps.verdict(each), _map_table(title, each), heat_map(each))
+        )
     return section
+
+
+def _how_to_read(shown: Sequence[Map]) -> list[str]:
+    """For all maps of a search: they have the same cells."""
+    texts, first = [_CELLS], shown[0]
+    if first.chosen:
+        texts.append(_CHOSEN)
+    elif any(len(cell.trials) > 1 for cell in first.filled):
+        texts.append(_REPEATS)
+    if first.reference is not None:
+        settings = setting_text(first.reference.tried[0].settings)
+        texts.append(f"The reference stands beside the space ({settings}) and is not compared in words.")
+    return texts
 
 
 def _map_title(result: Result) -> str:
     on = [maps.short(key).replace("_", " ") for key in maps.pair(result.trials, result.space)]
     return f"Map: {' × '.join(on)}" if on else "Map"
-
-
-def _reference(found: Map) -> str:
-    if found.reference is None:
-        return ""
-    fixed = setting_text(found.reference.tried[0].settings)
-    return f" The reference stands beside the space: {fixed}. It is not compared in the words above."
 
 
 def _map_table(title: str, found: Map) -> Table:
