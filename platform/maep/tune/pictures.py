@@ -18,7 +18,7 @@ from maep.tune.section import Picture, Section, setting_text
 COSTS = tuple(name for name, how in MEASURES.items() if how.lower_is_better)
 _CELLS = (
     "Only trials that trained to the end fill a cell. It holds the value, its 95 % interval (Wilson) and n, the dev"
-    f" images it is over; {BEST} is the best, {LEVEL} overlaps its interval: no difference from it is shown. The colours"
+    f" images it is over; {BEST} is the best, {LEVEL} overlaps its interval: no difference from it is shown. Colours"
     " span the intervals, so what may be noise looks alike. What is no accuracy was measured once, without an interval."
 )
 _CHOSEN = (
