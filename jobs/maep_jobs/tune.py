@@ -49,11 +49,13 @@ def main(argv: Sequence[str]) -> int:
     with storage.alone_in(output):
         tuning.run_search(settings, tracking, output, options.resume, options.address)
         result = results.read(output)
-        if not result.count("done"):
-            reasons = [trial.reason for trial in result.trials if trial.reason]
-            raise JobFailed(f"none of {len(result.trials)} trials was trained to its end: {reasons[0]}")
         results.write(result)
         page = report.write_report(result, command)[0]
+        if not result.count("done"):
+            reasons = [trial.reason for trial in result.trials if trial.reason]
+            raise JobFailed(
+                f"none of {len(result.trials)} trials was trained to its end: {reasons[0]} (report: {page})"
+            )
         trained = tuning.classifier_folders(settings, output)
         promoted = gate and winner.promote_winner(result, gate, tracking, trained, options.force, command)
     if options.json:
@@ -62,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         print("\n".join([*_lines(result, page), *(promoted.lines if promoted else ())]))
         if tracking.enabled:
             print(f"runs: {ui_command(tracking)}")
-    return 0
+    return 0 if promoted is None or promoted.verdict.champion else 1
 
 
 def _parsed(made: Parser, argv: Sequence[str]) -> Job[TuneConfig]:

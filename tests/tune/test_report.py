@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from searches import grid, point, settings, trial, write
 
-from maep.tune import pictures, report, results
+from maep.tune import report, results
 from maep.tune.record import TrialRecord
 from maep.tune.results import Result
 
@@ -84,7 +84,7 @@ def test_every_chart_is_on_the_page_and_a_png_beside_it(whole: Path) -> None:
 
 def test_every_value_stands_in_a_table_too(whole: Path) -> None:
     words = page_of(whole).words
-    for section in pictures.sections(results.read(whole)):
+    for section in report.all_sections(results.read(whole)):
         for picture in section.pictures:
             assert picture.said in words
             assert picture.table.rows
@@ -95,7 +95,7 @@ def test_every_value_stands_in_a_table_too(whole: Path) -> None:
 
 def test_the_verdict_says_best_limit_and_what_is_not_shown(whole: Path) -> None:
     first, on_map, warning = report.verdict(results.read(whole))
-    assert first.startswith("Best by adaptive accuracy at latency of one image at most 3.00 ms: trial 4, 45.0 %")
+    assert first.startswith("Best by adaptive accuracy, with latency of one image at most 3.00 ms: trial 4")
     assert "No difference shown from 4 of the 7 other cells" in on_map
     assert "optimistic" in warning
 
@@ -168,7 +168,7 @@ def test_the_same_search_gives_the_same_page_and_pictures(tmp_path: Path) -> Non
 
 
 def importances(result: Result) -> list[str]:
-    section = next(section for section in pictures.sections(result) if section.key == "importance")
+    section = next(section for section in report.all_sections(result) if section.key == "importance")
     return [*section.remarks, *(picture.said for picture in section.pictures)]
 
 

@@ -13,27 +13,22 @@ from typing import Any, Literal
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from maep.evaluate.charts import COLOURS
-from maep.tune import measures
 from maep.tune.config import BudgetConfig
 from maep.tune.history import Step, spent, unspent
 from maep.tune.importance import Importance
-from maep.tune.maps import Cell, Map, Side, level_with_best, short
+from maep.tune.maps import short
 from maep.tune.measures import estimate, measure
 from maep.tune.record import Point, TrialRecord
 
-BEST, LEVEL = "★", "≈"
-"""Marks the best cell; marks those whose interval overlaps its own."""
 WORDS = {"mask_ratio": "mask ratio (share of patches hidden in training)", "patch_size": "patch size, pixels"}
 """How an axis is called; any other setting by its key."""
 KINDS = {"samples_seen": "images seen", "flops": "floating-point operations", "core_seconds": "core-seconds"}
 """How what a budget counts is called."""
-_INK, _SOFT, _EMPTY = "#1b1f24", "#59636e", "#eceff2"
+INK, SOFT = "#1b1f24", "#59636e"
 _STYLE = {
     "font.size": 10,
     "font.family": "DejaVu Sans",  # comes with Matplotlib, so a chart looks alike everywhere
@@ -41,8 +36,8 @@ _STYLE = {
     "axes.spines.right": False,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
-    "axes.edgecolor": _SOFT,
-    "text.color": _INK,
+    "axes.edgecolor": SOFT,
+    "text.color": INK,
     "svg.fonttype": "path",
     "svg.hashsalt": "maep",
     "figure.dpi": 100,
@@ -64,38 +59,12 @@ def axis_label(key: str) -> str:
     return WORDS.get(short(key), key)
 
 
-def heat_map(found: Map) -> Figure:
-    """Cells with value, interval, images and trials. One colour step is one of the interval's: noise looks level."""
-    columns, rows = len(found.x.levels), len(found.cells)
-    reference = found.reference is not None
-    with _canvas(1.9 + 1.45 * (columns + 1.25 * reference), 1.6 + 0.95 * rows) as (figure, axes):
-        shade = _shades(found)
-        level = level_with_best(found) if found.best else []
-        for row, cells in enumerate(found.cells):
-            for column, cell in enumerate(cells):
-                mark = BEST if cell is found.best else LEVEL if any(cell is each for each in level) else ""
-                _cell(axes, found, cell, column, row, shade, mark)
-        ticks, labels = list(range(columns)), [each.label for each in found.x.levels]
-        if found.reference is not None:
-            _cell(axes, found, found.reference, columns + 0.25, 0, shade, "")
-            ticks, labels = [*ticks, columns + 0.25], [*labels, "reference"]
-        axes.set(xlim=(-0.5, columns - 0.5 + 1.25 * reference), ylim=(rows - 0.5, -0.5))
-        axes.set_xticks(ticks, labels)
-        axes.set_xlabel(axis_label(found.x.key))
-        axes.set_yticks(*_rows(found.y)) if found.y else axes.set_yticks([])
-        axes.set_ylabel(axis_label(found.y.key) if found.y else "")
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        axes.set_title(measure(found.objective).label)
-    return figure
-
-
 def pareto(trials: Sequence[TrialRecord], on_front: Sequence[TrialRecord], x: str, y: str) -> Figure:
     """Finished trials by two objectives; those that none beats are joined, and numbered where there is room."""
-    with _canvas(6.4, 4.2) as (figure, axes):
+    with canvas(6.4, 4.2) as (figure, axes):
         names = {trial.trial_id for trial in on_front}
         for trials_there, colour, fill, label, order in (
-            ([t for t in trials if t.trial_id not in names], _SOFT, "none", "beaten by another trial", 2),
+            ([t for t in trials if t.trial_id not in names], SOFT, "none", "beaten by another trial", 2),
             (list(on_front), COLOURS[1], COLOURS[1], "on the front: no trial beats it", 4),
         ):
             if trials_there:
@@ -103,9 +72,17 @@ def pareto(trials: Sequence[TrialRecord], on_front: Sequence[TrialRecord], x: st
                 spots = [[_scaled(t, name) for t in trials_there] for name in (x, y)]
                 axes.scatter(*spots, s=30, facecolor=fill, edgecolor=colour, linewidth=1.2, label=label, zorder=order)
         ordered = sorted(on_front, key=lambda trial: (_scaled(trial, x), _scaled(trial, y)))
-        axes.plot(*[[_scaled(t, n) for t in ordered] for n in (x, y)], color=COLOURS[1], linewidth=1, alpha=0.6)
+        corner = [-1 if measure(name).lower_is_better else 1 for name in (x, y)]  # better in both: nothing lies there
+        axes.plot(
+            *[[_scaled(trial, name) for trial in ordered] for name in (x, y)],
+            color=COLOURS[1], linewidth=1, alpha=0.6, drawstyle="steps-post" if corner[0] < 0 else "steps-pre",
+        )  # fmt: skip
         for trial in ordered if len(ordered) <= 12 else []:
-            axes.annotate(f"{trial.number}", (_scaled(trial, x), _scaled(trial, y)), (5, 5), textcoords="offset points")
+            axes.annotate(
+                f"{trial.number}", (_scaled(trial, x), _scaled(trial, y)), (5 * corner[0], 5 * corner[1]),
+                textcoords="offset points", fontsize=9,
+                ha="right" if corner[0] < 0 else "left", va="top" if corner[1] < 0 else "bottom",
+            )  # fmt: skip
         _framed(axes, x, y)
         axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.2)
     return figure
@@ -118,7 +95,7 @@ def importances(every: Sequence[Importance]) -> Figure:
         {key for each in shown for key in each.shares}, key=lambda k: -max(e.shares.get(k, 0) for e in shown)
     )
     height = 0.8 / len(shown)
-    with _canvas(6.4, 1.2 + 0.28 * len(settings) * (1 + len(shown))) as (figure, axes):
+    with canvas(6.4, 1.2 + 0.28 * len(settings) * (1 + len(shown))) as (figure, axes):
         for place, each in enumerate(shown):
             at = [row + (place - (len(shown) - 1) / 2) * height for row in range(len(settings))]
             shares = [100 * each.shares.get(key, 0.0) for key in settings]
@@ -135,7 +112,7 @@ def importances(every: Sequence[Importance]) -> Figure:
 def course(steps: Sequence[Step], objective: str) -> Figure:
     """Every measured trial when it ended, and the best finished one so far."""
     scale = measure(objective).scale
-    with _canvas(6.4, 3.8) as (figure, axes):
+    with canvas(6.4, 3.8) as (figure, axes):
         for status, (marker, colour) in _STATUS.items():
             there = [step for step in steps if step.trial.status == status]
             if there:
@@ -147,7 +124,7 @@ def course(steps: Sequence[Step], objective: str) -> Figure:
         best = [step for step in steps if step.best is not None]
         if best:
             heights = [scale * step.best for step in best if step.best is not None]
-            axes.step([s.samples_seen for s in best], heights, where="post", color=_INK, label="best finished so far")
+            axes.step([s.samples_seen for s in best], heights, where="post", color=INK, label="best finished so far")
         axes.set_xlabel("images seen by all trials together")
         axes.set_ylabel(measure(objective).label)
         _thousands(axes)
@@ -160,10 +137,10 @@ def course(steps: Sequence[Step], objective: str) -> Figure:
 def curves(points: Mapping[str, Sequence[Point]], trials: Sequence[TrialRecord], objective: str) -> Figure:
     """What each trial was measured at on its way: where those that were stopped stood among the others."""
     scale = measure(objective).scale
-    with _canvas(6.4, 3.8) as (figure, axes):
+    with canvas(6.4, 3.8) as (figure, axes):
         labelled: set[str] = set()
         for trial in trials:
-            marker, colour = _STATUS.get(trial.status, ("x", _SOFT))
+            marker, colour = _STATUS.get(trial.status, ("x", SOFT))
             mine = [point for point in points.get(trial.trial_id, ()) if objective in point.objectives]
             if mine:
                 label = {"done": "trained to the end", "stopped": "stopped early"}.get(trial.status, "failed")
@@ -176,6 +153,9 @@ def curves(points: Mapping[str, Sequence[Point]], trials: Sequence[TrialRecord],
         axes.set_xlabel("images seen by the trial")
         axes.set_ylabel(measure(objective).label)
         _thousands(axes)
+        rungs = sorted({point.samples_seen for each in points.values() for point in each})
+        if len(rungs) <= 6:
+            axes.set_xticks(rungs)
         axes.grid(axis="y", alpha=0.25)
         axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0.2)
     return figure
@@ -183,13 +163,13 @@ def curves(points: Mapping[str, Sequence[Point]], trials: Sequence[TrialRecord],
 
 def budget(trials: Sequence[TrialRecord], allowed: BudgetConfig) -> Figure:
     """A bar a trial: what it has spent, and dotted what stopping it early left."""
-    with _canvas(6.4, 1.3 + 0.2 * len(trials)) as (figure, axes):
+    with canvas(6.4, 1.3 + 0.2 * len(trials)) as (figure, axes):
         for row, trial in enumerate(trials):
-            colour, used = _STATUS.get(trial.status, ("x", _SOFT))[1], spent(trial, allowed.kind)
+            colour, used = _STATUS.get(trial.status, ("x", SOFT))[1], spent(trial, allowed.kind)
             left, hatch = unspent(trial, allowed), "///" if trial.status == "failed" else None
             axes.barh(row, used, 0.7, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
             axes.barh(row, left, 0.7, used, facecolor="none", edgecolor=colour, linestyle=":")
-        for status, colour in (("trained to the end", COLOURS[0]), ("stopped early", COLOURS[1]), ("failed", _SOFT)):
+        for status, colour in (("trained to the end", COLOURS[0]), ("stopped early", COLOURS[1]), ("failed", SOFT)):
             axes.barh(0, 0, color=colour, label=status)
         axes.set_yticks(range(len(trials)), [f"{trial.number}" for trial in trials], fontsize=8)
         axes.set(ylim=(len(trials) - 0.4, -0.6), xlabel=f"{KINDS[allowed.kind]} (dotted: left unspent)", ylabel="trial")
@@ -200,63 +180,11 @@ def budget(trials: Sequence[TrialRecord], allowed: BudgetConfig) -> Figure:
 
 
 @contextmanager
-def _canvas(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+def canvas(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """An empty figure of so many inches."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(width, height))
         yield figure, figure.add_subplot()
-
-
-def _shades(found: Map) -> Any:
-    """Colour of a value: the scale spans the intervals, not the values, so that what is noise has nearly one colour."""
-    from matplotlib import colormaps
-
-    shown = [cell.found for cell in [*found.filled, *([found.reference] if found.reference else [])] if cell.found]
-    low, high = min((f.low for f in shown), default=0.0), max((f.high for f in shown), default=1.0)
-    scale = Normalize(low, high if high > low else low + 1)
-    colours = colormaps["cividis_r" if measure(found.objective).lower_is_better else "cividis"]
-    return lambda value: colours(float(scale(value)))
-
-
-def _cell(axes: Axes, found: Map, cell: Cell, column: float, row: int, shade: Any, mark: str) -> None:
-    corner, middle = (column - 0.48, row - 0.47), {"ha": "center", "va": "center"}
-    if cell.found is None:
-        axes.add_patch(Rectangle(corner, 0.96, 0.94, facecolor=_EMPTY, edgecolor="white", hatch="///"))
-        box = {"facecolor": _EMPTY, "edgecolor": "none", "pad": 2}
-        axes.text(column, row, cell.why_empty, color=_SOFT, fontsize=8.5, bbox=box, **middle)
-        return
-    colour = shade(cell.found.value)
-    ink = "white" if _luminance(colour) < 0.2 else _INK
-    edge = {"edgecolor": COLOURS[1], "linewidth": 2.5} if mark == BEST else {"edgecolor": "white", "linewidth": 0}
-    axes.add_patch(Rectangle(corner, 0.96, 0.94, facecolor=colour, zorder=2 if mark == BEST else 1, **edge))
-    how = measure(found.objective)
-    value = f"{mark} {how.text(cell.found.value)}".strip()
-    axes.text(column, row - 0.22, value, color=ink, fontsize=12, fontweight="bold", zorder=3, **middle)
-    lines = [_brackets(cell, found.objective), _sizes(cell, found.chosen)]
-    axes.text(column, row + 0.16, "\n".join(filter(None, lines)), color=ink, fontsize=8, zorder=3, **middle)
-
-
-def _brackets(cell: Cell, objective: str) -> str:
-    assert cell.found is not None
-    return measures.text(cell.found, objective).partition(" ")[2]
-
-
-def _sizes(cell: Cell, chosen: bool) -> str:
-    assert cell.found is not None
-    images = f"n = {cell.found.count:,}" if cell.found.count else ""
-    several = len(cell.tried) if chosen else len(cell.trials)
-    runs = "" if several < 2 else f"best of {several}" if chosen else f"{several} seeds"
-    return ", ".join(filter(None, (images, runs)))
-
-
-def _rows(y: Side) -> tuple[list[int], list[str]]:
-    return list(range(len(y.levels))), [level.label for level in y.levels]
-
-
-def _luminance(colour: tuple[float, ...]) -> float:
-    """Relative luminance of WCAG 2.1, of red, green and blue in [0, 1]."""
-    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def _scaled(trial: TrialRecord, objective: str) -> float:

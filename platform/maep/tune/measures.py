@@ -99,11 +99,11 @@ def pooled(trials: Sequence[TrialRecord], objective: str) -> Estimate:
 
 
 def text(found: Estimate, objective: str) -> str:
-    """A value as it stands in a table: 43.1 [40.0, 46.2]; without brackets where it has no interval."""
-    how = measure(objective)
-    if found.low == found.high:
-        return how.text(found.value)
-    return f"{how.text(found.value)} [{how.text(found.low)}, {how.text(found.high)}]"
+    """A value as it stands in a table: 43.1 [40.0, 46.2]; of what has no interval, 4.05 (4.00–4.10) for repeats."""
+    value, low, high = (measure(objective).text(each) for each in (found.value, found.low, found.high))
+    if found.count:
+        return f"{value} [{low}, {high}]"
+    return value if found.low == found.high else f"{value} ({low}–{high})"
 
 
 def with_unit(found: Estimate, objective: str) -> str:

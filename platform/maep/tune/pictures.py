@@ -1,109 +1,72 @@
-"""Which charts a search has, and what each says in words and in figures; what cannot be drawn is said instead."""
+"""The charts of what came out: the map, the front, and which settings mattered."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
-from matplotlib.figure import Figure
+from collections.abc import Sequence
 
 from maep.evaluate.table import Table
-from maep.tune import drawing, history, maps, measures
-from maep.tune.drawing import BEST, KINDS, LEVEL
+from maep.tune import drawing, maps, measures
 from maep.tune.front import front
+from maep.tune.heat_map import BEST, LEVEL, heat_map
 from maep.tune.importance import importance
 from maep.tune.maps import Cell, Map
 from maep.tune.measures import MEASURES, estimate, finished, measure
 from maep.tune.record import TrialRecord
 from maep.tune.results import Result
+from maep.tune.section import Picture, Section, setting_text
 
 COSTS = tuple(name for name, how in MEASURES.items() if how.lower_is_better)
 _CELLS = (
-    f"Only trials that trained to the end. In each cell the value, its 95 % interval (Wilson) and n, the dev images it"
-    f" is over; {BEST} is the best, {LEVEL} overlaps its interval: no difference from it is shown. The scale of colours"
-    " spans the intervals, so what may be noise looks alike."
+    "Only trials that trained to the end fill a cell. It holds the value, its 95 % interval (Wilson) and n, the dev"
+    f" images it is over; {BEST} is the best, {LEVEL} overlaps its interval: no difference from it is shown. Colours"
+    " span the intervals, so what may be noise looks alike. What is no accuracy was measured once, without an interval."
 )
 _CHOSEN = (
-    " Trials of a cell differ in other settings too: it shows the best of them, and more trials are more chances to"
-    " look good."
+    "Trials of a cell differ in other settings too: it shows the best of them, and more trials are more chances to look"
+    " good."
 )
 _REPEATS = (
-    " Repeats are averaged; all of them saw the same images, so the interval is that of one set, widened to hold each."
+    "Repeats by seed are averaged. All of them saw the same images, so the interval is that of one set of images,"
+    " widened to hold each repeat."
 )
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A chart: the stem of its file, its title, what it says, all its values, and how to read it."""
-
-    name: str
-    title: str
-    said: str
-    table: Table
-    figure: Figure
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """The charts of one question; `remarks` say what could not be drawn, and why. `key` is its place on the page."""
-
-    key: str
-    title: str
-    pictures: list[Picture] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-
-
-def sections(result: Result) -> list[Section]:
-    """The map, the front, importance, the course of the search, and what early stopping saved."""
-    return [_map(result), _front(result), _importance(result), _course(result), _budget(result)]
-
-
-def setting_text(settings: dict[str, Any]) -> str:
-    """Settings as they are written in a sentence."""
-    return ", ".join(f"{key} {value_text(value)}" for key, value in settings.items()) or "nothing varied"
-
-
-def value_text(value: Any) -> str:
-    """One setting's value: a number in four digits, a section as JSON."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return json.dumps(value) if isinstance(value, dict | list | tuple) else str(value)
-
-
-def _map(result: Result) -> Section:
+def map_section(result: Result) -> Section:
+    """A map for each objective that was measured."""
     section = Section("map", _map_title(result))
     on = maps.pair(result.trials, result.space)
     if not on:
         section.remarks.append("No setting of the space has two values among the trials, so there is no map.")
         return section
-    for objective in result.objectives:
-        found = maps.chart(result.trials, result.space, objective, on)
-        if not found.filled:
-            section.remarks.append(maps.verdict(found))
-            continue
-        several = any(len(cell.trials) > 1 for cell in found.filled)
-        note = _CELLS + (_CHOSEN if found.chosen else _REPEATS if several else "") + _reference(found)
-        title = f"{measure(objective).label} by {' and '.join(maps.short(key) for key in on)}"
-        table = _map_table(title, found)
+    found = [maps.chart(result.trials, result.space, objective, on) for objective in result.objectives]
+    section.remarks.extend(maps.verdict(each) for each in found if not each.filled)
+    shown = [each for each in found if each.filled]
+    if shown:
+        section.remarks.extend(_how_to_read(shown))
+    for each in shown:
+        title = f"{measure(each.objective).label} by {' and '.join(maps.short(key) for key in on)}"
         section.pictures.append(
-            Picture(f"map-{objective}", title, maps.verdict(found), table, drawing.heat_map(found), note)
+            Picture(f"map-{each.objective}", title, maps.verdict(each), _map_table(title, each), heat_map(each))
         )
     return section
+
+
+def _how_to_read(shown: Sequence[Map]) -> list[str]:
+    """For all maps of a search: they have the same cells."""
+    texts, first = [_CELLS], shown[0]
+    if first.chosen:
+        texts.append(_CHOSEN)
+    elif any(len(cell.trials) > 1 for cell in first.filled):
+        texts.append(_REPEATS)
+    if first.reference is not None:
+        settings = setting_text(first.reference.tried[0].settings)
+        texts.append(f"The reference stands beside the space ({settings}) and is not compared in words.")
+    return texts
 
 
 def _map_title(result: Result) -> str:
     on = [maps.short(key).replace("_", " ") for key in maps.pair(result.trials, result.space)]
     return f"Map: {' × '.join(on)}" if on else "Map"
-
-
-def _reference(found: Map) -> str:
-    if found.reference is None:
-        return ""
-    fixed = setting_text(found.reference.tried[0].settings)
-    return f" The reference stands beside the space: {fixed}. It is not compared in the words above."
 
 
 def _map_table(title: str, found: Map) -> Table:
@@ -128,7 +91,8 @@ def _cell_texts(cell: Cell, objective: str) -> tuple[str, ...]:
     return measures.text(cell.found, objective), images, str(len(cell.tried)), which
 
 
-def _front(result: Result) -> Section:
+def front_section(result: Result) -> Section:
+    """The first objective against each other one; where it was alone, against what its trials cost."""
     first, *others = result.config.objectives
     section = Section("front", "Best of several: the Pareto front")
     partners: list[str] = [name for name in others or COSTS if name != first and finished(result.trials, name)]
@@ -181,9 +145,10 @@ def _under(kept: Sequence[TrialRecord], first: str, other: str) -> Table:
     return Table(f"Best {measure(first).words} under a limit on {how.words}", head, tuple(body))
 
 
-def _importance(result: Result) -> Section:
+def importance_section(result: Result) -> Section:
+    """What the objectives that were looked for varied with."""
     section = Section("importance", "Which settings mattered")
-    every = [importance(result.trials, result.space, name) for name in _asked(result)]
+    every = [importance(result.trials, result.space, name) for name in result.config.objectives]
     section.remarks.extend(f"{measure(e.objective).words.capitalize()}: {e.why}." for e in every if not e.shares)
     shown = [each for each in every if each.shares]
     if shown:
@@ -207,99 +172,3 @@ def _importance(result: Result) -> Section:
             Picture("importance", "Importance by fANOVA", said, table, drawing.importances(shown), note)
         )
     return section
-
-
-def _course(result: Result) -> Section:
-    section = Section("history", "The course of the search")
-    points = result.curves()
-    for objective in _asked(result):
-        how, steps = measure(objective), history.history(result.trials, objective)
-        if not steps:
-            section.remarks.append(f"No trial was measured by {how.words}.")
-            continue
-        body = [
-            (
-                str(step.trial.number), step.trial.status, f"{step.samples_seen:,}",
-                measures.text(estimate(step.trial, objective), objective),
-                "–" if step.best is None else how.text(step.best),
-            )
-            for step in steps
-        ]  # fmt: skip
-        head = ("trial", "status", "images seen by all", how.label, "best so far")
-        title = f"best {how.words} so far"
-        said, note = (
-            _course_words(steps, objective),
-            "Bars are 95 % intervals. Trials in the order in which they ended.",
-        )
-        table = Table(title, head, tuple(body))
-        figure = drawing.course(steps, objective)
-        section.pictures.append(Picture(f"history-{objective}", title, said, table, figure, note))
-        if any(sum(objective in point.objectives for point in mine) > 1 for mine in points.values()):
-            section.pictures.append(_curves(result, objective))
-    return section
-
-
-def _course_words(steps: Sequence[history.Step], objective: str) -> str:
-    how, last = measure(objective), steps[-1]
-    if last.best is None:
-        return f"No trial trained to the end: there is no best {how.words} yet."
-    found = next(step for step in steps if step.best == last.best)
-    return (
-        f"The best {how.words}, {how.text(last.best)} {how.unit}, was reached by trial {found.trial.number} after"
-        f" {found.samples_seen:,} of {last.samples_seen:,} images seen by all trials."
-    )
-
-
-def _curves(result: Result, objective: str) -> Picture:
-    points, how = result.curves(), measure(objective)
-    body = [
-        (str(trial.number), trial.status, f"{point.samples_seen:,}", how.text(point.objectives[objective]))
-        for trial in result.trials
-        for point in points[trial.trial_id]
-        if objective in point.objectives
-    ]
-    title = f"{how.words} of each trial on its way"
-    table = Table(title, ("trial", "status", "images seen", how.label), tuple(body))
-    said = "Each line is a trial, each mark a rung at which it was measured."
-    return Picture(f"curves-{objective}", title, said, table, drawing.curves(points, result.trials, objective))
-
-
-def _budget(result: Result) -> Section:
-    section = Section("budget", "Budget, and what stopping early saved")
-    whole, allowed = history.saved(result.trials, result.config.budget), result.config.budget
-    body = [
-        (
-            str(trial.number), trial.status, f"{history.spent(trial, allowed.kind):,.4g}",
-            f"{history.unspent(trial, allowed):,.4g}", f"{trial.budget.samples_seen:,}",
-            f"{trial.budget.flops:.3g}", f"{trial.budget.core_seconds:,.1f}",
-        )
-        for trial in result.trials
-    ]  # fmt: skip
-    unit = KINDS[allowed.kind]
-    head = ("trial", "status", f"spent, {unit}", "left unspent", "images seen", "FLOPs", "core-seconds")
-    title = f"{unit} by trial"
-    figure = drawing.budget(result.trials, allowed)
-    section.pictures.append(
-        Picture("budget", title, _saved_words(result, whole), Table(title, head, tuple(body)), figure, _BUDGET)
-    )
-    return section
-
-
-_BUDGET = "A pretraining that several trials share counts in full for each of them, so that their budgets are equal."
-
-
-def _saved_words(result: Result, whole: history.Saved) -> str:
-    unit, allowed = KINDS[whole.kind], result.config.budget
-    said = f"Each trial may spend {allowed.amount:,.6g} {unit}."
-    if result.config.halving is None:
-        return f"{said} Every trial got its whole budget: no early stopping was asked for, so it saved nothing."
-    if not whole.num_stopped:
-        return f"{said} No trial was stopped early: nothing was saved."
-    return (
-        f"{said} {whole.num_stopped} of {whole.num_trials} trials were stopped early, which left"
-        f" {whole.full - whole.spent:,.4g} of {whole.full:,.4g} {unit} unspent: {whole.share:.0%}."
-    )
-
-
-def _asked(result: Result) -> Iterable[str]:
-    return list(result.config.objectives)

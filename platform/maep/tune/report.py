@@ -9,11 +9,14 @@ import yaml
 from maep import __version__, config, storage
 from maep.errors import ConfigError
 from maep.evaluate import page
+from maep.evaluate.config import eps_label
 from maep.evaluate.table import Table
-from maep.tune import drawing, front, maps, measures, pictures
+from maep.tune import drawing, front, maps, measures
+from maep.tune.course import budget_section, course_section
 from maep.tune.measures import estimate, measure
-from maep.tune.pictures import Section, setting_text, value_text
+from maep.tune.pictures import front_section, importance_section, map_section
 from maep.tune.results import BEST, TABLE, Result, best_yaml
+from maep.tune.section import Section, setting_text, value_text
 from maep.tune.space import Axis
 
 REPORT = "report.html"
@@ -24,12 +27,18 @@ def write_report(result: Result, command: str | None = None) -> list[Path]:
 
     `command` is the line that made the search.
     """
-    sections = pictures.sections(result)
+    sections = all_sections(result)
     every = [picture for section in sections for picture in section.pictures]
     for picture in every:
         storage.write_bytes(result.folder / f"{picture.name}.png", drawing.encode(picture.figure, "png"))
     storage.write_bytes(result.folder / REPORT, _page(result, sections, command).encode())
     return [result.folder / REPORT, *(result.folder / f"{picture.name}.png" for picture in every)]
+
+
+def all_sections(result: Result) -> list[Section]:
+    """The map, the front, importance, the course of the search, and what early stopping saved."""
+    made = (map_section, front_section, importance_section, course_section, budget_section)
+    return [section(result) for section in made]
 
 
 def _page(result: Result, sections: list[Section], command: str | None) -> str:
@@ -61,7 +70,7 @@ def _page(result: Result, sections: list[Section], command: str | None) -> str:
 
 def _title(result: Result) -> str:
     names = ", ".join(measure(name).words for name in result.config.objectives)
-    return f"search for {names} on {result.config.finetune.data.name}"
+    return f"Search for {names} on {result.config.finetune.data.name}"
 
 
 def verdict(result: Result) -> list[str]:
@@ -72,8 +81,8 @@ def verdict(result: Result) -> list[str]:
         return [_no_best(result)]
     under = _limits(result)
     said = [
-        f"Best by {how.words}{under}: trial {best.number}, {measures.with_unit(estimate(best, first), first)}, with"
-        f" {setting_text(best.settings)}."
+        f"Best by {how.words}{under}: trial {best.number} ({setting_text(best.settings)}),"
+        f" {measures.with_unit(estimate(best, first), first)}."
     ]
     if on := maps.pair(result.trials, result.space):
         found = maps.chart(result.trials, result.space, first, on)
@@ -99,7 +108,7 @@ def _limits(result: Result) -> str:
     for name, limit in result.config.limits.items():
         how = measure(name)
         words.append(f"{how.words} {'at most' if how.lower_is_better else 'at least'} {how.text(limit)} {how.unit}")
-    return f" at {' and '.join(words)}" if words else ""
+    return f", with {' and '.join(words)}" if words else ""
 
 
 def failures(result: Result) -> list[tuple[int, str, str]]:
@@ -129,10 +138,27 @@ def facts(result: Result) -> dict[str, str]:
         f" {sum(t.budget.core_seconds for t in trials) / 3600:,.2f} core-hours of training",
         "measured on": f"the first {asked.measure.num_images} dev images of {asked.finetune.data.name}, before"
         f" {asked.finetune.classifiers[0]}",
+        **_attacks(result),
         "time": f"{min(t.started for t in trials)} to {max(t.ended for t in trials)}",
         "seed": str(asked.seed),
         "version": f"maep {__version__}",
     }
+
+
+def _attacks(result: Result) -> dict[str, str]:
+    """Under which attack an accuracy was measured: without it the figure means nothing."""
+    how, eps = result.config.measure, result.config.finetune.attacks.eps
+    budget = eps if how.eps is None else how.eps
+    through = budget if how.adaptive_eps is None else how.adaptive_eps
+    few = f", on the first {how.adaptive_images} images" if how.adaptive_images else ""
+    texts = {
+        "oblivious_accuracy": f"right after each of {', '.join(how.oblivious)}, {how.steps} steps at"
+        f" {eps_label(budget)}, made on the bare classifier: a lower bar",
+        "adaptive_accuracy": f"{how.adaptive}, {how.adaptive_steps} steps at {eps_label(through)} through purifier and"
+        f" classifier{few}",
+        "latency_ms": f"the median of {how.latency_passes} passes on one thread",
+    }
+    return {measure(name).words: text for name, text in texts.items() if name in result.objectives}
 
 
 def axis_text(axis: Axis) -> str:
