@@ -70,15 +70,37 @@ def parse(made: Parser, settings_class: type[T], argv: Sequence[str], default: s
     Raises ConfigError for what does not fit `settings_class`.
     """
     options, overrides = made.parse_known_args(list(argv))
-    source = options.config or default
-    values = _with_sections(config.read_yaml(find(source)), settings_class) if source else {}
+    source, verb = options.config or default, made.prog.split()[-1]
+    values, name = _read(source, verb, settings_class) if source else ({}, verb)
     _check_options(made, settings_class, overrides)
     values = config.apply_overrides(values, overrides)
     tracking = config.build(TrackingConfig, values.pop("tracking", None), "tracking")
     settings = config.build(settings_class, values)
     if getattr(options, "output", Path()) is None:
-        options.output = default_output(source or made.prog.split()[-1])
+        options.output = default_output(name)
     return Job(settings, tracking, options)
+
+
+def _read(source: str, verb: str, settings_class: type) -> tuple[dict[str, Any], str]:
+    """What `source` says to `verb`, and the name of what that makes.
+
+    A file with a section of the verb's name, such as best.yaml of a search, is of several verbs: each takes its own
+    section, and `tracking`.
+    """
+    values = config.read_yaml(find(source))
+    assert dataclasses.is_dataclass(settings_class)
+    keys = {field.name for field in dataclasses.fields(settings_class)}
+    if verb not in values or verb in keys:
+        return _with_sections(values, settings_class), source
+    for key in values:
+        if key in keys:
+            raise ConfigError(f"{source}: {key} stands beside a section {verb}: put it into the section, or have none")
+    section = values[verb]
+    section = config.read_yaml(find(section, verb)) if isinstance(section, str) else section
+    if not isinstance(section, dict):
+        raise ConfigError(f"{source}: {verb}: expected a section of keys, got {section!r}")
+    shared = {key: values[key] for key in ("tracking",) if key in values}
+    return _with_sections({**section, **shared}, settings_class), f"{source.removesuffix('.yaml')}/{verb}"
 
 
 def _with_sections(values: dict[str, Any], settings_class: type) -> dict[str, Any]:

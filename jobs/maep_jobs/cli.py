@@ -19,6 +19,7 @@ VERBS = {
     "run": "a pipeline: pretrain, finetune, gate, promote, evaluate, serve and check",
     "pretrain": "train a masked autoencoder",
     "finetune": "make it a purifier, on images attacked on the fly",
+    "tune": "search for the best purifier for a budget",
     "evaluate": "measure purifiers under each threat model",
     "promote": "send a purifier through the gate to the alias champion",
     "rollback": "give the alias champion back to the version before",

@@ -67,10 +67,10 @@ def _decide(
     candidate: Artifact, champion: Artifact | None, base: EvaluateConfig, gate: GateConfig, output: Path
 ) -> Decision:
     settings = evaluation(gate, base)
-    result = run_evaluation(settings, {"purifier": candidate}, _folder(output, "candidate", candidate, settings))
+    result = run_evaluation(settings, {"purifier": candidate}, folder_of(output, "candidate", candidate, settings))
     if champion is None:
         return decide(result, None, gate)
-    before = run_evaluation(settings, {"purifier": champion}, _folder(output, "champion", champion, settings))
+    before = run_evaluation(settings, {"purifier": champion}, folder_of(output, "champion", champion, settings))
     return decide(result, before, gate)
 
 
@@ -80,6 +80,6 @@ def _data_of(purifier: Artifact) -> str | None:
     return name
 
 
-def _folder(output: Path, role: str, purifier: Artifact, settings: EvaluateConfig) -> Path:
+def folder_of(output: Path, role: str, purifier: Artifact, settings: EvaluateConfig) -> Path:
     """The evaluation of one purifier under one configuration: a changed gate measures anew, into another folder."""
     return output / f"{role}-{purifier.sha256[:8]}-{identity.of_evaluation(settings, [])}"

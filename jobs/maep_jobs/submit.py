@@ -22,7 +22,7 @@ from maep.tracking.client import TrackingConfig, absolute
 from maep_jobs.arguments import Parser, default_output, find
 from maep_jobs.shell import program
 
-_VERBS = ("run", "pretrain", "finetune", "evaluate", "classifier", "promote", "demo")
+_VERBS = ("run", "pretrain", "finetune", "tune", "evaluate", "classifier", "promote", "demo")
 _REMOTE = ("pretrain", "finetune")
 _EXAMPLES = """examples:
   maep submit pretrain --config cifar10/pretrain --address http://127.0.0.1:8265 --follow

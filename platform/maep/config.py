@@ -7,6 +7,7 @@ It needs nothing but PyYAML, because `python -m maep.train` runs where there is 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -120,7 +121,7 @@ def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
 def _section(cls: type, values: Any, where: str) -> Any:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or 'configuration'}: expected a section of keys, got {values!r}")
-    kinds = typing.get_type_hints(cls)
+    kinds = _kinds(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     values = _expanded(cls, values, where)
     filled: dict[str, Any] = {}
@@ -139,6 +140,12 @@ def _section(cls: type, values: Any, where: str) -> Any:
         raise
     except ValueError as error:
         raise ConfigError(f"{where + ': ' if where else ''}{error}") from None
+
+
+@functools.cache
+def _kinds(cls: type) -> dict[str, Any]:
+    """The types of the fields: to evaluate them anew takes most of the time of building, which a search does often."""
+    return typing.get_type_hints(cls)
 
 
 def _expanded(cls: type, values: Mapping[str, Any], where: str) -> Mapping[str, Any]:

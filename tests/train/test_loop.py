@@ -14,7 +14,7 @@ from maep import artifact, config
 from maep.data.datasets import DataConfig, load
 from maep.data.plan import Sampling
 from maep.data.resident import Resident
-from maep.errors import ArtifactError, ConfigError
+from maep.errors import ArtifactError, ConfigError, Stopped
 from maep.models.build import build_model, load_weights
 from maep.train.config import FinetuneConfig, LoopConfig, PretrainConfig
 from maep.train.loop import Task, World, batch_of, learning_rate, run
@@ -368,3 +368,12 @@ def test_only_train_images_reach_training(pretrain: Make, finetune: Make) -> Non
         assert task.images.split == "train"
         assert task.images.fingerprint == images.fingerprint
         assert not held_out & set(task.images.indices.tolist())
+
+
+def test_a_run_that_pauses_goes_on_with_the_same_bits(pretrain: Make, unkilled_pretrain: Any, tmp_path: Path) -> None:
+    whole = pretrain()
+    for pause_at in (64, 200, 200):  # the second pause again: killed before anybody heard of it
+        with pytest.raises(Stopped) as stopped:
+            run(pretraining(pretrain(pause_at=pause_at)), tmp_path)
+        assert stopped.value.samples_seen == pause_at // whole.loop.batch_size * whole.loop.batch_size
+    assert run(pretraining(whole), tmp_path).sha256 == unkilled_pretrain[0].sha256

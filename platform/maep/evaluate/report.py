@@ -6,27 +6,23 @@ effort, what it looks like, what was checked, what it cost, and how to compute e
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 from markupsafe import Markup
 
 from maep import storage
-from maep.evaluate import charts, results, verdict
+from maep.evaluate import charts, page, results, verdict
 from maep.evaluate.charts import Chart, Point, Series
 from maep.evaluate.results import CURVES, THREATS, WORST, Figure, Result
 from maep.evaluate.table import MARK, Table, detailed, headline, notes
 
 REPORT = "report.html"
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +42,8 @@ def write_report(result: Result, path: str | Path, strips: Mapping[str, bytes], 
     the page shows the configuration alone. Raises DataError where images.parquet is not the one of the result.
     """
     rows = result.rows()
-    page = (
-        _environment()
+    text = (
+        page.environment("maep.evaluate")
         .get_template("report.html")
         .render(
             values=result.values,
@@ -62,7 +58,7 @@ def write_report(result: Result, path: str | Path, strips: Mapping[str, bytes], 
             draws=draws(result.figures),
             charts=[(chart, Markup(charts.svg(chart))) for chart in curves(result, rows)],
             swatch=lambda place: Markup(charts.swatch(place)),
-            strips={name: _data_uri(name, png) for name, png in strips.items()},
+            strips={name: page.data_uri(name, png) for name, png in strips.items()},
             sanity=result.values["sanity"],
             flags=result.values.get("flags", []),
             cost=_cost(result),
@@ -72,7 +68,7 @@ def write_report(result: Result, path: str | Path, strips: Mapping[str, bytes], 
             mark=MARK,
         )
     )
-    storage.write_bytes(Path(path), page.encode())
+    storage.write_bytes(Path(path), text.encode())
 
 
 def sections(result: Result) -> list[Section]:
@@ -225,20 +221,3 @@ def _cost(result: Result) -> Table:
     ]
     body.append(("the whole evaluation", f"{values['forward_passes']:,}", f"{values['thread_seconds']:,.1f}"))
     return Table("What it took", ("part", "images through a model", "seconds of one thread"), tuple(body))
-
-
-def _data_uri(name: str, png: bytes) -> str:
-    assert png.startswith(_PNG), f"{name}: not a PNG"
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    """Escapes whatever a name or a detail holds; a word that the page lacks is an error."""
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("maep.evaluate", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

@@ -15,7 +15,7 @@ from maep.models.mae import MaeConfig
 from maep.models.purifier import PurifierConfig
 from maep.train.mixture import AttackMixConfig
 
-_PLACE = ("device", "checkpoint_every", "keep_checkpoints", "keep_best")
+_PLACE = ("device", "checkpoint_every", "keep_checkpoints", "keep_best", "pause_at")
 _NEWER = {"lr_rule": "absolute", "ema": None}
 """Keys that runs of earlier versions do not name, with what these did."""
 _MEANS = ("precision", "micro_batch", "compile", "parallel")
@@ -50,6 +50,9 @@ class LoopConfig:
     keep_best: str | None = None
     """A metric of the validation whose best checkpoint is kept beside the result, as `best`: the highest value, or,
     with a `-` before its name, the lowest; null: none."""
+    pause_at: int | None = None
+    """Images after which the run takes a checkpoint and stops, as after a notice; the same run with a later one, or
+    null (to the end), goes on from there."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of products in forward and backward pass; weights are fp32 always. `auto`: bf16 on a GPU, fp32 on a CPU."""
@@ -71,6 +74,8 @@ class LoopConfig:
             raise ValueError("checkpoint_every, keep_checkpoints and replays must be at least 1")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"micro_batch: {self.micro_batch} must be at least 1, or null for the whole batch")
+        if self.pause_at is not None and self.pause_at < self.batch_size:
+            raise ValueError(f"pause_at: {self.pause_at} must be at least one batch of {self.batch_size}, or null")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema: {self.ema} must be between 0 and 1, for example 0.999, or null for none")
 
@@ -83,6 +88,11 @@ class LoopConfig:
     def num_steps(self) -> int:
         """Whole batches in the run."""
         return self.samples // self.batch_size
+
+    @property
+    def last_step(self) -> int:
+        """The step after which the run ends, or pauses."""
+        return self.num_steps if self.pause_at is None else min(self.num_steps, self.pause_at // self.batch_size)
 
 
 @dataclass(frozen=True)

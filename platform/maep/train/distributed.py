@@ -69,14 +69,13 @@ def train(
             raise ConfigError(f"loop.batch_size: {settings.loop.batch_size} does not divide among {count} workers")
     folder.mkdir(parents=True, exist_ok=True)
     stop = StopFile(output)
-    cpus = workers.most * (workers.cpus_per_worker + _loader_cpus(settings))
     stop.remove()
-    with cluster.session(address, cpus), on_sigterm(stop.put) as told:
+    with cluster.session(address, logical_cpus(settings)), on_sigterm(stop.put) as told:
         _check_room(settings)
         try:
             lent = _lent(resume, output, mirror) if resume is not None else None
             while (stopped := _fit(settings, output, make_callbacks, lent)) is not None:
-                if told():
+                if told() or stopped.samples_seen >= settings.loop.last_step * settings.loop.batch_size:
                     raise stopped
         finally:
             with suppress(UnavailableError):  # where S3 is away, another error says so
@@ -140,6 +139,12 @@ def _check_room(settings: Settings) -> None:
                 f"workers.num_workers: {workers.least} need {amount:g} {kind}s, the cluster has"
                 f" {have.get(kind, 0):g}: lower it, or workers.cpus_per_worker"
             )
+
+
+def logical_cpus(settings: Settings) -> float:
+    """Ray's logical CPUs that the workers of a run take, all together; 0 where there are none."""
+    workers = settings.workers
+    return workers.most * (workers.cpus_per_worker + _loader_cpus(settings)) if workers.most else 0.0
 
 
 def _loader_cpus(settings: Settings) -> float:

@@ -87,7 +87,8 @@ def run(
 
     A finished `output` is returned as it is; an unfinished one goes on from its newest sound checkpoint, else from
     the checkpoint `resume`. Raises ConfigError where either is of another configuration, FloatingPointError, naming
-    the step, where the loss is no longer finite, and Stopped, with a checkpoint at that step, after a `notice`.
+    the step, where the loss is no longer finite, and Stopped, with a checkpoint at that step, after a `notice` or at
+    `loop.pause_at`.
     """
     world = world or World()
     return go_on(starting_point(task.config, output, resume, world), task, output, callbacks, world, notice)
@@ -145,6 +146,8 @@ class _Run:
         """All the steps that are left, then the result."""
         if newest is not None:
             self._restore(newest)
+            if self.task.loop.num_steps > self.step >= self.task.loop.last_step:  # killed between its pause and its end
+                raise Stopped(self.step * self.task.loop.batch_size)
         if self.world.rank == 0:
             self.checkpoints.claim()
         with History(output, self.checkpoints.folder, self.world.rank) as history, self.writer:
@@ -172,7 +175,7 @@ class _Run:
                         callback.on_step(progress)
                 self.writer.check()
                 before, after = (s * loop.batch_size // loop.checkpoint_every for s in (self.step - 1, self.step))
-                told = self.agreement.answer()
+                told = self.agreement.answer() or self.step == loop.last_step
                 if (after > before or told) and self.step < loop.num_steps:
                     self._save()
                     if told:

@@ -1,0 +1,90 @@
+"""What `maep tune --dry-run` says: the trials, their images, and how long it takes, measured on this machine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from maep.errors import UserError
+from maep.tune import budget, execute, halving, settings, space, suggest
+from maep.tune.config import TuneConfig
+from maep.tune.settings import Phases
+from maep.tune.space import Settings
+
+_MEASURED = 3
+
+
+def plan(search: TuneConfig, output: Path) -> list[str]:
+    """A line each. A few of the first settings are trained for some steps, which takes seconds."""
+    chosen = [*search.fixed, *suggest.choose(search, min(search.num_trials, search.generation), [])]
+    allowed = suggest.check(search)
+    size = "endless" if space.size(search.space) is None else f"{space.size(search.space):,} settings"
+    counted = "" if allowed is None or not search.space else f", {allowed:,} of them allowed"
+    least = min(search.num_trials, allowed) if allowed and search.searcher == "grid" else search.num_trials
+    total = least + len(search.fixed)
+    amount = f"{search.budget.amount:,.6g} {search.budget.kind}"
+    lines = [
+        f"space: {size}{counted}; {search.searcher} chooses"
+        + (f", {search.generation} at a time" if search.searcher == "tpe" else ""),
+        f"trials: {total} at most, each {amount}, the same for all",
+        *(f"trial {settings.trial_id(number, each)}: {_text(each)}" for number, each in enumerate(chosen)),
+    ]
+    if total > len(chosen):
+        lines.append(f"and {total - len(chosen)} more, which follow from what these find")
+    return [*lines, *_halving(search), *_time(search, chosen, total), f"result and report: {output}"]
+
+
+def _halving(search: TuneConfig) -> list[str]:
+    if search.halving is None:
+        return []
+    rungs, factor = search.halving.num_rungs, search.halving.factor
+    levels = halving.levels(factor ** (rungs - 1), 1, rungs, factor)
+    shares = ", ".join(f"1/{levels[-1] // level}" if level < levels[-1] else "all" for level in levels)
+    return [f"halving: rungs at {shares} of fine-tuning; about 1 in {factor} goes on past each"]
+
+
+def _time(search: TuneConfig, chosen: list[Settings], total: int) -> list[str]:
+    """Images and time of all trials, were none stopped, by the mean of a few that are measured."""
+    if any(spec in {each.name for each in search.classifiers} for spec in search.finetune.classifiers):
+        return [f"images and time: measured once {search.classifiers[0].name}, the search's own classifier, is trained"]
+    images, seconds = [], []
+    for each in chosen[:_MEASURED]:
+        try:
+            seen, cpu = _one(search, settings.phases(search, each))
+        except UserError as error:
+            return [f"images and time: not known, {error}"]
+        images.append(seen)
+        seconds.append(cpu)
+    at_once = max(1, int((os.cpu_count() or 1) / execute.need(search)["CPU"]))
+    hours = total * sum(seconds) / len(seconds) / at_once / 3600
+    mean = sum(images) / len(images)
+    stopped = " before any is stopped" if search.halving is not None else ""
+    return [
+        f"images: {total * mean:,.0f} in all{stopped}, about {mean:,.0f} a trial",
+        f"time: {hours:.2g} hours of training{stopped}, {at_once} at once on this machine, by {len(seconds)} trials'"
+        " first steps; measuring comes on top",
+    ]
+
+
+def _one(search: TuneConfig, made: Phases) -> tuple[int, float]:
+    """Images and processor seconds of a trial that is trained to its end."""
+    kind, images, seconds, spent = search.budget.kind, 0, 0.0, 0.0
+    if made.pretrain is not None:
+        cost = _cost(made.pretrain)
+        samples = budget.for_pretraining(search.budget, cost, made.pretrain.loop.batch_size)
+        images, seconds = samples, samples * (cost.core_seconds or 0.0)
+        spent = samples * cost.of(kind)
+    cost = _cost(replace(made.finetune, init=None) if made.finetune.lora is None else made.finetune)
+    samples = budget.for_finetuning(search.budget, spent, cost, made.finetune.loop.batch_size)
+    return images + samples, seconds + samples * (cost.core_seconds or 0.0)
+
+
+def _cost(phase: budget.Phase) -> budget.Cost:
+    return budget.cost(phase, "core_seconds")
+
+
+def _text(each: Settings) -> str:
+    return ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in each.items()
+    )

@@ -1,0 +1,83 @@
+"""A search in MLflow: a parent run, and a child for each trial, with what was measured by images seen.
+
+All of it is written by the process of the search, from what its trials left: a trial that is killed leaves no run open,
+and a search that is gone on with finds its runs again by their keys.
+"""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from maep import __version__, config, storage
+from maep.errors import Stopped
+from maep.tracking.client import TrackingConfig
+from maep.tracking.runs import Run, Status, open_run
+from maep.tune.config import TuneConfig
+from maep.tune.record import SEARCH, Point, TrialRecord
+from maep.tune.search import Work
+from maep.tune.trial import Trial
+
+KEY = "run-key"
+_PARENT = "mlflow.parentRunId"  # MLflow's own, by which its pages nest runs
+
+
+class Tracked:
+    """A listener of a search. Entered while it runs; what is then still open ends with it."""
+
+    def __init__(self, settings: TuneConfig, tracking: TrackingConfig, output: Path) -> None:
+        self._settings, self._tracking, self._output = settings, tracking, output
+        self._children: dict[int, Run] = {}
+        self._images = 0
+
+    def __enter__(self) -> Self:
+        """Raises UnavailableError where no tracking server answers."""
+        path = self._output / KEY
+        if not path.is_file():
+            storage.write_bytes(path, uuid.uuid4().hex.encode())
+        self._key = path.read_text(encoding="ascii")
+        tags = {"maep.phase": "tune", "maep.version": __version__}
+        self._parent = open_run(
+            self._tracking, f"tune {self._output.name}", self._key, config.to_dict(self._settings), tags
+        )
+        self._parent.log_file(self._output / SEARCH)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        is_killed = isinstance(error, KeyboardInterrupt | SystemExit | Stopped)
+        status: Status = "FINISHED" if error is None else "KILLED" if is_killed else "FAILED"
+        for child in self._children.values():
+            child.finish("KILLED")
+        self._parent.finish(status)
+
+    def on_start(self, work: Work) -> None:
+        """Opens the trial's run."""
+        if work.rung is not None:
+            self._child(work.trial)
+
+    def on_point(self, trial: Trial, point: Point) -> None:
+        """Logs what was measured."""
+        spent = {"flops": point.budget.flops, "core_seconds": point.budget.core_seconds}
+        self._child(trial).log_metrics({**point.objectives, **spent}, point.samples_seen)
+
+    def on_end(self, trial: Trial, ended: TrialRecord) -> None:
+        """Ends the trial's run, and logs the search's own course: all images so far, the trial's values."""
+        child = self._child(trial)
+        child.finish("FAILED" if ended.status == "failed" else "FINISHED")
+        del self._children[trial.number]
+        self._images += ended.budget.samples_seen
+        self._parent.log_metrics(ended.objectives, self._images)
+
+    def _child(self, trial: Trial) -> Run:
+        if trial.number not in self._children:
+            tags = {"maep.phase": "trial", "maep.trial_id": trial.trial_id, "maep.version": __version__}
+            if self._parent.run_id is not None:
+                tags[_PARENT] = self._parent.run_id
+            name = f"trial {trial.trial_id}"
+            params = {**trial.settings, "seed": trial.seed}
+            self._children[trial.number] = open_run(self._tracking, name, f"{self._key}-{trial.trial_id}", params, tags)
+        return self._children[trial.number]

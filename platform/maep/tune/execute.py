@@ -1,0 +1,221 @@
+"""Runs a search's pieces of work: on Ray Tune, as many at once as there is room for, or here, one after the other.
+
+Ray Tune places each piece, keeps the processes (`reuse_actors`: to start one takes longer than many a trial), starts a
+piece anew whose process or machine died, and takes those that it hands out from our `Search`, which is its searcher. It
+decides nothing: its own ASHA and Optuna decide by who comes first (maep.tune.halving, maep.tune.suggest), and what it
+keeps on disk to go on from is a pickle, while ours are the trials' own files. A pause at a rung is the end of a piece.
+
+A trial of one process has its processors as Tune's placement group. A trial of several workers is a TorchTrainer, which
+places its workers itself; the piece that starts it takes no processor, or the pieces would hold what their own workers
+wait for. So many pieces are handed out as their workers have room for together, and none waits for another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from maep import cluster, config
+from maep.errors import UnavailableError
+from maep.train.distributed import logical_cpus, rooted
+from maep.tune import trial
+from maep.tune.config import TuneConfig
+from maep.tune.search import Search, Work
+from maep.tune.trial import Trial
+
+_TUNE = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is for the command to hear
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_RESULT_BUFFER_LENGTH": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+def do(output: Path, search: TuneConfig, made: Trial, rung: int | None) -> str | None:
+    """Does a piece of work, and returns why it failed: a diverged loss, no memory, a setting that cannot be."""
+    try:
+        if rung is None:
+            trial.pretrain(output, search, made)
+        else:
+            trial.reach(output, search, made, rung)
+    except MemoryError:
+        return "out of memory"
+    except Exception as error:  # whatever it is, the search goes on with the others
+        return " ".join(f"{error}".split())[:300] or type(error).__name__
+    return None
+
+
+def here(search: Search) -> None:
+    """All of it in this process, one piece after the other."""
+    placed = located(search.config)
+    while not search.is_finished:
+        work = search.next()
+        assert work is not None
+        made = trial.make(placed, work.trial.number, work.trial.settings)
+        search.ended(work, do(search.output, placed, made, work.rung))
+
+
+def located(search: TuneConfig) -> TuneConfig:
+    """`search` with no path that another working directory would change."""
+    first = search.pretrain
+    finetune = rooted(search.finetune)
+    pretrain = None if first is None else rooted(first)
+    return replace(search, pretrain=pretrain, finetune=finetune)  # type: ignore[arg-type]
+
+
+def need(search: TuneConfig) -> dict[str, float]:
+    """What a trial takes of the cluster, by resource."""
+    phases = [phase for phase in (search.pretrain, search.finetune) if phase is not None]
+    cpus = max(logical_cpus(phase) or search.cpus_per_trial for phase in phases)
+    gpus = max(phase.workers.most * int(phase.workers.use_gpu) or search.gpus_per_trial for phase in phases)
+    return {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
+
+
+def concurrency(search: TuneConfig) -> int:
+    """How many trials the connected cluster has room for. Raises UnavailableError where it has none for one."""
+    have = cluster.resources()
+    wanted = need(search)
+    for kind, amount in wanted.items():
+        if have.get(kind, 0) < amount:
+            raise UnavailableError(
+                f"a trial takes {amount:g} {kind}s, the cluster has {have.get(kind, 0):g}: lower cpus_per_trial,"
+                " gpus_per_trial or finetune.workers, or name another --address"
+            )
+    return min(int(have[kind] / amount + 1e-9) for kind, amount in wanted.items())
+
+
+def on_ray(search: Search, address: str | None = None) -> None:
+    """All of it on the cluster at `address`, or on a local one of this process alone.
+
+    Raises UnavailableError where nothing answers there, or there is no room for one trial.
+    """
+    settings = search.config
+    with cluster.session(address, need(settings)["CPU"]), _environment(), _scratch(search.output) as scratch:
+        concurrency(settings)
+        from ray import tune
+
+        tuner = tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(
+                    _piece, output=str(search.output.absolute()), search=config.to_dict(located(settings))
+                ),
+                tune.PlacementGroupFactory([_bundle(settings)]),
+            ),
+            tune_config=tune.TuneConfig(
+                search_alg=_searcher(search),
+                num_samples=-1,
+                reuse_actors=True,
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
+            ),
+            run_config=tune.RunConfig(
+                name="pieces",
+                storage_path=str(scratch),
+                failure_config=tune.FailureConfig(max_failures=settings.max_failures),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+    assert search.is_finished
+
+
+def _bundle(search: TuneConfig) -> dict[str, float]:
+    """What Tune reserves for a piece."""
+    if max(phase.workers.most for phase in (search.pretrain, search.finetune) if phase is not None):
+        return {"memory": 1.0}  # a byte: the workers take the processors, and a bundle of nothing there is not
+    return need(search)
+
+
+def _piece(values: dict[str, Any], output: str, search: dict[str, Any]) -> dict[str, Any]:
+    """A piece of work in a process of Ray's."""
+    import torch
+
+    settings = config.build(TuneConfig, search)
+    torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
+    made = trial.make(settings, values["number"], json.loads(values["settings"]))
+    return {"failure": do(Path(output), settings, made, values["rung"])}
+
+
+def _name(piece: Any) -> str:
+    """What Ray shows of a piece, and calls its folder."""
+    name: str = piece.config["name"]
+    return name
+
+
+def _searcher(search: Search) -> Any:
+    """The search as Ray Tune asks it for work."""
+    from ray.tune.search import Searcher
+
+    class Handing(Searcher):  # type: ignore[misc]
+        """Hands out what can begin, and hears what has ended."""
+
+        def __init__(self) -> None:
+            super().__init__(metric="failure", mode="min")
+            self.running: dict[str, Work] = {}
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}  # Tune keeps a copy to go on from, which nobody will read
+
+        def suggest(self, trial_id: str) -> Any:
+            if search.is_finished:
+                return Searcher.FINISHED
+            if len(self.running) >= concurrency(search.config):
+                return None
+            work = search.next()
+            if work is None:
+                return None
+            self.running[trial_id] = work
+            settings = json.dumps(work.trial.settings)
+            return {"name": work.name, "number": work.trial.number, "settings": settings, "rung": work.rung}
+
+        def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+            pass
+
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            work = self.running.pop(trial_id)
+            died = f"its process died {search.config.max_failures + 1} times: out of memory, or its machine"
+            search.ended(work, died if error or result is None else result["failure"])
+
+        def save(self, checkpoint_path: str) -> None:
+            pass
+
+        def restore(self, checkpoint_path: str) -> None:
+            raise NotImplementedError("a search goes on from its output")
+
+    return Handing()
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """What Ray Tune reads from the environment, while it runs."""
+    before = {name: os.environ.get(name) for name in _TUNE}
+    os.environ.update(_TUNE)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _scratch(output: Path) -> Iterator[Path]:
+    """A folder for what Ray Tune writes, on the storage that all machines see; nothing of it is kept."""
+    output.mkdir(parents=True, exist_ok=True)
+    for left in output.glob(".ray-*"):  # by a search that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".ray-", dir=output.absolute()))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,168 @@
+"""A search as it lies in its output folder, and what is written beside it: `trials.parquet` and `best.yaml`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from maep import config, storage
+from maep.errors import ArtifactError, ConfigError, DataError
+from maep.evaluate import rows
+from maep.evaluate.results import interval
+from maep.tune import front, maps, measures
+from maep.tune.config import TuneConfig
+from maep.tune.record import OBJECTIVES, SEARCH, Point, TrialRecord, curve, read_all
+from maep.tune.space import Axis
+
+TABLE = "trials.parquet"
+BEST = "best.yaml"
+_TEXTS = ("reason", "artifact")
+"""Columns that may have no value at all, and are text all the same."""
+PHASES = ("pretrain", "finetune")
+"""The sections of best.yaml, each by the verb that takes it."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A search in `folder`: what was asked, and the trials that have ended, by number (at least one)."""
+
+    folder: Path
+    config: TuneConfig
+    trials: list[TrialRecord]
+
+    @cached_property
+    def space(self) -> dict[str, Axis]:
+        """The space; where all settings were fixed by hand, the values of the keys that most trials have."""
+        if self.config.space:
+            return self.config.space
+        kinds = Counter(tuple(key for key in trial.settings if key != maps.SEED) for trial in self.trials)
+        usual, _ = kinds.most_common(1)[0]
+        alike = [trial.settings for trial in self.trials if trial.settings.keys() - {maps.SEED} == set(usual)]
+        return {key: maps.choice([settings[key] for settings in alike]) for key in usual}
+
+    @cached_property
+    def objectives(self) -> list[str]:
+        """What was looked for first, then what was measured beside it."""
+        asked: list[str] = [name for name in self.config.objectives if name in measures.measured(self.trials)]
+        return [*asked, *(name for name in measures.measured(self.trials) if name not in asked)]
+
+    @cached_property
+    def best(self) -> TrialRecord | None:
+        """The best by the first objective under the search's limits; None where no trial is."""
+        try:
+            return front.best(self.trials, self.config.objectives[0], self.config.limits)
+        except ConfigError:
+            return None
+
+    @cached_property
+    def front(self) -> list[TrialRecord]:
+        """The trials that no other beats in all objectives that were looked for."""
+        return front.front(self.trials, self.config.objectives)
+
+    def curves(self) -> dict[str, list[Point]]:
+        """By trial id, what was measured on the way."""
+        return {trial.trial_id: curve(self.folder, trial.trial_id) for trial in self.trials}
+
+    def count(self, status: str) -> int:
+        """How many trials ended so."""
+        return sum(trial.status == status for trial in self.trials)
+
+
+def read(folder: str | Path) -> Result:
+    """The search at `folder`. Raises DataError where there is none, or where none of its trials has ended."""
+    path = Path(folder) / SEARCH
+    if not path.is_file():
+        raise DataError(f"{folder} holds no {SEARCH}: not the output of maep tune, or one that has not begun")
+    settings = config.load(TuneConfig, path)
+    trials = read_all(Path(folder))
+    if not trials:
+        raise DataError(f"no trial of the search in {folder} has ended yet: let it run, maep tune --resume {folder}")
+    return Result(Path(folder), settings, trials)
+
+
+def write(result: Result) -> list[Path]:
+    """Writes trials.parquet, and best.yaml where a trial is best; returns what was written."""
+    written = [result.folder / TABLE]
+    storage.write_bytes(written[0], rows.encode(table(result.trials)))
+    if result.best is not None:
+        written.append(result.folder / BEST)
+        storage.write_bytes(written[1], best_yaml(result, result.best).encode())
+    return written
+
+
+def table(trials: Sequence[TrialRecord]) -> pa.Table:
+    """A row a trial, `trial_id` first, then each setting, objective, interval and cost in a column of its own.
+
+    A setting that is no number, truth value or text, or is of several kinds among the trials, stands as JSON.
+    """
+    every = [_row(trial) for trial in trials]
+    columns = {name: [row.get(name) for row in every] for name in dict.fromkeys(name for row in every for name in row)}
+    for name, values in columns.items():
+        if name.startswith("settings.") and not _one_kind(values):
+            columns[name] = [None if value is None else json.dumps(value) for value in values]
+    return pa.table({name: _column(name, values) for name, values in columns.items()})
+
+
+def best_yaml(result: Result, trial: TrialRecord) -> str:
+    """The configuration of `trial`, a section for each verb; each verb takes its own of such a file."""
+    sections = {name: trial.configuration[name] for name in PHASES if trial.configuration.get(name)}
+    objective = result.config.objectives[0]
+    reached = measures.estimate(trial, objective)
+    head = [
+        f"# Trial {trial.number} ({trial.trial_id}), the best of {len(result.trials)} by {objective}:",
+        f"# {measures.with_unit(reached, objective)} on dev images that also chose it, so optimistic; settings:",
+        *(f"#   {key}: {json.dumps(value)}" for key, value in trial.settings.items()),
+        *(f"# maep {name} --config {result.folder / BEST} takes the section {name}" for name in sections),
+    ]
+    return "\n".join(head) + "\n" + yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
+
+
+def winner(result: Result) -> tuple[TrialRecord, Path]:
+    """The best trial and the folder of its purifier.
+
+    Raises ArtifactError, which says why, where no trial is best or its purifier is not kept.
+    """
+    if result.best is None:
+        front.best(result.trials, result.config.objectives[0], result.config.limits)  # raises, with the reason
+    assert result.best is not None
+    if result.best.artifact is None:
+        raise ArtifactError(f"trial {result.best.trial_id} of {result.folder} kept no purifier: train its {BEST}")
+    return result.best, result.folder / result.best.artifact
+
+
+def _row(trial: TrialRecord) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "trial_id": trial.trial_id,
+        "number": trial.number,
+        "seed": trial.seed,
+        "status": trial.status,
+        "reason": trial.reason,
+    }
+    row |= {f"settings.{key}": value for key, value in trial.settings.items()}
+    for name in OBJECTIVES:
+        row[name] = trial.objectives.get(name)
+        if name in trial.counts:
+            right, count = trial.counts[name]
+            low, high = interval(right, count)
+            row |= {f"{name}.low": low, f"{name}.high": high, f"{name}.right": right, f"{name}.images": count}
+    row |= {name: getattr(trial.budget, name) for name in ("samples_seen", "flops", "core_seconds")}
+    row |= {"started": trial.started, "ended": trial.ended, "artifact": trial.artifact}
+    return {**row, "configuration": json.dumps(trial.configuration)}
+
+
+def _one_kind(values: Sequence[Any]) -> bool:
+    kinds = {type(value) for value in values if value is not None}
+    return kinds == {int, float} or (len(kinds) == 1 and kinds <= {bool, int, float, str})
+
+
+def _column(name: str, values: Sequence[Any]) -> pa.Array:
+    is_float = name in OBJECTIVES or {type(value) for value in values} >= {int, float}
+    return pa.array(values, pa.float64() if is_float else pa.string() if name in _TEXTS else None)

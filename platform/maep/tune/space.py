@@ -1,0 +1,89 @@
+"""The space of a search: for each key what values it may take, and every value as a number that a searcher can pick."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Settings = dict[str, Any]
+"""One value for each key of the space, and of further keys where a trial is fixed by hand."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The values of one key: exactly one of the four."""
+
+    choice: tuple[Any, ...] | None = None
+    """Any values that the key takes. Numbers in rising order are taken to be a scale, others to have no order."""
+    uniform: tuple[float, float] | None = None
+    log_uniform: tuple[float, float] | None = None
+    integer: tuple[int, int] | None = None
+    """Whole numbers, both ends included."""
+
+    def __post_init__(self) -> None:
+        """Refuses an axis of no values, or of two kinds."""
+        given = [name for name in ("choice", "uniform", "log_uniform", "integer") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give one of choice, uniform, log_uniform and integer, not {' and '.join(given) or 'none'}"
+            )
+        kind = given[0]
+        if self.choice is not None:
+            if not self.choice:
+                raise ValueError("choice: is empty: name at least one value")
+            if any(self.choice[i] in self.choice[:i] for i in range(len(self.choice))):
+                raise ValueError(f"choice: {list(self.choice)} has a value twice")
+            return
+        low, high = getattr(self, kind)
+        if low > high or (low == high and kind != "integer"):
+            raise ValueError(f"{kind}: [{low}, {high}] is empty: the lesser first")
+        if kind == "log_uniform" and low <= 0:
+            raise ValueError(f"log_uniform: {low} must be above 0")
+
+    @property
+    def values(self) -> tuple[Any, ...] | None:
+        """All values in order; None where they are not countable."""
+        if self.choice is not None:
+            return self.choice
+        return tuple(range(self.integer[0], self.integer[1] + 1)) if self.integer is not None else None
+
+    @property
+    def is_scale(self) -> bool:
+        """Whether neighbouring values are alike."""
+        if self.choice is None:
+            return True
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.choice)
+        return numbers and list(self.choice) == sorted(self.choice)
+
+    def at(self, share: float) -> Any:
+        """The value at `share` in [0, 1) of the axis: evenly drawn shares draw values as the kind says."""
+        if self.values is not None:
+            return self.values[int(share * len(self.values))]
+        if self.uniform is not None:
+            low, high = self.uniform
+            return low + share * (high - low)
+        assert self.log_uniform is not None
+        low, high = (math.log(end) for end in self.log_uniform)
+        return math.exp(low + share * (high - low))
+
+
+def size(space: Mapping[str, Axis]) -> int | None:
+    """How many settings there are; None: more than can be counted."""
+    counts = [None if axis.values is None else len(axis.values) for axis in space.values()]
+    return None if None in counts else math.prod(count for count in counts if count is not None)
+
+
+def grid(space: Mapping[str, Axis]) -> Iterator[Settings]:
+    """Every setting of a countable space; the last key varies first."""
+    columns = [axis.values for axis in space.values()]
+    assert None not in columns
+    for values in itertools.product(*(column for column in columns if column is not None)):
+        yield dict(zip(space, values, strict=True))
+
+
+def draw(space: Mapping[str, Axis], shares: Iterator[float]) -> Settings:
+    """One setting from evenly drawn `shares` in [0, 1), one for each key in turn."""
+    return {key: axis.at(next(shares)) for key, axis in space.items()}

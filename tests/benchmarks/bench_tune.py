@@ -1,0 +1,90 @@
+"""ASHA with TPE against random search on the digits: the share of random's images that it takes to reach the target.
+
+For each seed both searches try as many settings of the same space with the same budget a trial. The target is the
+median over the seeds of random search's best, less one standard error of an accuracy of so many images. Images are
+counted in the order of the trials' numbers, pretraining in full, stopped trials as far as they went. `share` is of all
+the images that random search saw to find its best; beside it stands how many it had seen when it first reached the
+target, which is luck in good part. A search that does not reach the target is said not to.
+
+`BENCH_TUNE_SEEDS=0` (a list; 0,1,2,3,4 by default) chooses the seeds.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from pathlib import Path
+
+import pytest
+
+from maep import config
+from maep.tune import execute, record
+from maep.tune.config import TuneConfig
+from maep.tune.record import TrialRecord
+from maep.tune.search import Search
+from maep_jobs.arguments import find
+from maep_jobs.tuning import with_classifiers
+
+OBJECTIVE = "adaptive_accuracy"
+NUM_TRIALS = 24
+MOST = 0.5
+"""Of random's images."""
+
+
+def searches(seed: int) -> dict[str, TuneConfig]:
+    """The two searches of a seed: the shipped one, and random search without halving over the same space."""
+    values = config.read_yaml(find("digits/tune"))
+    values.pop("tracking", None)
+    values |= {"seed": seed, "num_trials": NUM_TRIALS, "objectives": [OBJECTIVE]}
+    tpe = config.build(TuneConfig, values)
+    return {"random": config.build(TuneConfig, values | {"searcher": "random", "halving": None}), "asha+tpe": tpe}
+
+
+def images_to(target: float, ended: list[TrialRecord]) -> tuple[int, bool]:
+    """Images until a trial is at least as good as `target`, in the order of the trials' numbers, and whether one is."""
+    seen = 0
+    for each in ended:
+        seen += each.budget.samples_seen
+        if each.objectives.get(OBJECTIVE, 0.0) >= target:
+            return seen, True
+    return seen, False
+
+
+def best(ended: list[TrialRecord]) -> float:
+    """The best of the trials that were trained to their end."""
+    return max((each.objectives[OBJECTIVE] for each in ended if each.status == "done"), default=0.0)
+
+
+@pytest.mark.timeout(7200)
+def test_asha_with_tpe_reaches_random_searchs_best_with_half_its_images(tmp_path: Path) -> None:
+    seeds = [int(word) for word in os.environ.get("BENCH_TUNE_SEEDS", "0,1,2,3,4").split(",")]
+    found: dict[int, dict[str, list[TrialRecord]]] = {}
+    shared = tmp_path / "shared"  # one classifier, and so one set of attacked images, for all searches
+    for seed in seeds:
+        found[seed] = {}
+        for name, settings in searches(seed).items():
+            output = tmp_path / f"{name}-{seed}"
+            execute.here(Search(with_classifiers(settings, shared), output))
+            found[seed][name] = record.read_all(output)
+    bests = {seed: best(runs["random"]) for seed, runs in found.items()}
+    middle = statistics.median(bests.values())
+    images = next(each.counts[OBJECTIVE][1] for each in found[seeds[0]]["random"] if each.status == "done")
+    target = middle - math.sqrt(middle * (1 - middle) / images)
+    print(
+        f"\ntarget {target:.3f}: the median of random's best, {middle:.3f}, less one standard error of {images} images"
+    )
+    print("| seed | random's best | all its images | to the target | ASHA+TPE's best | to the target | share |")
+    print("|---|---|---|---|---|---|---|")
+    shares = []
+    for seed, runs in found.items():
+        (random, by_random), (ours, by_us) = (images_to(target, runs[name]) for name in ("random", "asha+tpe"))
+        whole = sum(each.budget.samples_seen for each in runs["random"])
+        shares.append(ours / whole if by_us else math.inf)
+        reached = [
+            f"{count:,}" if is_there else "not reached" for count, is_there in ((random, by_random), (ours, by_us))
+        ]
+        cells = [f"{bests[seed]:.3f}", f"{whole:,}", reached[0], f"{best(runs['asha+tpe']):.3f}", reached[1]]
+        print(f"| {seed} | {' | '.join(cells)} | {shares[-1]:.2f} |")
+    print(f"median share {statistics.median(shares):.2f}")
+    assert statistics.median(shares) <= MOST

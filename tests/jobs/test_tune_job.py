@@ -1,0 +1,196 @@
+"""`maep tune` as it is typed: what it refuses, what it says, what it leaves, and a kill in its midst."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from train_toys import LOOP, MAE
+
+from maep.tune import record
+
+Maep = Callable[..., Any]
+
+
+@pytest.fixture
+def words(classifier: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Words of a search of a few tiny trials, without tracking; keywords change its configuration."""
+
+    def make(*more: str | Path | int, **keys: Any) -> list[str]:
+        values = {
+            "pretrain": {"model": MAE, "mask_ratio": 0.5, "loop": LOOP},
+            "finetune": {
+                "model": {"name": "purifier", "mae": MAE, "stem_channels": [4], "stem_blocks": 0},
+                "classifiers": [str(classifier)],
+                "attacks": {"eps": "32/255", "mixture": [{"name": "fgsm"}]},
+                "loop": LOOP,
+            },
+            "space": {"mask_ratio": {"choice": [0.25, 0.5, 0.75]}, "patch_size": {"choice": [4, 8]}},
+            "objectives": ["oblivious_accuracy", "latency_ms"],
+            "measure": {"num_images": 16, "oblivious": ["fgsm"]},
+            "budget": {"amount": 512, "pretrain_share": 0.25},
+            "num_trials": 4,
+            "generation": 2,
+            "halving": {"num_rungs": 2, "factor": 2},
+        }
+        file = tmp_path / "tune.yaml"
+        file.write_text(yaml.safe_dump(values | keys))
+        return ["tune", "--config", str(file), "--output", "out", "--tracking.enabled", "false", *map(str, more)]
+
+    return make
+
+
+def nothing_begun() -> bool:
+    """Whether there is no trial, no pretraining and no plan of a search in `out`."""
+    return not any(Path("out").glob("*/*")) and not Path("out/search.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"serach": 1}, "unknown key 'serach'"),
+        ({"space": {"mask_ration": {"uniform": [0, 1]}}}, "did you mean 'mask_ratio'"),
+        ({"space": {"patch_size": {"choice": [3]}}}, "does not divide"),
+        ({"constraints": ["patch_size > 16"]}, "none of 6 settings that were looked at is allowed"),
+        ({"space": {}}, "space: is empty"),
+        ({"space": {"patch_size": {"choice": []}}}, "choice: is empty"),
+        ({"objectives": ["robustness"]}, "no trial reports 'robustness'"),
+        ({"objectives": ["mae_loss"]}, "does not compare"),
+        ({"cpus_per_trial": 0}, "cpus_per_trial: 0 must be above 0"),
+        ({"budget": {"kind": "minutes"}}, "did you mean|choose one of"),
+    ],
+)
+def test_a_mistake_is_one_line_and_begins_nothing(maep: Maep, words: Any, keys: dict[str, Any], reason: str) -> None:
+    assert maep(*words(**keys)).is_mistake(reason)
+    assert nothing_begun()
+
+
+def test_storage_and_servers_that_are_not_there(maep: Maep, words: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert maep(*words(), "--output", "file/out").is_mistake("file")
+    assert maep(*words(), "--output", "s3://bucket/out").is_mistake("is no folder")
+    away = ["--tracking.enabled", "true", "--tracking.uri", "http://127.0.0.1:9"]
+    assert maep(*words(), *away).is_mistake("does not answer")
+    assert maep(*words(), "--finetune.classifiers", "[nothing]").is_mistake("nothing")
+    assert maep(*words(), "--address", "127.0.0.1:9").is_mistake("no Ray cluster answers")
+    assert not any(Path("out").glob("trials/*"))
+
+
+def test_resume_wants_a_search_and_the_same_one(maep: Maep, words: Any, tmp_path: Path) -> None:
+    assert maep("tune", "--resume").is_mistake("--output DIR")
+    assert maep("tune", "--resume", "--output", "nowhere").is_mistake("holds no search")
+    line = words()
+    assert maep(*line, "--resume").is_mistake("holds no search")
+    (tmp_path / "out").mkdir(exist_ok=True)
+    assert maep(*line, "--address", "127.0.0.1:9").is_mistake("no Ray cluster")
+    assert maep(*line).is_mistake("holds a search: go on with it by --resume")
+    assert maep(*line, "--resume", "--num_trials", 9).is_mistake("a search of another num_trials")
+
+
+def test_a_dry_run_says_trials_images_and_time(maep: Maep, words: Any) -> None:
+    ran = maep(*words(), "--dry-run")
+    assert ran.status == 0, ran.err
+    for said in (
+        "# trials: 4 at most",
+        "# trial 0000-",
+        "mask_ratio 0.",
+        "# images: 2,048 in all",
+        "hours of training",
+    ):
+        assert said in ran.out
+    assert yaml.safe_load(ran.out)["num_trials"] == 4
+    assert nothing_begun()
+
+
+def test_shipped_configurations_are_sound(maep: Maep) -> None:
+    for name in ("digits/tune", "cifar10/tune"):
+        from maep import config
+        from maep.tune import suggest
+        from maep.tune.config import TuneConfig
+        from maep_jobs.arguments import find
+
+        values = config.read_yaml(find(name))
+        values.pop("tracking", None)
+        suggest.check(config.build(TuneConfig, values))
+
+
+@pytest.mark.slow
+def test_a_search_leaves_its_best_and_its_page(maep: Maep, words: Any) -> None:
+    ran = maep(*words(), "--json")
+    assert ran.status == 0, ran.err
+    found = json.loads(ran.out)
+    assert sum(found["trials"].values()) == 4
+    assert Path(found["purifier"], "MANIFEST.json").is_file()
+    for name in ("best.yaml", "trials.parquet", "report.html"):
+        assert Path("out", name).is_file()
+    assert not list(Path("out").glob(".ray-*"))
+    assert maep("pretrain", "--config", "out/best.yaml", "--dry-run").status == 0
+    assert maep("finetune", "--config", "out/best.yaml", "--dry-run").status == 0
+    again = maep("tune", "--output", "out", "--resume", "--json", "--tracking.enabled", "false")
+    assert json.loads(again.out) == found
+
+
+def started(words: list[str], tmp_path: Path) -> subprocess.Popen[bytes]:
+    """The command in a process group of its own."""
+    line = [sys.executable, "-m", "maep_jobs.cli", *words]
+    return subprocess.Popen(line, cwd=tmp_path, start_new_session=True, stderr=subprocess.DEVNULL)
+
+
+def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 240) -> None:
+    """Waits for what the process does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "it ended before"
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.05)  # between two looks
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_and_resume_is_as_if_nothing_was(words: Any, tmp_path: Path) -> None:
+    line = words(objectives=["oblivious_accuracy"])
+    whole = started([word if word != "out" else "whole" for word in line], tmp_path)
+    assert whole.wait(280) == 0
+    process = started(line, tmp_path)
+    until(lambda: len(list(tmp_path.glob("out/trials/*/curve.jsonl"))) >= 2, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(record.read_all(tmp_path / "out")) < 4
+    again = started(["tune", "--output", "out", "--resume", "--tracking.enabled", "false"], tmp_path)
+    assert again.wait(280) == 0
+    one, other = record.read_all(tmp_path / "whole"), record.read_all(tmp_path / "out")
+    assert [(each.trial_id, each.seed, each.status, each.budget.samples_seen, each.objectives) for each in one] == [
+        (each.trial_id, each.seed, each.status, each.budget.samples_seen, each.objectives) for each in other
+    ]
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_done(words: Any, tmp_path: Path) -> None:
+    process = started(words(), tmp_path)
+    until(lambda: bool(record.read_all(tmp_path / "out")), process)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(120) == 130
+    kept = record.read_all(tmp_path / "out")
+    assert kept
+    again = started(["tune", "--output", "out", "--resume", "--tracking.enabled", "false"], tmp_path)
+    assert again.wait(280) == 0
+    assert record.read_all(tmp_path / "out")[: len(kept)] == kept
+
+
+@pytest.mark.slow
+def test_three_trials_of_two_workers_finish_on_two_processors(words: Any, tmp_path: Path) -> None:
+    workers = {"num_workers": 2, "cpus_per_worker": 1.0}
+    space = {"patch_size": {"choice": [4, 8]}, "noise": {"uniform": [0, 0.1]}}
+    keys = {"num_trials": 3, "halving": None, "pretrain": None, "searcher": "random", "space": space}
+    line = words("--finetune.workers", json.dumps(workers), **keys)
+    process = started(line, tmp_path)
+    assert process.wait(290) == 0
+    assert [each.status for each in record.read_all(tmp_path / "out")] == ["done"] * 3

@@ -1,0 +1,146 @@
+"""Trials that are really trained: their budgets, what they share, how they fail and go on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from train_toys import MAE, Make, weights
+
+from maep import artifact, config
+from maep.errors import ConfigError
+from maep.models import flops
+from maep.models.mae import MaeConfig
+from maep.train.config import FinetuneConfig, PretrainConfig
+from maep.train.distributed import train
+from maep.tune import budget, execute, record, trial
+from maep.tune.config import BudgetConfig, TuneConfig
+from maep.tune.search import Search
+
+
+@pytest.fixture(scope="module")
+def done(searched: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[TuneConfig, Path]:
+    """A search of two masks x two noises, with halving, played to its end in this process."""
+    output = tmp_path_factory.mktemp("search")
+    settings = searched(
+        space={"mask_ratio": {"choice": [0.5, 0.75]}, "noise": {"choice": [0.0, 0.1]}},
+        searcher="grid",
+        num_trials=4,
+        generation=4,
+        halving={"num_rungs": 2, "factor": 2},
+        objectives=["clean_accuracy", "oblivious_accuracy", "adaptive_accuracy", "latency_ms"],
+    )
+    execute.here(Search(settings, output))
+    return settings, output
+
+
+def test_every_trial_has_the_same_budget_and_says_what_it_spent(done: tuple[TuneConfig, Path]) -> None:
+    ended = record.read_all(done[1])
+    assert sorted(each.status for each in ended) == ["done", "done", "stopped", "stopped"]
+    assert {each.budget.samples_seen for each in ended if each.status == "done"} == {512}
+    assert {each.budget.samples_seen for each in ended if each.status == "stopped"} == {128 + 192}
+    assert all(each.budget.flops > 0 and each.budget.core_seconds > 0 for each in ended)
+
+
+def test_accuracies_come_with_their_counts(done: tuple[TuneConfig, Path]) -> None:
+    for each in record.read_all(done[1]):
+        for name in ("clean_accuracy", "oblivious_accuracy", "adaptive_accuracy"):
+            right, asked = each.counts[name]
+            assert asked == 16
+            assert each.objectives[name] == right / asked
+        assert each.objectives["latency_ms"] > 0
+        assert each.objectives["num_parameters"] > 1000
+        assert each.objectives["oblivious_accuracy"] <= each.objectives["clean_accuracy"] + 0.5
+
+
+def test_pretraining_that_trials_share_runs_once(done: tuple[TuneConfig, Path]) -> None:
+    folders = list((done[1] / trial.PRETRAINED).iterdir())
+    assert len(folders) == 2, "one for each mask ratio"
+    for folder in folders:
+        assert [line for line in (folder / "history.jsonl").read_text().splitlines() if '"started"' in line] != []
+        assert (folder / "history.jsonl").read_text().count("finished") == 1
+
+
+def test_a_purifier_is_what_its_configuration_trains(done: tuple[TuneConfig, Path], tmp_path: Path) -> None:
+    """The sections of the record, given to the verbs, make the same bits: a pause and a measurement change nothing."""
+    best = next(each for each in record.read_all(done[1]) if each.status == "done")
+    assert best.artifact is not None
+    again = train(config.build(FinetuneConfig, best.configuration["finetune"]), tmp_path, list)
+    assert weights(again) == weights(artifact.read(done[1] / best.artifact))
+    first = config.build(PretrainConfig, best.configuration["pretrain"])
+    assert first.loop.samples == 128
+
+
+def test_what_is_done_is_not_done_again(done: tuple[TuneConfig, Path]) -> None:
+    settings, output = done
+    files = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
+    execute.here(Search(settings, output))
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == files
+
+
+def test_a_trial_that_cannot_be_trained_fails_alone(searched: Make, tmp_path: Path) -> None:
+    settings = searched(
+        space={"finetune.loop.lr": {"choice": [1e-3, 1e30]}, "patch_size": {"choice": [4]}},
+        searcher="grid",
+        pretrain=None,
+        num_trials=2,
+    )
+    execute.here(Search(settings, tmp_path))
+    good, bad = record.read_all(tmp_path)
+    assert (good.status, bad.status) == ("done", "failed")
+    assert bad.reason is not None
+    assert "nan" in bad.reason or "inf" in bad.reason
+    assert bad.artifact is None
+
+
+def test_a_trial_goes_on_from_its_checkpoint(searched: Make, tmp_path: Path) -> None:
+    settings = searched(searcher="random", num_trials=1, pretrain=None, space={"noise": {"uniform": [0, 0.1]}})
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    execute.here(Search(settings, whole))
+    search = Search(settings, cut)
+    work = search.next()
+    assert work is not None
+    made = work.trial
+    plan = trial._planned(settings, made, trial.spent(cut, made))
+    folder = record.folder(cut, made.trial_id)
+    trial._write_plan(folder, plan)
+    phase = trial.placed(cut, made, plan)
+    trial._train(replace(phase, loop=replace(phase.loop, pause_at=256)), folder)  # here the kill falls
+    execute.here(Search(settings, cut))
+    (one,), (other,) = record.read_all(whole), record.read_all(cut)
+    assert (one.trial_id, one.seed, one.budget.samples_seen) == (other.trial_id, other.seed, other.budget.samples_seen)
+    assert one.artifact is not None
+    assert weights(artifact.read(whole / one.artifact)) == weights(artifact.read(cut / one.artifact))
+    assert '"redone": 0' in (folder / "history.jsonl").read_text()
+
+
+def test_operations_are_those_of_the_formula() -> None:
+    settings = config.build(
+        PretrainConfig, {"model": MAE, "mask_ratio": 0.5, "loop": {"samples": 640, "batch_size": 32, "device": "cpu"}}
+    )
+    expected = flops.training(config.build(MaeConfig, MAE), 0.5)
+    assert budget.cost(settings, "flops").flops == pytest.approx(expected, rel=0.02)
+
+
+def test_budgets_are_equal_up_to_a_batch() -> None:
+    for cost in (budget.Cost(2.0e6, 1e-3), budget.Cost(7.3e6, 4e-3)):
+        asked = BudgetConfig("flops", 1e10, 0.25)
+        first = budget.for_pretraining(asked, cost, 32)
+        rest = budget.for_finetuning(asked, first * cost.flops, cost, 32)
+        assert 0 <= 1e10 - (first + rest) * cost.flops < 32 * cost.flops
+    exact = BudgetConfig("samples_seen", 6400, 0.25)
+    assert budget.for_pretraining(exact, cost, 32) == 1600
+    assert budget.for_finetuning(exact, 1600, cost, 32) == 4800
+    with pytest.raises(ConfigError, match=r"budget.amount: leaves 10 samples_seen for fine-tuning, one batch takes 32"):
+        budget.for_finetuning(exact, 6390, cost, 32)
+
+
+def test_processor_seconds_are_measured_and_kept_to(searched: Make, tmp_path: Path) -> None:
+    settings = searched(
+        budget={"kind": "core_seconds", "amount": 1.5, "pretrain_share": 0.3}, searcher="random", num_trials=1
+    )
+    execute.here(Search(settings, tmp_path))
+    (one,) = record.read_all(tmp_path)
+    assert one.status == "done"
+    assert 0.5 < one.budget.core_seconds / 1.5 < 1.6, "steps so small vary; the budget of a real trial is minutes"
