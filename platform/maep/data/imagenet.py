@@ -100,7 +100,8 @@ def first_of_dev(root: str, count: int, image_size: int = IMAGE_SIZE, timeout_s:
     `root` may be s3://: only the groups that they lie in are read, and of these no image of test is decoded. Corrupt
     ones are passed over. Raises as `train_shards` does, and DataError where there are none.
     """
-    source, found = _part_shards(root, "val", timeout_s), list[NDArray[np.uint8]]()
+    source = _part_shards(root, "val", timeout_s)
+    found: list[NDArray[np.uint8]] = []
     for group in range(len(source.sizes)):
         rows = source.read(group)
         for row in np.flatnonzero(of_split(rows.indices, "dev")):

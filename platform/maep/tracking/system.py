@@ -19,13 +19,13 @@ class SystemMetrics:
     """A thread that calls `put(metrics, number)` each ten seconds, `number` counting from `first`.
 
     Names are MLflow's (system/cpu_utilization_percentage ...), so its pages show them under System Metrics; they are of
-    the machine that records the run. Raises ConfigError where what measures them is not installed.
+    the machine that records the run. `watched` is what `monitors` gives.
     """
 
     def __init__(
-        self, monitors: Any, put: Callable[[Mapping[str, float], int], None], first: int, every_s: float = EVERY_S
+        self, watched: Any, put: Callable[[Mapping[str, float], int], None], first: int, every_s: float = EVERY_S
     ) -> None:
-        self._monitors, self._put, self._number, self._every_s = monitors, put, first, every_s
+        self._watched, self._put, self._number, self._every_s = watched, put, first, every_s
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="maep-system", daemon=True)
         self._thread.start()
@@ -37,10 +37,10 @@ class SystemMetrics:
 
     def _work(self) -> None:
         while True:
-            self._monitors.collect_metrics()
+            self._watched.collect_metrics()
             self._ended.wait(self._every_s)
-            metrics = self._monitors.aggregate_metrics()
-            for monitor in self._monitors.monitors:
+            metrics = self._watched.aggregate_metrics()
+            for monitor in self._watched.monitors:
                 monitor.clear_metrics()
             self._put({f"{PREFIX}{name}": value for name, value in metrics.items()}, self._number)
             self._number += 1
