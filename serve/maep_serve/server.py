@@ -86,14 +86,13 @@ def start(config: ServeConfig, tracking: TrackingConfig | None = None, wait_read
 
     import ray
 
-    ours: Path | None = None
-    if not ray.is_initialized():
-        ours = Path(tempfile.mkdtemp(prefix="maep-serve-"))
-        _start_ray(config, ours)
-    elif _serve_is_running():
+    ours = None if ray.is_initialized() else Path(tempfile.mkdtemp(prefix="maep-serve-"))
+    if ours is None and _serve_is_running():
         raise UnavailableError("Ray Serve already runs in this Ray: stop the endpoint that was started before this one")
     url = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{config.port}"
     try:
+        if ours is not None:
+            _start_ray(config, ours)
         deadline = time.monotonic() + wait_ready_s
         _deploy(pinned, tracking, digests)
         _wait_until_running(deadline, wait_ready_s)
@@ -255,8 +254,7 @@ def _stop(ours: Path | None) -> None:
 
             for name in serve.status().applications:
                 serve.delete(name)
-            if ours is None:
-                serve.shutdown()
+            serve.shutdown()
     finally:
         if ours is not None:
             ray.shutdown()

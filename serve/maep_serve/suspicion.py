@@ -63,9 +63,12 @@ class Calibration:
 
 
 def distance(before: torch.Tensor, after: torch.Tensor) -> float:
-    """Root of the mean squared difference of two images [1, 3, H, W], both uint8 or both float in [0, 1]; in [0, 1]."""
+    """Root of the mean squared difference of two images [1, 3, H, W], both uint8 or both float in [0, 1]; in [0, 1].
+
+    Six digits: what is told, calibrated and compared is the same number.
+    """
     scale = 255.0 if before.dtype == torch.uint8 else 1.0
-    return float((before.float() - after.float()).square().mean().sqrt()) / scale
+    return round(float((before.float() - after.float()).square().mean().sqrt()) / scale, 6)
 
 
 @torch.inference_mode()
@@ -77,7 +80,7 @@ def calibrate(purifier: nn.Module, classifier: nn.Module, images: torch.Tensor, 
         purified = purifier(given).clamp(0, 1).mul(255).round().to(torch.uint8)
         changes = classifier(given).argmax(1) != classifier(purified.float() / 255).argmax(1)
         for before, after, changed in zip(batch.split(1), purified.split(1), changes.tolist(), strict=True):
-            found[changed].append(round(distance(before, after), 6))
+            found[changed].append(distance(before, after))
     return Calibration(**names, unchanged=tuple(sorted(found[False])), changed=tuple(sorted(found[True])))
 
 

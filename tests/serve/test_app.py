@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib.resources
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,11 +81,40 @@ def test_unknown_arguments_of_serve_deploy_are_named(app):
 def test_haproxys_files_and_ports_are_an_endpoints_own(tmp_path, monkeypatch):
     seen = []
     for name in ("a", "b"):
+        (tmp_path / name).mkdir()
         with monkeypatch.context() as patch:
-            patch.setattr(os, "environ", {})
+            patch.setattr(os, "environ", {**os.environ})
             ingress.prepare(tmp_path / name)
+            ingress.prepare(tmp_path / name)  # a second endpoint of the same process
             seen.append(dict(os.environ))
     first, second = seen
     assert first["RAY_SERVE_HAPROXY_SOCKET_PATH"] != second["RAY_SERVE_HAPROXY_SOCKET_PATH"]
     assert first["RAY_SERVE_HAPROXY_METRICS_PORT"] != first["RAY_SERVE_HAPROXY_STATS_PORT"]
     assert first["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
+    said = subprocess.run([first["RAY_SERVE_HAPROXY_BINARY_PATH"], "-v"], capture_output=True, text=True, timeout=60)
+    assert said.stdout.startswith("HAProxy version")
+
+
+def test_haproxy_ends_with_whoever_started_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "environ", {**os.environ})
+    ingress.prepare(tmp_path)
+    (tmp_path / "cfg").write_text("defaults\n  mode http\n  timeout client 9s\nfrontend f\n  bind 127.0.0.1:0\n")
+    wrapper = os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    program = (
+        "import subprocess, sys, time;"
+        f"p = subprocess.Popen([{wrapper!r}, '-db', '-f', {str(tmp_path / 'cfg')!r}]);"
+        "print(p.pid, flush=True); time.sleep(60)"
+    )
+    starter = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert starter.stdout is not None
+    with starter.stdout:
+        child = Path("/proc") / starter.stdout.readline().strip()
+        deadline = time.monotonic() + 60
+        while "haproxy" not in (child / "comm").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        starter.kill()
+        starter.wait(60)
+    while child.exists() and "Z" not in (child / "stat").read_text().rpartition(")")[2].split()[0]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

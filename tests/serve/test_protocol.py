@@ -43,6 +43,7 @@ def triton(address):
         client.close()
 
 
+# The client writes its own headers into what it is given: each call gets a copy
 AUTH = {"Authorization": "Bearer secret"}
 
 
@@ -67,15 +68,15 @@ def test_health_and_metadata(triton, models):
     assert client.is_model_ready("purifier", models.purifier_sha256[:12])
     assert not client.is_model_ready("other")
     assert not client.is_model_ready("purifier", "1")
-    assert client.get_server_metadata(headers=AUTH)["extensions"] == ["binary_tensor_data"]
-    told = client.get_model_metadata("purifier", headers=AUTH)
+    assert client.get_server_metadata(headers=dict(AUTH))["extensions"] == ["binary_tensor_data"]
+    told = client.get_model_metadata("purifier", headers=dict(AUTH))
     assert told["versions"] == [models.purifier_sha256[:12]]
     assert told["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}]
     assert told["outputs"] == [{"name": "purified", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}]
     with pytest.raises(module.InferenceServerException, match="unauthorized"):
         client.get_model_metadata("purifier")
     with pytest.raises(module.InferenceServerException, match="not-found: model 'other'"):
-        client.get_model_metadata("other", headers=AUTH)
+        client.get_model_metadata("other", headers=dict(AUTH))
 
 
 @pytest.mark.parametrize("datatype", ["UINT8", "FP32"])
@@ -88,7 +89,7 @@ def test_infer_equals_the_offline_purifier_bit_for_bit(triton, models, picture, 
     tensor.set_data_from_numpy(given, binary_data=binary)
     wanted = [module.InferRequestedOutput("purified", binary_data=binary)]
     for outputs in (wanted, None):
-        answer = client.infer("purifier", [tensor], outputs=outputs, request_id="r1", headers=AUTH)
+        answer = client.infer("purifier", [tensor], outputs=outputs, request_id="r1", headers=dict(AUTH))
         assert answer.get_response()["id"] == "r1"
         assert answer.get_response()["model_version"] == models.purifier_sha256[:12]
         purified = answer.as_numpy("purified")
@@ -101,7 +102,7 @@ def test_a_bad_request_is_the_clients_exception(triton):
     tensor = module.InferInput("images", [1, 2, 2, 3], "FP32")
     tensor.set_data_from_numpy(np.full((1, 2, 2, 3), np.nan, "f4"))
     with pytest.raises(module.InferenceServerException, match="invalid-tensor: values are nan") as caught:
-        client.infer("purifier", [tensor], headers=AUTH)
+        client.infer("purifier", [tensor], headers=dict(AUTH))
     assert caught.value.status() == "422"
 
 
