@@ -197,6 +197,7 @@ class AsyncClient:
 
 _INFO = _Request("GET", "/v1/info")
 _RAW = "application/octet-stream"
+_DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("u1"), "float32": np.dtype("<f4")}
 
 
 def token_of_environment() -> str | None:
@@ -270,7 +271,7 @@ def _purified(answer: Answer) -> Purified:
 
 def _array(answer: Answer) -> Pixels:
     shape = tuple(map(int, answer.headers["x-shape"].split(",")))
-    dtype = {"uint8": np.dtype("u1"), "float32": np.dtype("<f4")}[answer.headers["x-dtype"]]
+    dtype = _DTYPES[answer.headers["x-dtype"]]
     # A copy, for what numpy reads from bytes cannot be written to.
     return np.frombuffer(answer.body, dtype).reshape(shape).astype(dtype.newbyteorder("="))
 

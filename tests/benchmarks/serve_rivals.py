@@ -20,6 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import uvicorn
+from fastapi import FastAPI, Request
+from starlette.responses import Response
 
 RAW = "application/octet-stream"
 
@@ -67,10 +70,6 @@ def maep_serve(options: argparse.Namespace) -> None:
 
 def plain_fastapi(options: argparse.Namespace) -> None:
     """FastAPI and uvicorn with the batcher one writes in an afternoon; no limits, no queue's bound, one process."""
-    import uvicorn
-    from fastapi import FastAPI, Request
-    from starlette.responses import Response
-
     purifier = load(options.model)
     side = purifier.image_size[0]
     thread = ThreadPoolExecutor(1)
