@@ -13,7 +13,6 @@ from maep.tracking.client import absolute, hide_secrets
 from maep.tracking.runs import ui_command
 from maep.tune import report, results, suggest
 from maep.tune.config import TuneConfig
-from maep.tune.record import SEARCH
 from maep.tune.results import Result
 from maep_jobs import tuning, winner
 from maep_jobs.arguments import Job, Parser, parse, parser, plan_text
@@ -75,7 +74,7 @@ def _parsed(made: Parser, argv: Sequence[str]) -> Job[TuneConfig]:
     if options.output is None:
         raise ConfigError("--resume: name the folder of the search, --output DIR")
     tuning.check_there(options.output)
-    return parse(made, TuneConfig, argv, default=str(options.output / SEARCH))
+    return parse(made, TuneConfig, argv, default=str(options.output / tuning.WHOLE))
 
 
 def _lines(result: Result, page: Path) -> list[str]:

@@ -124,7 +124,8 @@ def on_ray(search: Search, address: str | None = None) -> None:
             ),
         )
         tuner.fit()
-    assert search.is_finished
+    if not search.is_finished:
+        raise UnavailableError("Ray Tune ended before the search did: see the lines above; --resume goes on")
 
 
 def _bundle(search: TuneConfig) -> dict[str, float]:
