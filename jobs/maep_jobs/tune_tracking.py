@@ -42,7 +42,6 @@ class Tracked:
         self._parent = open_run(
             self._tracking, f"tune {self._output.name}", self._key, config.to_dict(self._settings), tags
         )
-        self._parent.log_file(self._output / SEARCH)
         return self
 
     def __exit__(
@@ -52,6 +51,8 @@ class Tracked:
         status: Status = "FINISHED" if error is None else "KILLED" if is_killed else "FAILED"
         for child in self._children.values():
             child.finish("KILLED")
+        if (self._output / SEARCH).is_file():
+            self._parent.log_file(self._output / SEARCH)
         self._parent.finish(status)
 
     def on_start(self, work: Work) -> None:

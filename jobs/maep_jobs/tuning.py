@@ -7,7 +7,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
+
 from maep import config, storage
+from maep.cluster import check_address
 from maep.data.datasets import data_root, load
 from maep.errors import ConfigError
 from maep.models.classifiers import load_classifier
@@ -23,6 +26,8 @@ from maep_jobs.training import make_callbacks
 from maep_jobs.tune_table import Table
 from maep_jobs.tune_tracking import Tracked
 
+WHOLE = "tune.yaml"
+"""In the output: what `maep tune --config` takes to make the same search."""
 _MAY_CHANGE = ("cpus_per_trial", "gpus_per_trial", "max_failures")
 """What a search may be gone on with other values of: it decides nothing of what is found."""
 
@@ -35,9 +40,10 @@ def run_search(
     Raises UserErrors before a trial begins: for data or classifiers that are not there, a tracking server or cluster
     that does not answer, an output that holds another search.
     """
-    _check(settings)
-    _claim(settings, output, resume)
+    _check(settings, address)
+    _check_output(settings, output, resume)
     with Tracked(settings, tracking, output) as tracked:
+        claim(settings, tracking, output)
         settings = with_classifiers(settings, output)
         with Table(settings) as table:
             search = Search(settings, output, _Both(table, tracked))
@@ -47,7 +53,7 @@ def run_search(
 
 def check_there(output: Path) -> None:
     """Raises ConfigError where `output` holds no search to go on with."""
-    if not (output / SEARCH).is_file():
+    if not ((output / SEARCH).is_file() and (output / WHOLE).is_file()):
         raise ConfigError(f"--resume: {output} holds no search: leave it out to begin one")
 
 
@@ -56,8 +62,10 @@ def classifier_folders(settings: TuneConfig, output: Path) -> dict[str, Path]:
     return {each.name: output.absolute() / f"classifier-{each.name}" / "model" for each in settings.classifiers}
 
 
-def _check(settings: TuneConfig) -> None:
+def _check(settings: TuneConfig, address: str | None) -> None:
     """Refuses what every trial would fail by."""
+    if address is not None:
+        check_address(address)
     own = {each.name for each in settings.classifiers}
     for phase in (settings.pretrain, settings.finetune):
         if phase is not None:
@@ -69,22 +77,29 @@ def _check(settings: TuneConfig) -> None:
             load_classifier(spec, data_root(settings.finetune.data))
 
 
-def _claim(settings: TuneConfig, output: Path, resume: bool) -> None:
-    """Writes down what is searched for. Refuses an output that holds another search, or one, where none was to be."""
+def _check_output(settings: TuneConfig, output: Path, resume: bool) -> None:
+    """Refuses an output that holds another search, or one where there was to be none."""
     path = output / SEARCH
-    if resume:
-        check_there(output)
-        before, now = config.read_yaml(path), json.loads(json.dumps(config.to_dict(settings)))
-        other = [key for key in now if key not in _MAY_CHANGE and before.get(key) != now[key]]
-        if other:
-            raise ConfigError(
-                f"--resume: {output} holds a search of another {other[0]}: leave --config and overrides out, or choose"
-                " another --output"
-            )
-    elif path.is_file():
-        raise ConfigError(f"{output} holds a search: go on with it by --resume, or choose another --output")
-    else:
-        storage.write_bytes(path, config.to_yaml(settings).encode())
+    if not resume:
+        if path.is_file():
+            raise ConfigError(f"{output} holds a search: go on with it by --resume, or choose another --output")
+        return
+    check_there(output)
+    before, now = config.read_yaml(path), json.loads(json.dumps(config.to_dict(settings)))
+    other = [key for key in now if key not in _MAY_CHANGE and before.get(key) != now[key]]
+    if other:
+        raise ConfigError(
+            f"--resume: {output} holds a search of another {other[0]}: leave --config and overrides out, or choose"
+            " another --output"
+        )
+
+
+def claim(settings: TuneConfig, tracking: TrackingConfig, output: Path) -> None:
+    """Writes down what is searched for, and, for --resume, the whole configuration, for its owner's eyes alone."""
+    text = config.to_yaml(settings)
+    with_tracking = text + yaml.safe_dump({"tracking": config.to_dict(tracking)}, sort_keys=False)
+    storage.write_bytes(output / WHOLE, with_tracking.encode(), mode=0o600)
+    storage.write_bytes(output / SEARCH, text.encode())
 
 
 def with_classifiers(settings: TuneConfig, output: Path) -> TuneConfig:

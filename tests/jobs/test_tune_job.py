@@ -14,9 +14,17 @@ from typing import Any
 
 import pytest
 import yaml
+from processes import children
 from train_toys import LOOP, MAE
+from tune_toys import play, toy
 
-from maep.tune import record
+from maep import config
+from maep.tracking.client import TrackingConfig, absolute, connect, experiment
+from maep.tune import record, suggest
+from maep.tune.config import TuneConfig
+from maep_jobs.arguments import find
+from maep_jobs.tune_tracking import Tracked
+from maep_jobs.tuning import claim
 
 Maep = Callable[..., Any]
 
@@ -85,13 +93,13 @@ def test_storage_and_servers_that_are_not_there(maep: Maep, words: Any, tmp_path
     assert not any(Path("out").glob("trials/*"))
 
 
-def test_resume_wants_a_search_and_the_same_one(maep: Maep, words: Any, tmp_path: Path) -> None:
+def test_resume_wants_a_search_and_the_same_one(maep: Maep, words: Any) -> None:
     assert maep("tune", "--resume").is_mistake("--output DIR")
     assert maep("tune", "--resume", "--output", "nowhere").is_mistake("holds no search")
     line = words()
     assert maep(*line, "--resume").is_mistake("holds no search")
-    (tmp_path / "out").mkdir(exist_ok=True)
-    assert maep(*line, "--address", "127.0.0.1:9").is_mistake("no Ray cluster")
+    asked = config.load(TuneConfig, line[2])
+    claim(asked, TrackingConfig(enabled=False), Path("out"))
     assert maep(*line).is_mistake("holds a search: go on with it by --resume")
     assert maep(*line, "--resume", "--num_trials", 9).is_mistake("a search of another num_trials")
 
@@ -113,14 +121,34 @@ def test_a_dry_run_says_trials_images_and_time(maep: Maep, words: Any) -> None:
 
 def test_shipped_configurations_are_sound(maep: Maep) -> None:
     for name in ("digits/tune", "cifar10/tune"):
-        from maep import config
-        from maep.tune import suggest
-        from maep.tune.config import TuneConfig
-        from maep_jobs.arguments import find
-
         values = config.read_yaml(find(name))
         values.pop("tracking", None)
         suggest.check(config.build(TuneConfig, values))
+
+
+def test_runs_of_a_search_in_mlflow(store: Path, tmp_path: Path) -> None:
+    """A parent, a child a trial; after a kill and a resume as many, none of them open, no value twice."""
+    asked, output = toy(num_trials=4, halving={"num_rungs": 2, "factor": 3}), tmp_path / "out"
+    tracking = absolute(TrackingConfig(uri=f"sqlite:///{store}"))
+    with Tracked(asked, tracking, output) as tracked:
+        play(asked, output, kill_after=3, listener=tracked)
+    with Tracked(asked, tracking, output) as tracked:
+        play(asked, output, listener=tracked)
+    with Tracked(asked, tracking, output) as tracked:
+        play(asked, output, listener=tracked)
+    client = connect(absolute(tracking))
+    runs = client.search_runs([experiment(client, tracking).experiment_id])
+    (parent,) = (run for run in runs if run.data.tags["maep.phase"] == "tune")
+    trials = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    ended = record.read_all(output)
+    assert len(runs) == 1 + len(ended) == 5
+    assert {run.data.tags["maep.trial_id"] for run in trials} == {each.trial_id for each in ended}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in trials:
+        history = client.get_metric_history(run.info.run_id, "clean_accuracy")
+        points = record.curve(output, run.data.tags["maep.trial_id"])
+        assert [metric.step for metric in history] == [point.samples_seen for point in points]
+    assert parent.data.params["space.noise.uniform"] == "[0.0, 1.0]"
 
 
 @pytest.mark.slow
@@ -170,6 +198,21 @@ def test_kill_minus_nine_and_resume_is_as_if_nothing_was(words: Any, tmp_path: P
     assert [(each.trial_id, each.seed, each.status, each.budget.samples_seen, each.objectives) for each in one] == [
         (each.trial_id, each.seed, each.status, each.budget.samples_seen, each.objectives) for each in other
     ]
+
+
+@pytest.mark.slow
+def test_a_trial_whose_process_is_killed_goes_on(words: Any, tmp_path: Path) -> None:
+    process = started(words(num_trials=2), tmp_path)
+
+    def trials() -> list[int]:
+        return [
+            pid for pid in children(process.pid) if b"ray::ImplicitFunc" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+
+    until(lambda: bool(trials()) and any(tmp_path.glob("out/trials/*/plan.json")), process)
+    os.kill(trials()[0], signal.SIGKILL)
+    assert process.wait(280) == 0
+    assert {each.status for each in record.read_all(tmp_path / "out")} <= {"done", "stopped"}
 
 
 @pytest.mark.slow

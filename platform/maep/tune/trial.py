@@ -79,7 +79,7 @@ def make(search: TuneConfig, number: int, settings: Settings) -> Trial:
 def _key(pretrain: PretrainConfig, search: TuneConfig) -> str:
     """What decides a pretraining: its configuration, its data, and how much of which budget it gets."""
     values = deciding(pretrain)
-    del values["loop"]["samples"]
+    del values["loop"]["samples"], values["init"]  # which follows from the budget, and is told by its digest
     start = artifact.read(pretrain.init).sha256 if pretrain.init is not None else None
     share = search.budget.amount * search.budget.pretrain_share
     return digest(
