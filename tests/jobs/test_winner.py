@@ -118,8 +118,10 @@ def test_the_gate_decides_on_classifiers_that_no_trial_was_trained_with(tmp_path
 
 
 def test_each_data_set_has_a_gate_and_a_wrong_name_is_refused_before_anything_is_done() -> None:
-    assert gate_settings("", "cifar10").gate.images == "cifar10-dev-500"
-    assert gate_settings("", "digits").gate.images == "digits-dev"
-    assert gate_settings("cifar10/promote", "digits").gate.images == "cifar10-dev-500"
+    assert gate_settings("", "cifar10", TRACKING).gate.images == "cifar10-dev-500"
+    assert gate_settings("", "digits", TRACKING).gate.images == "digits-dev"
+    assert gate_settings("cifar10/promote", "digits", TRACKING).gate.images == "cifar10-dev-500"
     with pytest.raises(ConfigError, match="--promote 'digits/promot' is no file and not shipped"):
-        gate_settings("digits/promot", "digits")
+        gate_settings("digits/promot", "digits", TRACKING)
+    with pytest.raises(ConfigError, match="needs tracking"):
+        gate_settings("", "digits", TrackingConfig(enabled=False))
