@@ -31,16 +31,19 @@ def course_section(result: Result) -> Section:
         ]  # fmt: skip
         head = ("trial", "status", "images seen by all", how.label, "best so far")
         title = f"best {how.words} so far"
-        said, note = (
-            _course_words(steps, objective),
-            "Bars are 95 % intervals. Trials in the order in which they ended.",
-        )
+        said = _course_words(steps, objective)
         table = Table(title, head, tuple(body))
         figure = drawing.course(steps, objective)
-        section.pictures.append(Picture(f"history-{objective}", title, said, table, figure, note))
+        section.pictures.append(Picture(f"history-{objective}", title, said, table, figure, _COURSE))
         if any(sum(objective in point.objectives for point in mine) > 1 for mine in points.values()):
             section.pictures.append(_curves(result, objective))
     return section
+
+
+_COURSE = (
+    "Bars are 95 % intervals. Trials stand in the order in which they ended; a pretraining that several share counts for"
+    " each of them."
+)
 
 
 def _course_words(steps: Sequence[history.Step], objective: str) -> str:

@@ -20,7 +20,7 @@ from maep.evaluate.charts import COLOURS
 from maep.tune.config import BudgetConfig
 from maep.tune.history import Step, spent, unspent
 from maep.tune.importance import Importance
-from maep.tune.maps import short
+from maep.tune.maps import common_name
 from maep.tune.measures import estimate, measure
 from maep.tune.record import Point, TrialRecord
 
@@ -56,7 +56,7 @@ def encode(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
 
 def axis_label(key: str) -> str:
     """A setting as it is written along an axis."""
-    return WORDS.get(short(key), key)
+    return WORDS.get(common_name(key), key)
 
 
 def pareto(trials: Sequence[TrialRecord], on_front: Sequence[TrialRecord], x: str, y: str) -> Figure:
