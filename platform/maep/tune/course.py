@@ -41,8 +41,8 @@ def course_section(result: Result) -> Section:
 
 
 _COURSE = (
-    "Bars are 95 % intervals. Trials stand in the order in which they ended; a pretraining that several share counts for"
-    " each of them."
+    "Bars are 95 % intervals. Trials stand in the order in which they ended; a pretraining that several share counts"
+    " for each of them."
 )
 
 
