@@ -101,7 +101,8 @@ class TuneConfig:
     fixed: tuple[dict[str, Any], ...] = ()
     """Settings that are tried first, beside those that the searcher chooses: references, and repeats by `seed`."""
     objectives: tuple[Objective, ...] = ("adaptive_accuracy",)
-    """One: the best is looked for. Several: the front of those that no other beats in all; the first decides ties."""
+    """One: the best is looked for. Several: the front of those that no other beats in all; the first decides ties.
+    latency_ms is a time: of two searches that have it here, each chooses by its own."""
     limits: dict[Objective, float] = field(default_factory=dict)
     """What the best one must keep: at most of latency_ms and num_parameters, at least of accuracies."""
     measure: MeasureConfig = field(default_factory=MeasureConfig)

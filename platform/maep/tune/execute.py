@@ -13,6 +13,7 @@ wait for. So many pieces are handed out as their workers have room for together,
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -36,6 +37,7 @@ _TUNE = {
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_RESULT_BUFFER_LENGTH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
 }
 
 
@@ -102,6 +104,7 @@ def on_ray(search: Search, address: str | None = None) -> None:
         concurrency(settings)
         from ray import tune
 
+        logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # misses Tune's own logs
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(
@@ -120,6 +123,7 @@ def on_ray(search: Search, address: str | None = None) -> None:
                 name="pieces",
                 storage_path=str(scratch),
                 failure_config=tune.FailureConfig(max_failures=settings.max_failures),
+                callbacks=[_silence()],
                 verbose=0,
             ),
         )
@@ -151,6 +155,17 @@ def _name(piece: Any) -> str:
     return name
 
 
+def _silence() -> Any:
+    """In the place of what Tune adds to say, on standard output, what has ended, whatever `verbose` is."""
+    from ray.tune.progress_reporter import TrialProgressCallback
+
+    class Silence(TrialProgressCallback):  # type: ignore[misc]
+        def _print(self, msg: str) -> None:
+            pass
+
+    return Silence()
+
+
 def _searcher(search: Search) -> Any:
     """The search as Ray Tune asks it for work."""
     from ray.tune.search import Searcher
@@ -162,8 +177,8 @@ def _searcher(search: Search) -> Any:
             super().__init__(metric="failure", mode="min")
             self.running: dict[str, Work] = {}
 
-        def __getstate__(self) -> dict[str, Any]:
-            return {}  # Tune keeps a copy to go on from, which nobody will read
+        def __reduce__(self) -> tuple[type, tuple[()]]:
+            return dict, ()  # Tune keeps a copy to go on from, which nobody will read
 
         def suggest(self, trial_id: str) -> Any:
             if search.is_finished:
