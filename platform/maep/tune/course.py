@@ -77,8 +77,8 @@ def budget_section(result: Result) -> Section:
     whole, allowed = history.saved(result.trials, result.config.budget), result.config.budget
     body = [
         (
-            str(trial.number), trial.status, f"{history.spent(trial, allowed.kind):,.4g}",
-            f"{history.unspent(trial, allowed):,.4g}", f"{trial.budget.samples_seen:,}",
+            str(trial.number), trial.status, _amount(history.spent(trial, allowed.kind), allowed.kind),
+            _amount(history.unspent(trial, allowed), allowed.kind), f"{trial.budget.samples_seen:,}",
             f"{trial.budget.flops:.3g}", f"{trial.budget.core_seconds:,.1f}",
         )
         for trial in result.trials
@@ -103,7 +103,13 @@ def _saved_words(result: Result, whole: history.Saved) -> str:
         return f"{said} Every trial got its whole budget: no early stopping was asked for, so it saved nothing."
     if not whole.num_stopped:
         return f"{said} No trial was stopped early: nothing was saved."
+    left, full = _amount(whole.full - whole.spent, whole.kind), _amount(whole.full, whole.kind)
     return (
-        f"{said} {whole.num_stopped} of {whole.num_trials} trials were stopped early, which left"
-        f" {whole.full - whole.spent:,.4g} of {whole.full:,.4g} {unit} unspent: {whole.share:.0%}."
+        f"{said} {whole.num_stopped} of {whole.num_trials} trials were stopped early, which left {left} of {full} {unit}"
+        f" unspent: {whole.share:.0%}."
     )
+
+
+def _amount(value: float, kind: str) -> str:
+    """So much of a budget: whole images, tenths of a second, operations in three digits."""
+    return f"{value:.3g}" if kind == "flops" else f"{value:,.{1 if kind == 'core_seconds' else 0}f}"
