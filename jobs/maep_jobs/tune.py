@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     gate = None
     if options.promote is not None:
-        gate = winner.gate_settings(options.promote, settings.finetune.data.name)
+        gate = winner.gate_settings(options.promote, settings.finetune.data.name, job.tracking)
     command = hide_secrets(shlex.join(["maep", "tune", *argv]))
     tracking = absolute(job.tracking)
     with storage.alone_in(output):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from maep import artifact, config
+from maep.errors import ConfigError
 from maep.evaluate.gate import evaluation
 from maep.evaluate.results import RESULT, read
 from maep.tracking.client import TrackingConfig, absolute
@@ -63,12 +64,14 @@ def add_options(made: Parser) -> None:
     made.add_argument("--force", action="store_true", help="with --promote: also what the gate refuses; recorded")
 
 
-def gate_settings(name: str, data: str) -> PromoteConfig:
+def gate_settings(name: str, data: str, tracking: TrackingConfig) -> PromoteConfig:
     """The configuration of `maep promote` called `name`, of `DATA/promote` where that is empty.
 
     Its section `tracking` is left aside: the search's own says which registered model the winner is for. Raises
-    ConfigError where it is none, so call this before hours of search.
+    ConfigError where it is none, or where there is no registry, so call this before hours of search.
     """
+    if not tracking.enabled:
+        raise ConfigError("--promote: ends in the registry, which needs tracking: leave tracking.enabled true")
     values = config.read_yaml(find(name or f"{data}/promote", "--promote"))
     values.pop("tracking", None)
     return config.build(PromoteConfig, values)

@@ -74,7 +74,7 @@ def test_the_best_trial_becomes_champion_and_its_version_says_from_which_search(
     assert done.verdict.champion
     assert aliases(TRACKING) == {"candidate": 1, "champion": 1}
     version = by_version(TRACKING, 1)
-    assert version.sha256 == make_purifier(1).sha256
+    assert version.sha256 == artifact.read(result.folder / "trials/001-test/model").sha256
     assert version.tags["evaluation.search.trial_id"] == "001-test"
     assert version.tags["evaluation.gate.passed"] == "True"
     assert done.report is not None
@@ -118,8 +118,10 @@ def test_the_gate_decides_on_classifiers_that_no_trial_was_trained_with(tmp_path
 
 
 def test_each_data_set_has_a_gate_and_a_wrong_name_is_refused_before_anything_is_done() -> None:
-    assert gate_settings("", "cifar10").gate.images == "cifar10-dev-500"
-    assert gate_settings("", "digits").gate.images == "digits-dev"
-    assert gate_settings("cifar10/promote", "digits").gate.images == "cifar10-dev-500"
+    assert gate_settings("", "cifar10", TRACKING).gate.images == "cifar10-dev-500"
+    assert gate_settings("", "digits", TRACKING).gate.images == "digits-dev"
+    assert gate_settings("cifar10/promote", "digits", TRACKING).gate.images == "cifar10-dev-500"
     with pytest.raises(ConfigError, match="--promote 'digits/promot' is no file and not shipped"):
-        gate_settings("digits/promot", "digits")
+        gate_settings("digits/promot", "digits", TRACKING)
+    with pytest.raises(ConfigError, match="needs tracking"):
+        gate_settings("", "digits", TrackingConfig(enabled=False))

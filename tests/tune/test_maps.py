@@ -9,6 +9,7 @@ from searches import NUM_IMAGES, SPACE, grid, settings, trial
 
 from maep.evaluate.results import interval
 from maep.tune import maps
+from maep.tune.drawing import axis_label
 from maep.tune.maps import chart, level_with_best, pair, verdict
 from maep.tune.space import Axis
 
@@ -31,6 +32,14 @@ def test_mask_ratio_and_patch_size_make_the_map_wherever_they_stand() -> None:
     fixed = [dataclasses.replace(each, settings={**each.settings, "patch_size": 2}) for each in trials]
     assert pair(fixed, space) == ["pretrain.mask_ratio", "kl_weight"]
     assert pair(trials[:1], space) == []
+
+
+def test_the_mask_ratio_at_test_time_is_not_that_of_training() -> None:
+    space = {key: Axis(choice=(0.1, 0.3)) for key in ("finetune.model.mask_ratio", "noise", "pretrain.mask_ratio")}
+    trials = [trial(i, dict.fromkeys(space, value)) for i, value in enumerate((0.1, 0.3))]
+    assert pair(trials, space) == ["pretrain.mask_ratio", "finetune.model.mask_ratio"]
+    assert axis_label("pretrain.mask_ratio") == axis_label("mask_ratio") != "mask_ratio"
+    assert axis_label("finetune.model.mask_ratio") == "finetune.model.mask_ratio"
 
 
 def test_a_cell_holds_value_interval_images_and_the_repeats_by_seed() -> None:

@@ -19,6 +19,7 @@ from maep.tune.results import Result
 
 EVIL = '<script>alert("1")</script>&\'" onerror=x'
 TWO = ["adaptive_accuracy", "latency_ms"]
+SAVED = "1 of 11 trials were stopped early, which left 30,000 of 440,000 images seen unspent: 7%."
 HALVING = {"num_rungs": 2, "factor": 4}
 
 
@@ -89,7 +90,7 @@ def test_every_value_stands_in_a_table_too(whole: Path) -> None:
             assert picture.said in words
             assert picture.table.rows
             assert all(cell in words for row in picture.table.rows for cell in row)
-    for text in ("45.0 [40.7, 49.4]", "loss is NaN at step 12", "stopped early", "maep tune --config x"):
+    for text in ("45.0 [40.7, 49.4]", "loss is NaN at step 12", "stopped early", "maep tune --config x", SAVED):
         assert text in words
 
 

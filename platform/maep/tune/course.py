@@ -31,16 +31,19 @@ def course_section(result: Result) -> Section:
         ]  # fmt: skip
         head = ("trial", "status", "images seen by all", how.label, "best so far")
         title = f"best {how.words} so far"
-        said, note = (
-            _course_words(steps, objective),
-            "Bars are 95 % intervals. Trials in the order in which they ended.",
-        )
+        said = _course_words(steps, objective)
         table = Table(title, head, tuple(body))
         figure = drawing.course(steps, objective)
-        section.pictures.append(Picture(f"history-{objective}", title, said, table, figure, note))
+        section.pictures.append(Picture(f"history-{objective}", title, said, table, figure, _COURSE))
         if any(sum(objective in point.objectives for point in mine) > 1 for mine in points.values()):
             section.pictures.append(_curves(result, objective))
     return section
+
+
+_COURSE = (
+    "Bars are 95 % intervals. Trials stand in the order in which they ended; a pretraining that several share counts"
+    " for each of them."
+)
 
 
 def _course_words(steps: Sequence[history.Step], objective: str) -> str:
@@ -74,8 +77,8 @@ def budget_section(result: Result) -> Section:
     whole, allowed = history.saved(result.trials, result.config.budget), result.config.budget
     body = [
         (
-            str(trial.number), trial.status, f"{history.spent(trial, allowed.kind):,.4g}",
-            f"{history.unspent(trial, allowed):,.4g}", f"{trial.budget.samples_seen:,}",
+            str(trial.number), trial.status, _amount(history.spent(trial, allowed.kind), allowed.kind),
+            _amount(history.unspent(trial, allowed), allowed.kind), f"{trial.budget.samples_seen:,}",
             f"{trial.budget.flops:.3g}", f"{trial.budget.core_seconds:,.1f}",
         )
         for trial in result.trials
@@ -100,7 +103,13 @@ def _saved_words(result: Result, whole: history.Saved) -> str:
         return f"{said} Every trial got its whole budget: no early stopping was asked for, so it saved nothing."
     if not whole.num_stopped:
         return f"{said} No trial was stopped early: nothing was saved."
+    left, full = _amount(whole.full - whole.spent, whole.kind), _amount(whole.full, whole.kind)
     return (
-        f"{said} {whole.num_stopped} of {whole.num_trials} trials were stopped early, which left"
-        f" {whole.full - whole.spent:,.4g} of {whole.full:,.4g} {unit} unspent: {whole.share:.0%}."
+        f"{said} {whole.num_stopped} of {whole.num_trials} trials were stopped early, which left {left} of {full} {unit}"
+        f" unspent: {whole.share:.0%}."
     )
+
+
+def _amount(value: float, kind: str) -> str:
+    """So much of a budget: whole images, tenths of a second, operations in three digits."""
+    return f"{value:.3g}" if kind == "flops" else f"{value:,.{1 if kind == 'core_seconds' else 0}f}"

@@ -20,7 +20,7 @@ from maep.evaluate.charts import COLOURS
 from maep.tune.config import BudgetConfig
 from maep.tune.history import Step, spent, unspent
 from maep.tune.importance import Importance
-from maep.tune.maps import short
+from maep.tune.maps import common_name
 from maep.tune.measures import estimate, measure
 from maep.tune.record import Point, TrialRecord
 
@@ -56,7 +56,7 @@ def encode(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
 
 def axis_label(key: str) -> str:
     """A setting as it is written along an axis."""
-    return WORDS.get(short(key), key)
+    return WORDS.get(common_name(key), key)
 
 
 def pareto(trials: Sequence[TrialRecord], on_front: Sequence[TrialRecord], x: str, y: str) -> Figure:
@@ -169,8 +169,10 @@ def budget(trials: Sequence[TrialRecord], allowed: BudgetConfig) -> Figure:
             left, hatch = unspent(trial, allowed), "///" if trial.status == "failed" else None
             axes.barh(row, used, 0.7, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
             axes.barh(row, left, 0.7, used, facecolor="none", edgecolor=colour, linestyle=":")
-        for status, colour in (("trained to the end", COLOURS[0]), ("stopped early", COLOURS[1]), ("failed", SOFT)):
-            axes.barh(0, 0, color=colour, label=status)
+        ended = {trial.status for trial in trials}
+        for status, words in (("done", "trained to the end"), ("stopped", "stopped early"), ("failed", "failed")):
+            if status in ended:
+                axes.barh(0, 0, color=_STATUS.get(status, ("x", SOFT))[1], label=words)
         axes.set_yticks(range(len(trials)), [f"{trial.number}" for trial in trials], fontsize=8)
         axes.set(ylim=(len(trials) - 0.4, -0.6), xlabel=f"{KINDS[allowed.kind]} (dotted: left unspent)", ylabel="trial")
         axes.tick_params(axis="y", length=0)

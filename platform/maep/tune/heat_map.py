@@ -92,7 +92,7 @@ def _brackets(cell: Cell, objective: str) -> str:
 def _sizes(cell: Cell, chosen: bool) -> str:
     assert cell.found is not None
     images = f"n = {cell.found.count:,}" if cell.found.count else ""
-    several = len(cell.tried) if chosen else len(cell.trials)
+    several = sum(trial.status == "done" for trial in cell.tried) if chosen else len(cell.trials)
     runs = "" if several < 2 else f"best of {several}" if chosen else f"{several} seeds"
     return ", ".join(filter(None, (images, runs)))
 

@@ -15,10 +15,11 @@ from typing import Any
 from maep.tune import measures
 from maep.tune.measures import Estimate, finished, measure
 from maep.tune.record import TrialRecord
+from maep.tune.settings import NAMES
 from maep.tune.space import Axis
 
 PREFERRED = ("mask_ratio", "patch_size")
-"""The two that decide a purifier, by the last part of their key; they make the map where both were searched."""
+"""The two that decide a purifier (of maep.tune.settings.NAMES); they make the map where both were searched."""
 SEED = "seed"
 """A setting that makes a repeat and no other purifier."""
 MOST_LEVELS = 8
@@ -105,6 +106,11 @@ class Map:
         return ", ".join(f"{short(side.key)} {side.levels[i].label}" for side, i in places if i is not None)
 
 
+def common_name(key: str) -> str:
+    """The short name of a key that has one: mask_ratio for pretrain.mask_ratio; else the key itself."""
+    return next((name for name, paths in NAMES.items() if key in (name, *paths)), key)
+
+
 def short(key: str) -> str:
     """A dotted key's last part."""
     return key.rpartition(".")[2]
@@ -131,7 +137,7 @@ def keys(trials: Sequence[TrialRecord], space: Mapping[str, Axis]) -> list[str]:
 def pair(trials: Sequence[TrialRecord], space: Mapping[str, Axis]) -> list[str]:
     """The settings of the map, the rows' first: mask ratio and patch size, else the first two there are."""
     searched = keys(trials, space)
-    wanted = [next((key for key in searched if short(key) == last), None) for last in PREFERRED]
+    wanted = [next((key for key in searched if common_name(key) == name), None) for name in PREFERRED]
     first = [key for key in wanted if key is not None]
     return [*first, *(key for key in searched if key not in first)][:2]
 

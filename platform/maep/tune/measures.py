@@ -42,7 +42,7 @@ MEASURES: Mapping[str, Measure] = {
         "oblivious_accuracy": ("oblivious accuracy", "%", 100, 1),
         "adaptive_accuracy": ("adaptive accuracy", "%", 100, 1),
         "latency_ms": ("latency of one image", "ms", 1, 2),
-        "num_parameters": ("parameters", "thousands", 1e-3, 1),
+        "num_parameters": ("number of parameters", "thousand", 1e-3, 1),
     }.items()
 }
 assert MEASURES.keys() == set(OBJECTIVES)
