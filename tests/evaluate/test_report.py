@@ -159,7 +159,13 @@ def test_unreliable_is_shouted_before_anything_else(whole: Result, tmp_path: Pat
     assert "seen in training mode" in words
     assert "maep before cifar10_resnet20 (unreliable)" in words
     assert "These figures are unreliable: 1 check of the sanity battery failed." in words
-    assert "must not be relied on" not in Page(page_of(whole, tmp_path)).words
+
+    def pass_all(values: dict[str, Any]) -> None:
+        values["flags"] = []
+        for check in (check for entry in values["sanity"] for check in entry["checks"]):
+            check["passed"] = True
+
+    assert "must not be relied on" not in Page(page_of(changed(whole, tmp_path / "b", pass_all), tmp_path)).words
 
 
 def page_of(result: Result, folder: Path) -> str:
