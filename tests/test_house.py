@@ -141,6 +141,20 @@ assert not BLOCKED & set(sys.modules)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_loading_and_training_import_no_more_than_they_need() -> None:
+    """Data sets neither Ray nor MLflow, and scikit-learn only for the digits; a training without both, neither."""
+    program = """
+import sys
+from maep.data import datasets, get, lists, augmentation
+print({"ray", "mlflow", "pydantic", "sklearn", "torchvision", "timm"} & set(sys.modules))
+import maep_jobs.pretrain
+print({"ray", "mlflow", "scipy", "boto3"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["set()", "set()"]
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_public_module_says_what_it_is(path: Path) -> None:
     if not path.name.startswith("_") or path.name == "__init__.py":
@@ -164,6 +178,7 @@ def test_platform_is_still_the_standard_library() -> None:
     assert str(ROOT) not in done.stdout.replace(sys.prefix, "")
 
 
+@pytest.mark.slow
 def test_platform_in_a_ray_worker_started_from_the_root(tmp_path: Path) -> None:
     program = """
 import ray

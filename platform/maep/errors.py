@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+NAMES_SHOWN = 3
 
 
 class UserError(ValueError):
@@ -39,6 +41,12 @@ class Stopped(BaseException):
 
     def __str__(self) -> str:
         return f"stopped at {self.samples_seen:,} images, as was asked: the same line goes on from there"
+
+
+def few(names: Sequence[str], separator: str = ", ") -> str:
+    """The middle of an error line: 'a, b, c and 4 more', or as many as there are."""
+    rest = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
+    return separator.join(names[:NAMES_SHOWN]) + rest
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

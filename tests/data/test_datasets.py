@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from subprocess import run
 
 import numpy as np
 import pytest
@@ -75,12 +73,3 @@ def test_getting_needs_a_name_that_is_known_and_free_to_download(tmp_path: Path)
     (tmp_path / "cifar10").write_text("a file where the folder should be")
     with pytest.raises(DataError, match="cannot write to"):
         get("cifar10", tmp_path)
-
-
-def test_loading_needs_neither_ray_nor_mlflow_and_imports_scikit_learn_only_for_digits() -> None:
-    code = (
-        "import sys; from maep.data import datasets, get, lists, augmentation; "
-        "print(sorted({'ray', 'mlflow', 'pydantic', 'sklearn', 'torchvision', 'timm'} & set(sys.modules)))"
-    )
-    done = run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

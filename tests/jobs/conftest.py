@@ -104,7 +104,12 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier of the digits, trained by its verb in seconds."""
     output = tmp_path_factory.mktemp("classifier")
     line = ["classifier", "train", "digits", "--output", str(output), "--tracking.enabled", "false"]
-    assert cli.main([*line, "--name", "tiny", "--width", "4", "--loop.samples", "6400", "--loop.lr", "1e-2"]) == 0
+    assert (
+        cli.main(
+            [*line, "--name", "tiny", "--depth", "8", "--width", "4", "--loop.samples", "6400", "--loop.lr", "1e-2"]
+        )
+        == 0
+    )
     return output / "model"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -29,6 +30,16 @@ def marked(variable: str, value: str) -> list[str]:
         except OSError:  # ended meanwhile, or not ours
             continue
     return [line for line in found if line.strip()]
+
+
+def memory_mib(pid: int) -> float:
+    """What `pid` and all its descendants hold; what several share counts once (proportional set size)."""
+    total = 0
+    for each in [pid, *children(pid)]:
+        with suppress(OSError):  # ended meanwhile
+            lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
+            total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 2**10
 
 
 def is_running(pid: int) -> bool:

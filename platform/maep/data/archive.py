@@ -23,11 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maep.data.imagenet import SUFFIXES
-from maep.errors import DataError
+from maep.errors import DataError, few
 
 Tick = Callable[[int, int, float | None], None]
 """Done, all, seconds left if known: how far a piece of work is, in units of its own."""
-NAMES_SHOWN = 3
 
 
 class Found(NamedTuple):
@@ -97,7 +96,7 @@ def open_archive(source: Path, labels: Path | None = None, tick: Tick | None = N
     loose = [each.path for each in found if not each.synset]
     if loose:
         raise DataError(
-            f"{source}: {_few(loose)} in no class folder: sort the images into folders named by synset, or give "
+            f"{source}: {_few_are(loose)} in no class folder: sort the images into folders named by synset, or give "
             "their synsets, one a line in the order of the names, with --labels FILE"
         )
     found.sort(key=lambda each: (each.synset, PurePosixPath(each.path).name))
@@ -110,7 +109,7 @@ def open_archive(source: Path, labels: Path | None = None, tick: Tick | None = N
     )
     twice = [archive.name(row) for row in range(1, len(archive)) if archive.name(row) == archive.name(row - 1)]
     if twice:
-        raise DataError(f"{source}: {_few(twice)} there twice: keep one of each")
+        raise DataError(f"{source}: {_few_are(twice)} there twice: keep one of each")
     return archive
 
 
@@ -186,7 +185,6 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
-def _few(names: list[str]) -> str:
+def _few_are(names: list[str]) -> str:
     """'a, b, c and 7 more are'"""
-    rest = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
-    return f"{', '.join(names[:NAMES_SHOWN])}{rest} {'is' if len(names) == 1 else 'are'}"
+    return f"{few(names)} {'is' if len(names) == 1 else 'are'}"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maep.errors import DataError
+from maep.errors import DataError, few
 
 Split = Literal["train", "dev", "test"]
 Positions = Sequence[int] | NDArray[np.integer] | NDArray[np.bool_] | torch.Tensor
@@ -112,9 +112,10 @@ class ImageSet:
         return digest.hexdigest()
 
 
-def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [0, 1], contiguous, on the same device."""
-    return images.permute(0, 3, 1, 2).to(torch.float32).div_(255).contiguous()
+def to_float(images: torch.Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> torch.Tensor:
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [0, 1], laid out as asked, on the same device."""
+    # In one pass: bytes are turned round, not floats; channels_last is how they lie already.
+    return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=memory_format).div_(255)
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
@@ -125,12 +126,15 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
 def refuse_corrupt(corrupt: Sequence[str], max_corrupt: int, where: str) -> None:
     """Raises DataError when more images than `max_corrupt` had to be left out, naming the first three."""
     if len(corrupt) > max_corrupt:
-        rest = f" and {len(corrupt) - 3} more" if len(corrupt) > 3 else ""
-        images = "1 corrupt image" if len(corrupt) == 1 else f"{len(corrupt)} corrupt images"
         raise DataError(
-            f"{where}: {images} ({'; '.join(corrupt[:3])}{rest}): "
-            f"repair the files, or leave them out with --data.max_corrupt {len(corrupt)}"
+            f"{where}: {corrupt_images(corrupt)}: repair the files, or leave them out with --data.max_corrupt "
+            f"{len(corrupt)}"
         )
+
+
+def corrupt_images(lines: Sequence[str]) -> str:
+    """The part of an error line that counts corrupt images, a line each, and names the first ones."""
+    return f"{len(lines):,} corrupt {'image' if len(lines) == 1 else 'images'} ({few(lines, '; ')})"
 
 
 def _positions(positions: Positions, length: int) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maep.data.image_set import ImageSet, Split
-from maep.errors import ConfigError, DataError, nearest
+from maep.errors import ConfigError, DataError, few, nearest
 
 PACKAGE = "maep.data"
 FOLDER = "lists"
@@ -72,8 +72,8 @@ def pick(image_set: ImageSet, image_list: ImageList) -> ImageSet:
     if missing:
         raise DataError(
             f"image list {image_list.name}: {len(missing)} of {len(image_list)} images are not in "
-            f"{image_set.name} {image_set.split} (index {', '.join(map(str, missing[:3]))}"
-            f"{', ...' if len(missing) > 3 else ''}): give a complete {image_set.name}, or a list made from it"
+            f"{image_set.name} {image_set.split} (index {few(list(map(str, missing)))}): "
+            f"give a complete {image_set.name}, or a list made from it"
         )
     return image_set.select([position[index] for index in image_list.indices])
 

@@ -29,6 +29,7 @@ from maep import storage
 from maep.data.archive import Tick
 from maep.data.decoding import Undecodable, decode, open_image
 from maep.data.encoded import ENDS, TAIL
+from maep.data.image_set import corrupt_images
 from maep.data.imagenet import index_of
 from maep.data.pack_plan import ROWS_PER_GROUP, Plan
 from maep.errors import DataError, WriteError
@@ -208,11 +209,9 @@ def _refuse_full_disk(plan: Plan, done: Mapping[str, Shard]) -> None:
 def _refuse_corrupt(plan: Plan, shards: Mapping[str, Shard], max_corrupt: int) -> None:
     lines = left_out(shards)
     if len(lines) > max_corrupt:
-        rest = f" and {len(lines) - 3:,} more" if len(lines) > 3 else ""
-        images = "1 corrupt image" if len(lines) == 1 else f"{len(lines):,} corrupt images"
         raise DataError(
-            f"{plan.archive.source}: {images} ({'; '.join(lines[:3])}{rest}): leave them out with --max-corrupt "
-            f"{len(lines)}, which takes no second reading, or repair them and remove {plan.work}"
+            f"{plan.archive.source}: {corrupt_images(lines)}: leave them out with --max-corrupt {len(lines)}, which "
+            f"takes no second reading, or repair them and remove {plan.work}"
         )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from maep import seeding
 from maep.data.archive import Archive
 from maep.data.imagenet import index_of, synsets
-from maep.errors import ConfigError, DataError
+from maep.errors import ConfigError, DataError, few
 
 Part = Literal["train", "val"]
 OFFICIAL = {"train": 1_281_167, "val": 50_000}
@@ -79,10 +79,9 @@ def plan_pack(archive: Archive, root: Path, part: Part, num_shards: int | None =
     """
     unknown = sorted(set(archive.synsets) - set(synsets()))
     if unknown:
-        rest = f" and {len(unknown) - 3:,} more" if len(unknown) > 3 else ""
         raise DataError(
-            f"{archive.source}: {', '.join(unknown[:3])}{rest}: no synset of ImageNet-1k: name the folder or tar whose "
-            "class folders are n01440764 and so on"
+            f"{archive.source}: {few(unknown)}: no synset of ImageNet-1k: name the folder or tar whose class folders "
+            "are n01440764 and so on"
         )
     if num_shards is None:
         num_shards = max(1, round(int(archive.sizes.sum()) / SHARD_BYTES))

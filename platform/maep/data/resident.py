@@ -61,7 +61,7 @@ class Resident:
         sampling, positions = self.sampling, self.positions(step)
         epoch = step // self.steps_per_epoch
         chosen = torch.from_numpy(positions).to(self.pixels.device)
-        pixels = self.pixels[chosen].to(self.device, non_blocking=True)
+        pixels = self.pixels.index_select(0, chosen).to(self.device, non_blocking=True)
         indices = torch.from_numpy(self.images.indices[positions]).to(self.device)
         if sampling.augment:
             pad = max(1, min(self.images.image_shape) // 8)

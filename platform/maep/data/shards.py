@@ -84,17 +84,24 @@ class File:
 
 
 @dataclass(frozen=True, eq=False)
-class ParquetShards:
-    """Row groups of Parquet files; without a column `index`, the index is the row over all files."""
+class Collection:
+    """What shards of any kind say of themselves: the data set's name, its classes in label order, where it lies."""
 
     name: str
     classes: tuple[str, ...]
     root: str
+    fingerprint: str
+    timeout_s: float
+    """For one read of S3, retries included."""
+
+
+@dataclass(frozen=True, eq=False)
+class ParquetShards(Collection):
+    """Row groups of Parquet files; without a column `index`, the index is the row over all files."""
+
     files: tuple[File, ...]
     groups: NDArray[np.int64]
     """int64 [G, 4]: file, row group in it, its first row in the file, its rows."""
-    fingerprint: str
-    timeout_s: float
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -135,17 +142,12 @@ class ParquetShards:
 
 
 @dataclass(frozen=True, eq=False)
-class FolderShards:
+class FolderShards(Collection):
     """Files of one image each, a group each: they are read one by one anyway, and so shuffled completely."""
 
-    name: str
-    classes: tuple[str, ...]
-    root: str
     files: tuple[str, ...]
     labels: NDArray[np.int64]
     indices: NDArray[np.int64]
-    fingerprint: str
-    timeout_s: float
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -213,7 +215,7 @@ def open_parquet(
         if _files(found) == {PurePosixPath(file.name).name for file in files}:
             identity = found
     digest = hashlib.sha256(identity)
-    return ParquetShards(name, classes, root, tuple(files), table, digest.hexdigest(), timeout_s)
+    return ParquetShards(name, classes, root, digest.hexdigest(), timeout_s, tuple(files), table)
 
 
 def _files(manifest: bytes) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -138,15 +139,12 @@ def _moved(values: NDArray[Any], device: torch.device) -> Tensor:
     return pinned.to(device, non_blocking=True)  # the copy runs while the step before it does
 
 
-class Stream:
-    """Parts decoded by threads, each one part; at most `threads` + `prefetch` of them are in memory."""
+class StreamLoader(ABC):
+    """A loader of streamed images by a plan, whoever it is that decodes them."""
 
-    def __init__(
-        self, images: Streamed, sampling: Sampling, device: torch.device, threads: int = 0, prefetch: int = 4
-    ) -> None:
+    def __init__(self, images: Streamed, sampling: Sampling, device: torch.device) -> None:
         self.images, self.device = images, device
         self.plan = Plan(images.shards.sizes, sampling)
-        self.threads, self.prefetch = threads or os.cpu_count() or 1, prefetch
 
     @property
     def steps_per_epoch(self) -> int:
@@ -154,9 +152,26 @@ class Stream:
         return self.plan.steps_per_epoch
 
     def parts(self, first_step: int, stop_step: int) -> Generator[Part, None, None]:
-        """The parts; closing ends the threads once they have done what they are at."""
+        """The parts; closing ends what decodes them. Raises UnavailableError where nothing can."""
         with closing(self._loaded(first_step, stop_step)) as loaded:
             yield from delivered(loaded, first_step, self.images, self.plan, self.device)
+
+    @abstractmethod
+    def _loaded(self, first_step: int, stop_step: int) -> Generator[Loaded, None, None]:
+        """The parts of these steps as `assemble` makes them, in order."""
+
+
+class Stream(StreamLoader):
+    """Parts decoded by threads, each one part; at most `threads` + `prefetch` of them are in memory.
+
+    Closing waits for what the threads are at.
+    """
+
+    def __init__(
+        self, images: Streamed, sampling: Sampling, device: torch.device, threads: int = 0, prefetch: int = 4
+    ) -> None:
+        super().__init__(images, sampling, device)
+        self.threads, self.prefetch = threads or os.cpu_count() or 1, prefetch
 
     def _loaded(self, first_step: int, stop_step: int) -> Generator[Loaded, None, None]:
         read = functools.lru_cache(maxsize=_GROUPS_KEPT)(self.images.shards.read)  # a group serves several steps

@@ -273,7 +273,7 @@ def open_loader(images: Images, loader: LoaderConfig, sampling: Sampling, device
 def batch_of(part: Part, step: int, loop: LoopConfig) -> Batch:
     """What the objective is given of a step."""
     return Batch(
-        images=to_float(part.pixels).contiguous(memory_format=torch.channels_last),
+        images=to_float(part.pixels, torch.channels_last),
         labels=part.labels,
         keys=seeding.mix(loop.seed, _IMAGE, part.epoch, part.indices),
         step_key=int(seeding.mix(loop.seed, _STEP, step)),

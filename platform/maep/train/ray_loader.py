@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Generator
-from contextlib import closing
 from typing import Any
 
 import torch
 
 from maep.data.loaders import LoaderConfig, part_bytes
-from maep.data.plan import Part, Plan, Sampling
+from maep.data.plan import Plan, Sampling
 from maep.data.shards import Encoded
-from maep.data.streaming import Loaded, Streamed, assemble, delivered
+from maep.data.streaming import Loaded, Streamed, StreamLoader, assemble
 from maep.errors import DataError, UnavailableError
 
 SEGMENT = 500
@@ -29,22 +28,12 @@ def store_bytes(loader: LoaderConfig, sampling: Sampling, image_shape: tuple[int
     return 2 * loader.prefetch * part_bytes(sampling, image_shape)
 
 
-class RayLoader:
+class RayLoader(StreamLoader):
     """Parts decoded by Ray tasks; made inside a Ray Train worker, for its rank."""
 
     def __init__(self, images: Streamed, sampling: Sampling, device: torch.device, loader: LoaderConfig) -> None:
-        self.images, self.loader, self.device = images, loader, device
-        self.plan = Plan(images.shards.sizes, sampling)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches."""
-        return self.plan.steps_per_epoch
-
-    def parts(self, first_step: int, stop_step: int) -> Generator[Part, None, None]:
-        """The parts; closing ends the tasks. Raises UnavailableError where no CPU is left for them."""
-        with closing(self._loaded(first_step, stop_step)) as loaded:
-            yield from delivered(loaded, first_step, self.images, self.plan, self.device)
+        super().__init__(images, sampling, device)
+        self.loader = loader
 
     def _loaded(self, first_step: int, stop_step: int) -> Generator[Loaded, None, None]:
         import ray
