@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
-from maep import config
+from maep import config, storage
 from maep.errors import ConfigError, nearest
 from maep.tracking.client import TrackingConfig, hide_secrets
 
@@ -44,13 +45,17 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message} ({self.prog} --help shows examples)")
 
 
-def parser(verb: str, description: str, examples: str, output: bool = True) -> Parser:
-    """A parser with the shared options; `examples` are shown below the help."""
+def parser(verb: str, description: str, examples: str, output: bool = True, remote: bool = False) -> Parser:
+    """A parser with the shared options; `examples` are shown below the help. `remote`: the output may be s3://."""
     made = Parser(verb, description, f"Any configuration key: --section.key VALUE\n\nexamples:\n{examples}")
     made.add_argument("--config", metavar="NAME|FILE", help="a configuration that maep ships, or a YAML file")
     if output:
+        where = "folder, or s3://BUCKET/PREFIX," if remote else "folder"
         made.add_argument(
-            "--output", type=local_folder, metavar="DIR", help="folder for results (default: outputs/NAME)"
+            "--output",
+            type=run_output if remote else local_folder,
+            metavar="DIR",
+            help=f"{where} for results (default: outputs/NAME)",
         )
     made.add_argument(
         "--dry-run", action="store_true", help="print the resolved configuration and the plan, do nothing"
@@ -90,8 +95,19 @@ def _with_sections(values: dict[str, Any], settings_class: type) -> dict[str, An
 def local_folder(text: str) -> Path:
     """A folder of this machine, or one that it mounts."""
     if "://" in text:
-        raise argparse.ArgumentTypeError(f"{text} is no folder; s3:// is for --tracking.artifact_uri")
+        raise argparse.ArgumentTypeError(
+            f"{text} is no folder; s3:// is for --tracking.artifact_uri, and what pretrain and finetune put out"
+        )
     return Path(text)
+
+
+def run_output(text: str) -> Path | str:
+    """The same, or an s3:// address below a bucket."""
+    if not storage.is_remote(text):
+        return local_folder(text)
+    if not re.fullmatch(r"s3://[^/]+/.*[^/].*", text):
+        raise argparse.ArgumentTypeError(f"{text}: write s3://BUCKET/PREFIX, for a run of its own")
+    return text.rstrip("/")
 
 
 def default_output(name: str) -> Path:

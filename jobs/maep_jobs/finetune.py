@@ -18,7 +18,10 @@ _EXAMPLES = """  maep finetune --config cifar10/finetune --init outputs/mae/mode
 def main(argv: Sequence[str]) -> int:
     """Runs the verb."""
     made = parser(
-        "finetune", "Fine-tune a purifier on images attacked on the fly; the same line after a kill goes on.", _EXAMPLES
+        "finetune",
+        "Fine-tune a purifier on images attacked on the fly; the same line after a kill goes on.",
+        _EXAMPLES,
+        remote=True,
     )
     made.add_argument("--resume", metavar="URI", help="go on from this checkpoint (runs:/ID, s3://, a folder)")
     made.add_argument("--address", help="Ray cluster to run the workers on (default: this machine)")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from PIL import Image
 
 from maep import seeding
 from maep.artifact import Artifact
+from maep.data import imagenet
 from maep.data.datasets import DataConfig, data_uri, load
-from maep.data.image_set import to_uint8
+from maep.data.image_set import to_float, to_uint8
 from maep.models.build import build_model, load_weights
 from maep.models.mae import MaskedAutoencoder, fold
 from maep.storage import is_remote
@@ -18,18 +21,18 @@ _IMAGES, _SIDE = 8, 64
 
 
 def reconstruction_strip(saved: Artifact, data: DataConfig) -> Image.Image | None:
-    """Rows of eight `dev` images: as they are, given to the model, and its output; None for other models or S3.
+    """Rows of eight `dev` images: as they are, given to the model, and its output; None for other models.
 
     An autoencoder is given the visible patches (mask ratio as trained), a purifier the image with noise of
     standard deviation 8/255.
     """
     values = saved.config.get("model", {})
-    if values.get("name") not in ("mae", "purifier", "conv") or is_remote(data_uri(data)):
+    if values.get("name") not in ("mae", "purifier", "conv"):
         return None
     with seeding.GLOBAL_GENERATOR:  # initial weights are drawn, and a step may be under way
         model = load_weights(build_model(values), saved).eval()
-    images, _ = load(data, "dev").batch(range(_IMAGES))
-    keys = torch.arange(_IMAGES)
+    images = _shown(data, data_uri(data))
+    keys = torch.arange(len(images))
     with torch.no_grad():
         if isinstance(model, MaskedAutoencoder):
             noise = seeding.uniform(keys, model.positions.shape[1])
@@ -47,6 +50,15 @@ def reconstruction_strip(saved: Artifact, data: DataConfig) -> Image.Image | Non
             given = (images + noise * 8 / 255).clamp(0, 1)
             rows = [images, given, model(given)]
     return _grid([to_uint8(row.clamp(0, 1)).numpy() for row in rows])
+
+
+@functools.lru_cache(maxsize=1)
+def _shown(data: DataConfig, root: str) -> torch.Tensor:
+    """float32 [8, 3, H, W] in [0, 1], fewer where dev has fewer: the same for each checkpoint of a run."""
+    if not is_remote(root):
+        return load(data, "dev").batch(range(_IMAGES))[0]
+    size = data.image_size or imagenet.IMAGE_SIZE
+    return to_float(torch.from_numpy(imagenet.first_of_dev(root, _IMAGES, size, data.read_timeout_s)))
 
 
 def _grid(rows: list[np.ndarray]) -> Image.Image:

@@ -23,6 +23,7 @@ from maep_jobs.arguments import Parser, default_output, find
 from maep_jobs.shell import program
 
 _VERBS = ("run", "pretrain", "finetune", "evaluate", "classifier", "promote", "demo")
+_REMOTE = ("pretrain", "finetune")
 _EXAMPLES = """examples:
   maep submit pretrain --config cifar10/pretrain --address http://127.0.0.1:8265 --follow
   maep submit finetune --config my.yaml --output /shared/run --tracking.uri http://mlflow:5000 --address http://head:8265
@@ -66,11 +67,12 @@ def _job(options: argparse.Namespace, words: list[str], folder: Path) -> dict[st
         line += ["config.yaml"] if options.verb == "run" else ["--config", "config.yaml"]
     line += words
     output = str(options.output or default_output(source or options.verb))
-    if storage.is_remote(output):
+    if storage.is_remote(output) and options.verb not in _REMOTE:
         raise ConfigError(
-            f"--output {output}: name a folder that the cluster sees; s3:// is for --tracking.artifact_uri"
+            f"--output {output}: name a folder that the cluster sees; s3:// is for {' and '.join(_REMOTE)}, and"
+            " --tracking.artifact_uri"
         )
-    line += ["--output", str(Path(output).absolute())]
+    line += ["--output", output if storage.is_remote(output) else str(Path(output).absolute())]
     if "tracking" not in values and not any(word.startswith("--tracking.") for word in words):
         if not here:  # the default store lies in a job's working folder, which does not outlive it
             raise ConfigError("--tracking.uri: name a tracking server that the cluster reaches, http://HOST:5000")

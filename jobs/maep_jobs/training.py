@@ -21,11 +21,12 @@ from maep.tracking.client import TrackingConfig, absolute
 from maep.tracking.resolve import resolve
 from maep.tracking.runs import open_run, ui_command
 from maep.train.bench import estimate
-from maep.train.checkpoints import Best
+from maep.train.checkpoints import BEST, MODEL, RUN_KEY, Best
 from maep.train.classifier import ClassifierConfig
 from maep.train.config import FinetuneConfig, PretrainConfig
 from maep.train.distributed import Settings, rooted, train
 from maep.train.loop import Callback, Progress
+from maep.train.mirror import working_folder
 from maep.train.ray_loader import store_bytes
 from maep.train.validation import Validation
 from maep_jobs.arguments import Job, plan_text
@@ -37,7 +38,8 @@ _log = logging.getLogger("maep.train")
 def run_training(job: Job[Settings], phase: str) -> Artifact | None:
     """Runs the job to its artifact and prints it; None after --dry-run."""
     settings, options = job.settings, job.options
-    output: Path = options.output
+    output: str | Path = options.output
+    folder = working_folder(output)
     if options.dry_run:
         lines = plan(settings, output)
         if isinstance(settings, PretrainConfig):
@@ -49,20 +51,22 @@ def run_training(job: Job[Settings], phase: str) -> Artifact | None:
     address = getattr(options, "address", None)
     if address is not None and settings.workers.most == 0:
         raise ConfigError(f"--address {address}: no worker would run there: give --workers.num_workers, 1 or more")
-    with storage.alone_in(output):
+    with storage.alone_in(folder):
         resume = resolve(options.resume, job.tracking) if getattr(options, "resume", None) else None
         settings = _located(settings, job.tracking)
-        make = functools.partial(make_callbacks, phase, settings, absolute(job.tracking), output.absolute())
+        where = output if storage.is_remote(output) else Path(output).absolute()
+        make = functools.partial(make_callbacks, phase, settings, absolute(job.tracking), where)
         result = train(settings, output, make, address, resume)
     wanted = settings.loop.keep_best
-    if wanted is not None and not artifact.is_valid(output / "best"):
+    if wanted is not None and not artifact.is_valid(folder / BEST):
         _log.warning(
             "loop.keep_best: no validation measured %s, so no best checkpoint is kept", wanted.removeprefix("-")
         )
+    model = storage.join(output, MODEL)
     if options.json:
-        print(json.dumps({"model": str(result.folder), "kind": result.kind, "sha256": result.sha256}))
+        print(json.dumps({"model": model, "kind": result.kind, "sha256": result.sha256}))
     else:
-        print(f"{phase}: {result.folder}  sha256 {result.sha256[:12]}")
+        print(f"{phase}: {model}  sha256 {result.sha256[:12]}")
         if job.tracking.enabled:
             print(f"runs: {ui_command(job.tracking)}")
     return result
@@ -77,7 +81,7 @@ def _located(settings: Settings, tracking: TrackingConfig) -> Settings:
     return rooted(settings) if settings.workers.num_workers else settings
 
 
-def plan(settings: Settings, output: Path) -> list[str]:
+def plan(settings: Settings, output: str | Path) -> list[str]:
     """What would be done, a line each."""
     loop, workers = settings.loop, settings.workers
     count = f"{workers.least} to {workers.most}" if workers.most > workers.least else str(workers.most)
@@ -87,7 +91,7 @@ def plan(settings: Settings, output: Path) -> list[str]:
         _loading(settings),
         f"checkpoint every {loop.checkpoint_every:,} images, the last {loop.keep_checkpoints} kept"
         + (f", and the best by {loop.keep_best}" if loop.keep_best else ""),
-        f"result: {output / 'model'}",
+        f"result: {storage.join(output, MODEL)}",
     ]
 
 
@@ -122,10 +126,11 @@ def costs(settings: PretrainConfig, measured: bool) -> list[str]:
     return lines
 
 
-def make_callbacks(phase: str, settings: Settings, tracking: TrackingConfig, output: Path) -> Sequence[Callback]:
+def make_callbacks(phase: str, settings: Settings, tracking: TrackingConfig, output: str | Path) -> Sequence[Callback]:
     """The callbacks of a run, made in the process where they run, once nothing refuses it any more."""
+    name, output = f"{phase} {str(output).rpartition('/')[2]}", working_folder(output)
     storage.write_bytes(output / "config.yaml", config.to_yaml(settings).encode())
-    shown, tracked = _Shown(f"{phase} {output.name}"), _Tracked(phase, settings, tracking, output)
+    shown, tracked = _Shown(name), _Tracked(phase, name, settings, tracking, output)
     if isinstance(settings, ClassifierConfig) or not settings.validation.every_checkpoint:
         return [shown, tracked]
 
@@ -135,13 +140,13 @@ def make_callbacks(phase: str, settings: Settings, tracking: TrackingConfig, out
 
     metric = settings.loop.keep_best
     kind = "mae" if isinstance(settings, PretrainConfig) else "purifier"
-    best = Best(output / "best", metric, kind) if metric is not None else None
+    best = Best(output / BEST, metric, kind) if metric is not None else None
     return [shown, Validation(settings, output, report, best), tracked]  # what it measures comes before the run's end
 
 
 def _run_key(output: Path) -> str:
     """What a rerun finds its MLflow run by. It goes with the folder: a new training is a new run."""
-    path = output / "run-key"
+    path = output / RUN_KEY
     if not path.is_file():
         storage.write_bytes(path, uuid.uuid4().hex.encode())
     return path.read_text(encoding="ascii")
@@ -174,9 +179,8 @@ class _Shown:
 class _Tracked:
     """Writes a run to MLflow: parameters, metrics by samples seen, every kept checkpoint, pictures."""
 
-    def __init__(self, phase: str, settings: Settings, tracking: TrackingConfig, output: Path) -> None:
+    def __init__(self, phase: str, name: str, settings: Settings, tracking: TrackingConfig, output: Path) -> None:
         self._settings = settings
-        name = f"{phase} {output.name}"
         key = _run_key(output) if tracking.enabled else ""
         self._run = open_run(tracking, name, key, config.to_dict(settings), {"maep.phase": phase})
 

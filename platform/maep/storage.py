@@ -114,6 +114,32 @@ def read_bytes(uri: str | Path) -> bytes:
     return data
 
 
+def size(uri: str | Path) -> int:
+    """Bytes of a file. Raises FileNotFoundError where there is none."""
+    if not is_remote(uri):
+        return Path(uri).stat().st_size
+    bucket, key = _split(str(uri))
+    return int(_call("read", uri, lambda: _s3().head_object(Bucket=bucket, Key=key)["ContentLength"]))
+
+
+def remove_folder(uri: str | Path) -> None:
+    """Removes all files below folder `uri`, if there are any."""
+    if not is_remote(uri):
+        shutil.rmtree(uri, ignore_errors=True)
+        return
+    for name in list_files(uri):
+        remove_file(join(uri, name))
+
+
+def remove_file(uri: str | Path) -> None:
+    """Removes a file, if there is one."""
+    if not is_remote(uri):
+        Path(uri).unlink(missing_ok=True)
+        return
+    bucket, key = _split(str(uri))
+    _call("remove", uri, lambda: _s3().delete_object(Bucket=bucket, Key=key))
+
+
 def list_files(uri: str | Path) -> list[str]:
     """Paths, relative to folder `uri`, of all files below it, sorted."""
     if not is_remote(uri):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maep.data import decoding
+from maep.data import decoding, imagenet
 from maep.data.datasets import DataConfig, load
 from maep.errors import DataError
 
@@ -78,6 +78,24 @@ def test_parquet_of_jpeg_bytes_is_read(tmp_path: Path, noise: Any, encode: Any, 
     assert test.fingerprint == load(config(tmp_path), "test").fingerprint
     with pytest.raises(DataError, match=r"no ImageNet \(train\)"):
         load(config(tmp_path), "train")
+
+
+@pytest.mark.parametrize("layout", ["parquet", "folder"])
+def test_the_first_of_dev_are_those_of_the_split(
+    layout: str, tmp_path: Path, noise: Any, encode: Any, write_parquet: Any
+) -> None:
+    """Without the whole of val being read: what pictures of a run on s3:// are drawn from."""
+    images = noise(60, 32, 40)
+    if layout == "parquet":
+        columns = {"image": [encode(each, "JPEG") for each in images], "label": list(range(60))}
+        write_parquet(tmp_path / "imagenet" / "val.parquet", columns)
+    else:
+        write_folder(tmp_path, "val", ("a", "b"), images, encode)
+    dev = load(config(tmp_path), "dev")
+    few = imagenet.first_of_dev(str(tmp_path), 3, 28)
+    assert few.shape == (3, 28, 28, 3)
+    assert (few == dev.pixels(range(3))).all()
+    assert len(imagenet.first_of_dev(str(tmp_path), 1000, 28)) == len(dev)
 
 
 def test_damaged_images_are_named_when_the_set_is_opened(tmp_path: Path, noise: Any, encode: Any) -> None:

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from maep.data import datasets, imagenet, shards
+from maep.data import datasets, imagenet
 from maep.data.datasets import DataConfig
 from maep.data.loaders import LoaderConfig, loader_rate, open_images, resolved, sample
+from maep.data.manifest import name_of
 from maep.data.plan import Part, Sampling
 from maep.data.resident import Noise, Resident, Synthetic
 from maep.data.streaming import Stream, Streamed
@@ -216,16 +217,41 @@ def test_the_manifest_of_these_files_is_the_fingerprint(packed: Make, tmp_path: 
     data = packed()
     before = opened(data).fingerprint
     assert opened(data).fingerprint == before
-    manifest = tmp_path / "imagenet" / shards.MANIFEST
+    manifest = tmp_path / "imagenet" / name_of("train")
     files = {file.name: {"rows": 1} for file in manifest.parent.glob("*.parquet")}
     manifest.write_text(json.dumps({"files": files}))
     named = opened(data).fingerprint
     assert named != before
     manifest.write_text(json.dumps({"files": files, "images": 1}))
     assert opened(data).fingerprint not in (named, before)
-    for others in (json.dumps({"files": {**files, "another.parquet": {}}}), "damaged"):
-        manifest.write_text(others)
-        assert opened(data).fingerprint == before
+    manifest.write_text("damaged")
+    assert opened(data).fingerprint == before
+
+
+def test_a_shard_that_is_not_as_it_was_packed_is_named(packed: Make, tmp_path: Path) -> None:
+    data = packed()
+    folder = tmp_path / "imagenet"
+    sizes = {file.name: {"size": file.stat().st_size} for file in folder.glob("*.parquet")}
+    name = min(sizes)
+    for wrong, said in (
+        ({"another.parquet": {"size": 1}}, r"another\.parquet is missing, which was packed"),
+        ({name: {"size": 7}}, rf"{name} has [\d,]+ bytes, packed were 7: it was truncated"),
+    ):
+        (folder / name_of("train")).write_text(json.dumps({"files": sizes | wrong}))
+        with pytest.raises(DataError, match=said):
+            opened(data)
+        with pytest.raises(DataError, match=said):
+            imagenet.load(tmp_path, "train", image_size=16)
+    asked_for = replace(data, train_files="imagenet/train*.parquet")  # some of them may be what is wanted
+    assert len(opened(asked_for)) == 56
+
+
+def test_what_is_corrupt_in_a_stream_goes_by_a_share() -> None:
+    data = DataConfig("imagenet", max_corrupt=3)
+    with pytest.warns(UserWarning, match=r"data\.max_corrupt: 3 is for the images of dev; .* max_corrupt_share, now 0"):
+        resolved(LoaderConfig("stream"), data, on_ray=False)
+    resolved(LoaderConfig("stream"), replace(data, max_corrupt_share=0.01), on_ray=False)
+    resolved(LoaderConfig("resident"), data, on_ray=False)
 
 
 def test_the_kind_follows_from_data_and_place() -> None:

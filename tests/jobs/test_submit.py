@@ -60,8 +60,18 @@ def test_what_a_job_would_leave_in_its_own_folder_is_refused(maep: Any) -> None:
     there = ("--address", "http://head:8265")
     assert maep("submit", "pretrain", *there).is_mistake("--tracking.uri", "http://HOST:5000")
     uri = ("--tracking.uri", "http://mlflow:5000")
-    assert maep("submit", "pretrain", *there, *uri, "--output", "s3://bucket/run").is_mistake("--tracking.artifact_uri")
-    assert maep("pretrain", "--output", "s3://bucket/run", "--dry-run").is_mistake("s3://bucket/run", "artifact_uri")
+    assert maep("submit", "evaluate", *there, *uri, "--output", "s3://bucket/run").is_mistake("--tracking.artifact_uri")
+    assert maep("evaluate", "--output", "s3://bucket/run", "--dry-run").is_mistake("s3://bucket/run", "artifact_uri")
+
+
+def test_a_training_may_put_out_to_s3(maep: Any) -> None:
+    there = ("--address", "http://head:8265", "--tracking.uri", "http://mlflow:5000")
+    line, _ = sent(maep, "pretrain", "--output", "s3://bucket/run", *there)
+    assert line[line.index("--output") + 1] == "s3://bucket/run"
+    ran = maep("pretrain", "--config", "digits/pretrain", "--output", "s3://bucket/run/", "--dry-run")
+    assert ran.status == 0
+    assert "# result: s3://bucket/run/model" in ran.out
+    assert maep("pretrain", "--output", "s3://bucket", "--dry-run").is_mistake("s3://bucket: write s3://BUCKET/PREFIX")
 
 
 def test_a_pipeline_is_the_first_word_and_travels_too(maep: Any, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from maep.data.image_set import ImageSet
 from maep.data.plan import Sampling
 from maep.data.resident import Resident
 from maep.errors import ConfigError
+from maep.train import history
 from maep.train.loop import Progress, Task, batch_of
 from maep.train.objectives import Batch
 
@@ -41,22 +43,27 @@ def weights(result: Artifact) -> str:
 
 
 class Heard:
-    """A callback that keeps what it is told, and can stop a run as a kill would: between two steps."""
+    """A callback that keeps what it is told, and can stop a run as a kill would: between two steps.
 
-    def __init__(self, stop_after_checkpoints: int | None = None) -> None:
+    It stops it at the first step after so many checkpoints, of which there is one `every` so many images.
+    """
+
+    def __init__(self, stop_after_checkpoints: int | None = None, every: int = 96) -> None:
         self.steps: list[Progress] = []
         self.checkpoints: list[int] = []
         self.ends: list[Artifact] = []
         self.failures: list[BaseException] = []
-        self.stop_after = stop_after_checkpoints
+        self.stop_after, self.every, self.told = stop_after_checkpoints, every, threading.Semaphore(0)
 
     def on_step(self, progress: Progress) -> None:
         self.steps.append(progress)
+        if self.stop_after is not None and (progress.samples_seen - 1) // self.every == self.stop_after:
+            assert all(self.told.acquire(timeout=60) for _ in range(self.stop_after))
+            raise KeyboardInterrupt
 
     def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
         self.checkpoints.append(samples_seen)
-        if len(self.checkpoints) == self.stop_after:
-            raise KeyboardInterrupt
+        self.told.release()
 
     def on_end(self, result: Artifact) -> None:
         self.ends.append(result)
@@ -69,9 +76,15 @@ class Written:
     """A callback for other processes: a line of JSON for each report, with the process's id."""
 
     def __init__(
-        self, path: Path, kill_at: int | None = None, fail_at: int | None = None, term_at: int | None = None
+        self,
+        path: Path,
+        kill_at: int | None = None,
+        fail_at: int | None = None,
+        term_at: int | None = None,
+        kill_other_at: int | None = None,
     ) -> None:
         self.path, self.kill_at, self.fail_at, self.term_at = path, kill_at, fail_at, term_at
+        self.kill_other_at = kill_other_at
 
     def on_step(self, progress: Progress) -> None:
         times = {"wall": time.perf_counter(), "cpu": time.process_time(), "thread": time.thread_time()}
@@ -80,11 +93,13 @@ class Written:
             file.write(json.dumps(line) + "\n")
         if self.fail_at == progress.samples_seen:
             raise ConfigError(f"what was given is wrong at {progress.samples_seen}")
+        if self.kill_other_at == progress.samples_seen and self.first_time():
+            os.kill(history.read(self.path.parent / "out")[-1]["workers"][1]["pid"], signal.SIGKILL)
         if self.term_at == progress.samples_seen and self.first_time():
-            from maep.train.distributed import _sigterm
+            from maep.train.ray_notice import sigterm
 
             os.kill(os.getpid(), signal.SIGTERM)
-            assert _sigterm.wait(120), "the worker's main thread heard no SIGTERM"
+            assert sigterm.wait(120), "the worker's main thread heard no SIGTERM"
 
     def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
         """Dies as by the kernel's out-of-memory killer, the first time it comes by `kill_at`."""
@@ -106,11 +121,9 @@ class Written:
         pass
 
 
-def written(
-    path: Path, kill_at: int | None = None, fail_at: int | None = None, term_at: int | None = None
-) -> list[Written]:
+def written(path: Path, **faults: int) -> list[Written]:
     """What makes the callbacks, in the process where they run."""
-    return [Written(path, kill_at, fail_at, term_at)]
+    return [Written(path, **faults)]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

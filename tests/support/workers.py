@@ -20,7 +20,8 @@ DEADLINE_S = 280
 def together(runs: dict[str, dict[str, Any]], folder: Path, size: int = 2) -> dict[str, list[dict[str, Any]]]:
     """Pretrains in `folder`/NAME for each of `runs` on `size` workers; what each worker tells of it, by rank.
 
-    A run is `values`, its settings, and `nan_at`: (rank, step) of a loss that is not a number.
+    A run is `values`, its settings, and (rank, step) of a fault: `nan_at`, a loss that is not a number, or `told_at`, a
+    notice to end. Workers `apart` have a folder NAME-RANK each.
     """
     spec = json.dumps({"runs": runs, "folder": str(folder), "size": size})
     command = [sys.executable, "-W", "ignore", __file__]
@@ -42,30 +43,35 @@ def together(runs: dict[str, dict[str, Any]], folder: Path, size: int = 2) -> di
     return {name: [each[name] for each in by_rank] for name in runs}
 
 
-def _pretrain(values: dict[str, Any], output: Path, rank: int, size: int, nan_at: list[int]) -> dict[str, Any]:
+def _pretrain(spec: dict[str, Any], output: Path, rank: int, size: int) -> dict[str, Any]:
     from train_toys import Heard
 
     from maep import config
+    from maep.errors import Stopped, UserError
     from maep.train.config import PretrainConfig
     from maep.train.loop import World, run
     from maep.train.objectives import Batch, Losses
     from maep.train.phases import pretraining
 
-    task = pretraining(config.build(PretrainConfig, values))
+    task = pretraining(config.build(PretrainConfig, spec["values"]))
     forward, calls = task.objective.forward, []
 
     def broken(batch: Batch) -> Losses:
         calls.append(batch)
         losses: Losses = forward(batch)
-        return losses._replace(loss=losses.loss * math.nan) if [rank, len(calls) - 1] == nan_at else losses
+        return losses._replace(loss=losses.loss * math.nan) if [rank, len(calls) - 1] == spec.get("nan_at") else losses
 
     task.objective.forward = broken  # type: ignore[method-assign]
-    found: dict[str, Any] = {}
+
+    def told() -> bool:
+        return [rank, len(calls)] == spec.get("told_at")
+
     heard = Heard()
+    found: dict[str, Any] = {}
     wall, cpu = time.perf_counter(), time.process_time()
     try:
-        found["sha256"] = run(task, output, [heard], World(rank, size)).sha256
-    except FloatingPointError as error:
+        found["sha256"] = run(task, output, [heard], World(rank, size), notice=told).sha256
+    except (FloatingPointError, UserError, Stopped) as error:
         found["error"] = str(error)
     found["cpu_share"] = (time.process_time() - cpu) / (time.perf_counter() - wall)
     return found | {"steps": [{"seen": each.samples_seen, **each.metrics} for each in heard.steps]}
@@ -78,7 +84,7 @@ def _main(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
     folder, size = Path(spec["folder"]), spec["size"]
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=size)
     told = {
-        name: _pretrain(each["values"], folder / name, rank, size, each.get("nan_at", []))
+        name: _pretrain(each, folder / (f"{name}-{rank}" if each.get("apart") else name), rank, size)
         for name, each in spec["runs"].items()
     }
     torch.distributed.destroy_process_group()

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,21 @@ def test_the_same_key_continues_the_same_run(tracking: TrackingConfig) -> None:
     assert first.run_id == second.run_id != other.run_id
     assert history(tracking, first.run_id, "loss") == {10: 3.0, 20: 2.0, 30: 1.0}
     assert entity(tracking, first.run_id).data.params == {"x": "1", "y": "5"}
+
+
+def test_what_the_machine_does_is_recorded_where_that_is_asked_for(tracking: TrackingConfig) -> None:
+    """Under the names that MLflow's pages know, and counted on in a run that goes on."""
+    asked = replace(tracking, system_metrics=True)
+    for count in (1, 2):
+        with open_run(asked, "a", "k", {}) as run:
+            pass
+        for key in ("cpu_utilization_percentage", "system_memory_usage_percentage", "disk_usage_percentage"):
+            values = history(tracking, run.run_id, f"system/{key}")
+            assert list(values) == list(range(count))
+            assert all(0 <= value <= 100 for value in values.values())
+    with open_run(tracking, "a", "other", {}) as run:
+        pass
+    assert not entity(tracking, run.run_id).data.metrics
 
 
 def test_a_changed_parameter_becomes_a_tag(tracking: TrackingConfig) -> None:

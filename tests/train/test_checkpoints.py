@@ -15,9 +15,10 @@ from train_toys import Heard, Make, weights
 from maep import artifact, storage
 from maep.artifact import Artifact
 from maep.errors import ArtifactError, UnavailableError, WriteError
-from maep.train.checkpoints import Best, Checkpoints, Score, Writer, hold, snapshot
+from maep.train.checkpoints import Best, Checkpoints, Score, hold, snapshot
 from maep.train.loop import run
 from maep.train.phases import pretraining
+from maep.train.writer import Teller, Writer
 
 
 def save(checkpoints: Checkpoints, samples_seen: int) -> Artifact:
@@ -162,16 +163,17 @@ def test_a_snapshot_stays_while_the_training_goes_on() -> None:
 
 
 class Slow(Heard):
-    """Holds the first checkpoint's thread until the steps after it are reported; counts how many are in flight."""
+    """Is told of the first checkpoint until the last step is reported; counts how many it is told of at a time."""
 
-    def __init__(self, until: int) -> None:
+    def __init__(self, output: Path) -> None:
         super().__init__()
-        self.until, self.went_on = until, threading.Event()
+        self.output, self.went_on, self.written = output, threading.Event(), ""
         self.in_flight = self.most = 0
 
     def on_step(self, progress: Any) -> None:
         super().on_step(progress)
-        if progress.samples_seen == self.until:
+        if progress.samples_seen == progress.samples:
+            self.written = (self.output / "checkpoints" / "index.json").read_text()
             self.went_on.set()
 
     def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
@@ -179,17 +181,56 @@ class Slow(Heard):
         self.most = max(self.most, self.in_flight)
         assert threading.current_thread() is not threading.main_thread()
         assert self.went_on.wait(60)
+        assert artifact.is_valid(saved.folder)  # newer ones have come, and it is still there
         super().on_checkpoint(saved, samples_seen)
         self.in_flight -= 1
 
 
-def test_the_steps_go_on_while_one_is_written(pretrain: Make, unkilled_pretrain: Any, tmp_path: Path) -> None:
-    """Until the next is due: that waits, so that never two are in flight."""
-    slow = Slow(until=192)
-    result = run(pretraining(pretrain()), tmp_path, [slow])
+def test_neither_steps_nor_writing_wait_for_who_is_told(pretrain: Make, unkilled_pretrain: Any, tmp_path: Path) -> None:
+    slow = Slow(tmp_path)
+    result = run(pretraining(pretrain(keep_checkpoints=1)), tmp_path, [slow])
+    assert slow.written == '["000000000192"]' or slow.written == '["000000000288"]'
     assert slow.most == 1
     assert slow.checkpoints == [96, 192, 288]
     assert result.sha256 == unkilled_pretrain[0].sha256
+
+
+def test_an_upload_that_hangs_is_left_behind_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoints, hung = Checkpoints(tmp_path, 1), threading.Event()
+    with Writer(checkpoints, lambda saved, samples_seen: hung.wait(60) and None, deadline_s=0.05) as writer:
+        for samples in (1, 2, 3):
+            writer.put(snapshot(samples, {"a": 1}, {"w": torch.zeros(1)}, {"step": samples}))
+        writer.wait()
+        newest = checkpoints.newest()
+        assert newest is not None
+        assert newest.state()["step"] == 3
+    hung.set()
+    (said,) = caplog.messages
+    assert said.startswith("what is done with the checkpoint after 1 images (an upload?) has taken over 0.05 s")
+
+
+def test_of_many_that_wait_the_oldest_is_passed_over_and_dropped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints, turn, told = Checkpoints(tmp_path, 1), threading.Event(), []
+
+    def tell(saved: Artifact, samples_seen: int) -> None:
+        told.append(samples_seen)
+        began.set()
+        assert turn.wait(60)
+
+    teller, began = Teller(checkpoints, tell), threading.Event()
+    for samples in range(1, 13):
+        teller.put(save(checkpoints, samples), samples)
+        assert began.wait(60)
+    assert folders(tmp_path) == [f"{samples:012d}" for samples in (1, *range(5, 13))]
+    turn.set()
+    teller.wait(60)
+    assert told == [1, *range(5, 13)]
+    assert folders(tmp_path) == ["000000000012"]
+    assert [message.split(" is ")[0] for message in caplog.messages] == [
+        f"the checkpoint after {samples} images" for samples in (2, 3, 4)
+    ]
 
 
 class FailsAt(Heard):

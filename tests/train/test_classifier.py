@@ -87,6 +87,10 @@ def test_its_normalisation_is_the_datas_own(trained_classifier: Artifact) -> Non
         ({"depth": 10}, "depth: 10 is not 6n + 2, such as 8, 20, 56"),
         ({"depth": 2}, "depth: 2 is not 6n + 2"),
         ({"width": 0}, "width: 0 must be at least 1"),
+        (
+            {"loop": {"keep_best": "dev_clean"}},
+            "loop.keep_best: dev_clean: a classifier is not validated: leave it out",
+        ),
         ({"family": "vgg", "depth": 9}, "depth: 9 is not 3n + 2, such as 5, 11, 29"),
         ({"family": "vit"}, "family"),
         ({"label_smoothing": 1}, "label_smoothing: 1.0 must be in [0, 1)"),

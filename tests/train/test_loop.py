@@ -82,7 +82,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
 def test_more_often_saved_or_elsewhere_is_the_same_run(pretrain: Make, unkilled_pretrain: Any, tmp_path: Path) -> None:
     """Settings of where and how often change no weight: a stopped run goes on under others."""
     with pytest.raises(KeyboardInterrupt):
-        run(pretraining(pretrain(checkpoint_every=32)), tmp_path, [Heard(stop_after_checkpoints=3)])
+        run(pretraining(pretrain(checkpoint_every=32)), tmp_path, [Heard(stop_after_checkpoints=3, every=32)])
     result = run(pretraining(pretrain(checkpoint_every=64, keep_checkpoints=5, device="auto")), tmp_path)
     assert weights(result) == weights(unkilled_pretrain[0])
 

@@ -96,14 +96,14 @@ def test_a_killed_worker_is_replaced_and_the_bits_are_the_same(pretrain: Make, w
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
 def test_workers_with_notice_stop_at_the_same_step_and_others_go_on(pretrain: Make, whole: Any, tmp_path: Path) -> None:
-    """SIGTERM to the process of rank 0: both take the next common step, one checkpoint, and a new group goes on."""
+    """SIGTERM to the process of rank 0: both take the next step, one checkpoint, and a new group goes on."""
     settings = on_ray(pretrain(samples=640, checkpoint_every=10**6), 2)
     result = train(settings, tmp_path / "out", functools.partial(written, tmp_path / "log", term_at=96))
     assert result.config == whole[0].config
     seen = [line["seen"] for line in lines(tmp_path / "log")]
     assert seen == [line["seen"] for line in whole[1]]  # no step was done twice
     _, stopped, resumed, finished = history.read(tmp_path / "out")
-    assert (stopped["event"], stopped["step"], resumed["step"], resumed["redone"]) == ("stopped", 10, 10, 0)
+    assert (stopped["event"], stopped["step"], resumed["step"], resumed["redone"]) == ("stopped", 4, 4, 0)
     assert finished["event"] == "finished"
     assert lines(tmp_path / "log")[-1]["loss"] == pytest.approx(whole[1][-1]["loss"], rel=1e-3)
 
@@ -143,9 +143,23 @@ def test_a_mistake_in_a_worker_comes_back_as_it_is_without_retries(
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
 def test_a_mistake_of_one_of_two_workers_comes_back_too(pretrain: Make, tmp_path: Path) -> None:
-    settings = on_ray(pretrain(), 2, max_failures=0)
     with pytest.raises(ConfigError, match="what was given is wrong at 64"):
-        train(settings, tmp_path / "out", functools.partial(written, tmp_path / "log", fail_at=64))
+        train(on_ray(pretrain(), 2), tmp_path / "out", functools.partial(written, tmp_path / "log", fail_at=64))
+    assert len(lines(tmp_path / "log")) == 2  # no second attempt, though three are allowed
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_of_two_workers_the_one_that_was_killed_is_named(pretrain: Make, whole: Any, tmp_path: Path) -> None:
+    settings = on_ray(pretrain(samples=640, checkpoint_every=96), 2)
+    result = train(settings, tmp_path / "out", functools.partial(written, tmp_path / "log", kill_other_at=224))
+    assert result.config == whole[0].config
+    found = history.read(tmp_path / "out")
+    started = found[0]
+    resumed = next(line for line in found if line["event"] == "resumed")
+    assert resumed["lost_rank"] == 1
+    assert resumed["lost_pid"] == started["workers"][1]["pid"] != started["pid"]
+    assert resumed["redone"] <= 6
 
 
 @pytest.mark.slow
@@ -156,7 +170,7 @@ def test_paths_below_the_working_directory_reach_the_workers(
     monkeypatch.chdir(trained_classifier.folder.parent)
     settings = finetune({"classifiers": [trained_classifier.folder.name]}, samples=64)
     here = train(settings, tmp_path / "here", list)
-    there = train(on_ray(settings, 1), Path(os.path.relpath(tmp_path / "there")), list)
+    there = train(rooted(on_ray(settings, 1)), Path(os.path.relpath(tmp_path / "there")), list)
     assert there.sha256 == here.sha256
 
 

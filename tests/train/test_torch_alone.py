@@ -155,6 +155,15 @@ def test_mistakes_are_one_line_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_measured_nowhere_is_a_warning(
+    machine: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--pretrain.validation.every_checkpoint", "true", "--pretrain.loop.keep_best", "-dev_reconstruction"]
+    assert main([*machine[1], "--output", str(tmp_path / "out"), *words, "--finetune.loop.sampels", "1"]) == 2
+    said = capsys.readouterr().err.splitlines()[0]
+    assert "validation.every_checkpoint and loop.keep_best -dev_reconstruction does nothing here" in said
+
+
 def test_nothing_to_do_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--output", str(tmp_path)]) == 2
     assert "nothing to do" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from workers import together
 
 from maep import artifact
 from maep.artifact import Artifact
+from maep.train.checkpoints import Checkpoints
+from maep.train.history import read
 from maep.train.loop import run
 from maep.train.phases import pretraining
 
@@ -45,6 +49,12 @@ def two(pretrain: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     runs = {name: asked(**loop) for name, loop in ALIKE.items()}
     runs["resumed"] = asked(parallel="fsdp")
     runs |= {f"{parallel}-nan": asked(parallel=parallel) | {"nan_at": [1, 3]} for parallel in ("ddp", "fsdp")}
+    runs["told"] = asked() | {"told_at": [1, 4]}
+    runs["apart"] = asked() | {"apart": True}
+    shutil.copytree(folder / "resumed", folder / "apart-0")
+    shutil.copytree(folder / "resumed", folder / "apart-1")
+    older = folder / "apart-1" / "checkpoints" / "index.json"  # a disk of its own, which is behind
+    older.write_text(json.dumps(json.loads(older.read_text())[:1]))
     return folder, together(runs, folder)
 
 
@@ -89,3 +99,24 @@ def test_a_loss_of_one_worker_that_is_not_finite_stops_both_alike(parallel: str,
     assert first["error"] == second["error"]
     assert first["error"].startswith("the loss is nan at step 3, first images [")
     assert not (two[0] / f"{parallel}-nan" / "model").exists()
+
+
+def test_a_notice_to_one_worker_stops_both_after_the_same_step(two: Any) -> None:
+    """At once: the step that was under way, in which the other could hear of it."""
+    first, second = two[1]["told"]
+    assert first["error"] == second["error"]
+    assert first["error"].startswith("stopped at 160 images, as was asked")
+    assert [line["event"] for line in read(two[0] / "told")] == ["started", "stopped"]
+    assert Checkpoints(two[0] / "told" / "checkpoints", 2).newest() is not None
+
+
+def test_all_workers_start_from_what_the_first_one_found(two: Any) -> None:
+    """The second has an older checkpoint of its own, and goes on from the newest all the same."""
+    first, second = two[1]["apart"]
+    assert first["steps"][0]["seen"] == 224
+    assert "error" not in first | second
+
+
+def test_the_history_knows_each_worker(two: Any) -> None:
+    started = read(two[0] / "told")[0]
+    assert started["num_workers"] == len({worker["pid"] for worker in started["workers"]}) == 2

@@ -15,6 +15,7 @@ import functools
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -22,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 
 from maep import seeding, storage
-from maep.data import parquet, shards
-from maep.data.decoding import Undecodable
-from maep.data.encoded import EncodedImages, FileSource, Source, TableSource, verify
+from maep.data import manifest, parquet, shards
+from maep.data.decoding import Undecodable, decode
+from maep.data.encoded import EncodedImages, FileSource, Source, TableSource, crop, verify
 from maep.data.image_set import ImageSet, Split, refuse_corrupt
 from maep.data.shards import File, FolderShards, Shards
 from maep.errors import DataError
@@ -45,6 +46,7 @@ def load(root: Path, split: Split, max_corrupt: int = 0, image_size: int = IMAGE
     folder = root / "imagenet"
     files = parquet.find([folder, root / "imagenet_slice"], part)
     if files:
+        _refuse_unlike_manifest(files[0].parent, part)
         source, labels, indices, lossless, classes = _from_rows(parquet.read(files))
         where = str(files[0].parent)
     elif (folder / part).is_dir():
@@ -82,25 +84,62 @@ def train_shards(root: str, files: str | None = None, timeout_s: float = 60.0) -
     `root` may be s3://; a read from there may take `timeout_s`. Images are not looked at before they come.
     Raises DataError when there are none or a file is damaged, UnavailableError where S3 does not give them.
     """
-    folders = [storage.join(root, name) for name in ("imagenet", "imagenet_slice")]
-    pattern = "train*.parquet"
-    if files is not None:
-        path = PurePosixPath(files)
-        folders, pattern = [storage.join(root, *path.parts[:-1])], path.name
-    for folder in folders:
-        found = shards.listing(folder, timeout_s, pattern)
-        if found:
-            return shards.open_parquet("imagenet", class_names(), folder, found, timeout_s)
-    if files is not None:
+    if files is None:
+        return _part_shards(root, "train", timeout_s)
+    path = PurePosixPath(files)
+    folder = storage.join(root, *path.parts[:-1])
+    found = shards.listing(folder, timeout_s, path.name)
+    if not found:
         raise DataError(f"data.train_files: no file {files} in {root}")
-    train = storage.join(folders[0], "train")
-    found = [file for file in shards.listing(train, timeout_s, recursive=True) if _is_image(file)]
+    return shards.open_parquet("imagenet", class_names(), folder, found, timeout_s)
+
+
+def first_of_dev(root: str, count: int, image_size: int = IMAGE_SIZE, timeout_s: float = 60.0) -> NDArray[np.uint8]:
+    """The first images of dev, for a picture: uint8 [n, image_size, image_size, 3], n <= `count`.
+
+    `root` may be s3://: only the groups that they lie in are read, and of these no image of test is decoded. Corrupt
+    ones are passed over. Raises as `train_shards` does, and DataError where there are none.
+    """
+    source = _part_shards(root, "val", timeout_s)
+    found: list[NDArray[np.uint8]] = []
+    for group in range(len(source.sizes)):
+        rows = source.read(group)
+        for row in np.flatnonzero(of_split(rows.indices, "dev")):
+            with suppress(Undecodable):
+                found.append(np.asarray(crop(decode(rows.images[row]), image_size)))
+            if len(found) == count:
+                return np.stack(found)
+    if not found:
+        raise DataError(f"{source.place(0, 0)}: neither this image nor any other of dev can be decoded")
+    return np.stack(found)
+
+
+def _part_shards(root: str, part: str, timeout_s: float) -> Shards:
+    """All of the part train or val, wherever below `root` it lies."""
+    folders = [storage.join(root, name) for name in ("imagenet", "imagenet_slice")]
+    for folder in folders:
+        found = shards.listing(folder, timeout_s, f"{part}*.parquet")
+        if found:
+            text = shards.read_manifest(folder, timeout_s, part)
+            if text is not None:
+                manifest.refuse_unlike(text, folder, {file.name: file.size for file in found})
+            return shards.open_parquet("imagenet", class_names(), folder, found, timeout_s)
+    inside = storage.join(folders[0], part)
+    found = [file for file in shards.listing(inside, timeout_s, recursive=True) if _is_image(file)]
     if found:
-        return _folder_shards(train, found, timeout_s)
+        return _folder_shards(inside, found, timeout_s)
     raise DataError(
-        f"no ImageNet (train) in {' or '.join(folders)}: set $MAEP_DATA or --data.root to the folder that holds"
-        " imagenet/, with train*.parquet or train/SYNSET/*.JPEG in it, or name other files by --data.train_files"
+        f"no ImageNet ({part}) in {' or '.join(folders)}: set $MAEP_DATA or --data.root to the folder that holds"
+        f" imagenet/, with {part}*.parquet or {part}/SYNSET/*.JPEG in it"
+        + (", or name other files by --data.train_files" if part == "train" else "")
     )
+
+
+def _refuse_unlike_manifest(folder: Path, part: str) -> None:
+    path = folder / manifest.name_of(part)
+    if path.is_file():
+        found = {file.name: file.stat().st_size for file in folder.glob("*.parquet")}
+        manifest.refuse_unlike(path.read_bytes(), str(folder), found)
 
 
 def _is_image(file: File) -> bool:

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -86,6 +87,12 @@ def resolved(loader: LoaderConfig, data: DataConfig, on_ray: bool) -> LoaderConf
         raise ConfigError(f"loader.kind: {kind} streams imagenet; {data.name} fits in memory: use resident")
     if kind == "ray" and not on_ray:
         raise ConfigError("loader.kind: ray needs Ray Train workers: give workers.num_workers, or use stream")
+    if kind in ("stream", "ray") and data.max_corrupt and not data.max_corrupt_share:
+        warnings.warn(
+            f"data.max_corrupt: {data.max_corrupt} is for the images of dev; those that are streamed go by"
+            f" data.max_corrupt_share, now {data.max_corrupt_share:g}",
+            stacklevel=2,
+        )
     if kind == "resident" and data.train_files is not None:
         raise ConfigError("data.train_files: only stream and ray read them: leave out loader.kind resident")
     return replace(loader, kind=kind)

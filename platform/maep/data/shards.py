@@ -10,7 +10,6 @@ from __future__ import annotations
 import fnmatch
 import functools
 import hashlib
-import json
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -27,11 +26,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from maep import storage
-from maep.data import parquet
+from maep.data import manifest, parquet
 from maep.errors import DataError, UnavailableError
 
 T = TypeVar("T")
-MANIFEST = "train-manifest.json"
 ATTEMPTS = 8
 """How often one request to S3 is tried, with growing pauses, within the time that a read may take."""
 _FAULT = "AWS Error"
@@ -208,22 +206,20 @@ def open_parquet(
 
     with ThreadPoolExecutor(max_workers=16) as pool:  # waiting for storage is what takes the time
         table = np.array([group for each in pool.map(groups, range(len(files))) for group in each], dtype=np.int64)
-    manifest = storage.join(root, str(PurePosixPath(files[0].name).with_name(MANIFEST)))
     identity = repr([(f.name, f.size) for f in files]).encode() + np.ascontiguousarray(table, "<i8").tobytes()
-    with suppress(DataError):  # there need be none
-        found = _within(timeout_s, manifest, functools.partial(_bytes, manifest))
-        if _files(found) == {PurePosixPath(file.name).name for file in files}:
-            identity = found
+    found = read_manifest(storage.join(root, *PurePosixPath(files[0].name).parts[:-1]), timeout_s)
+    if found is not None and manifest.shards(found).keys() == {PurePosixPath(file.name).name for file in files}:
+        identity = found
     digest = hashlib.sha256(identity)
     return ParquetShards(name, classes, root, digest.hexdigest(), timeout_s, tuple(files), table)
 
 
-def _files(manifest: bytes) -> set[str]:
-    """Names of the files that a manifest is of; none where it is damaged."""
-    try:
-        return set(json.loads(manifest)["files"])
-    except (ValueError, KeyError, TypeError):
-        return set()
+def read_manifest(folder: str, timeout_s: float, part: str = "train") -> bytes | None:
+    """What `maep data pack` wrote beside the shards of a part; None: they came otherwise."""
+    path = storage.join(folder, manifest.name_of(part))
+    with suppress(DataError):
+        return _within(timeout_s, path, functools.partial(_bytes, path))
+    return None
 
 
 def _within(seconds: float, path: str, action: Callable[[], T]) -> T:

@@ -45,6 +45,7 @@ class TrackingConfig:
     model: the registered model that `promote` and `run` add versions to; one for each data set.
     artifact_uri: root for checkpoints and registered purifiers, `s3://BUCKET/PREFIX` or a folder;
       None is the experiment's own artifact location.
+    system_metrics: whether processor, memory, disk, network and GPU of the machine that records a run are logged too.
     """
 
     uri: str | None = None
@@ -52,6 +53,7 @@ class TrackingConfig:
     enabled: bool = True
     artifact_uri: str | None = None
     model: str = "purifier"
+    system_metrics: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what MLflow could not use. Raises ValueError."""

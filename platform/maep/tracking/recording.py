@@ -17,6 +17,7 @@ from maep.tracking import places
 from maep.tracking.checkpoints import Checkpoint, checkpoints, to_tags
 from maep.tracking.client import TrackingConfig, hide_secrets
 from maep.tracking.outbox import Outbox, Point, Refused
+from maep.tracking.system import PREFIX, SystemMetrics, monitors
 
 if TYPE_CHECKING:
     from maep.artifact import Artifact
@@ -44,6 +45,11 @@ class MlflowRun:
         self._turn = threading.RLock()  # checkpoints come from a thread of their own, pictures and the end from others
         self._finished = False
         self._outbox = Outbox(self._send, hide_secrets(self._uri))
+        self._system: SystemMetrics | None = None
+        if config.system_metrics:
+            measured = [step for key, step in self._recorded.items() if key.startswith(PREFIX)]
+            watched = monitors(self._run_id, config.uri)
+            self._system = SystemMetrics(watched, self._outbox.add, max(measured, default=-1) + 1)
 
     @property
     def run_id(self) -> str | None:
@@ -80,6 +86,8 @@ class MlflowRun:
         if self._finished:
             return
         self._finished = True
+        if self._system is not None:
+            self._system.close()
         if self._outbox.away:
             _log.warning("waiting up to %.0f s for MLflow to take the last metrics", _FINISH_SECONDS)
         deadline = time.monotonic() + _FINISH_SECONDS

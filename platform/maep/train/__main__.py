@@ -2,9 +2,9 @@
 
     python -m maep.train --pretrain cifar10/pretrain.yaml --finetune cifar10/finetune.yaml --output out
 
-The files are those of `maep pretrain` and `maep finetune`; what they say of tracking, workers and validation is left
-aside. Further words override keys of either phase: `--finetune.loop.samples 500000`. `--minutes M` stops cleanly after
-M minutes, and SIGTERM at once, with a checkpoint, and the same line goes on from there.
+The files are those of `maep pretrain` and `maep finetune`; what they say of tracking and workers is left aside, and of
+validation with a warning. Further words override keys of either phase: `--finetune.loop.samples 500000`. `--minutes M`
+stops cleanly after M minutes, and SIGTERM at once, with a checkpoint, and the same line goes on from there.
 """
 
 from __future__ import annotations
@@ -76,7 +76,15 @@ def _phases(arguments: argparse.Namespace, overrides: Sequence[str], notice: Not
 def _load(cls: type[T], path: Path, over: dict[str, Any]) -> T:
     values: dict[str, Any] = config.read_yaml(path)
     values.pop("tracking", None)
-    return dataclasses.replace(config.build(cls, _merge(values, over)), workers=WorkersConfig())
+    settings = config.build(cls, _merge(values, over))
+    if settings.validation.every_checkpoint:
+        best = f" and loop.keep_best {settings.loop.keep_best}" if settings.loop.keep_best else ""
+        print(
+            f"maep.train: warning: {path}: validation.every_checkpoint{best} does nothing here: only maep pretrain and"
+            " maep finetune measure checkpoints",
+            file=sys.stderr,
+        )
+    return dataclasses.replace(settings, workers=WorkersConfig())
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

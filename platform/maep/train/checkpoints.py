@@ -1,7 +1,6 @@
 """Checkpoints of a run: complete folders, an index that is written after them, the newest sound one to resume from.
 
-They are written by a thread of their own while the training goes on: what it writes is a copy on the CPU, taken
-between two steps. A kill at any moment leaves the one before whole.
+What is written is a copy on the CPU, taken between two steps. A kill at any moment leaves the one before whole.
 """
 
 from __future__ import annotations
@@ -10,14 +9,13 @@ import json
 import math
 import os
 import shutil
+import threading
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor
 
@@ -25,7 +23,11 @@ from maep import artifact, storage
 from maep.artifact import Artifact
 from maep.errors import ArtifactError, UnavailableError
 
-_INDEX = "index.json"
+MODEL, BEST, CHECKPOINTS, RESUMED = "model", "best", "checkpoints", "resumed-from"
+"""Folders in the output of a run."""
+RUN_KEY = "run-key"
+"""A file there, which says which training it is."""
+INDEX = "index.json"
 _OWNER = "owner"
 _SCORE = "score.json"
 
@@ -64,6 +66,9 @@ class Checkpoints:
         self.folder = folder
         self.keep = keep
         self._token: str | None = None
+        self._turn = threading.Lock()  # one thread saves, another is done with what was saved
+        self._old: set[str] = set()
+        self._pinned: set[str] = set()
 
     def claim(self) -> None:
         """Makes this process the one that writes here. A cut-off one that still runs then finds out, and stops."""
@@ -83,10 +88,27 @@ class Checkpoints:
         saved = artifact.write(self.folder / name, "checkpoint", config, weights, card, state)
         self._check_owner()
         names = [*[known for known in self._names() if known != name], name]
-        storage.write_bytes(self.folder / _INDEX, json.dumps(names[-self.keep :]).encode())
-        for old in names[: -self.keep]:
-            shutil.rmtree(self.folder / old, ignore_errors=True)
+        storage.write_bytes(self.folder / INDEX, json.dumps(names[-self.keep :]).encode())
+        with self._turn:
+            self._old = self._old.union(names[: -self.keep]) - {name}
+            self._drop()
         return saved
+
+    def adopt(self, name: str) -> None:
+        """Takes the checkpoint that was put into folder `name` for the newest."""
+        names = [*[known for known in self._names() if known != name], name]
+        storage.write_bytes(self.folder / INDEX, json.dumps(names[-self.keep :]).encode())
+
+    def pin(self, saved: Artifact) -> None:
+        """Keeps it on disk, newer ones or not, until it is unpinned."""
+        with self._turn:
+            self._pinned.add(saved.folder.name)
+
+    def unpin(self, saved: Artifact) -> None:
+        """Drops it, if newer ones have taken its place."""
+        with self._turn:
+            self._pinned.discard(saved.folder.name)
+            self._drop()
 
     def newest(self) -> Artifact | None:
         """The newest checkpoint that verifies: a damaged one is passed over, with a warning, for the one before it."""
@@ -101,6 +123,11 @@ class Checkpoints:
         """Drops all of them, once the run's result is in place."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _drop(self) -> None:
+        for name in self._old - self._pinned:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+            self._old.remove(name)
+
     def _check_owner(self) -> None:
         if self._token is None:
             return
@@ -109,7 +136,7 @@ class Checkpoints:
             raise UnavailableError(f"another process goes on with the run in {self.folder.parent}: this one ends here")
 
     def _names(self) -> list[str]:
-        path = self.folder / _INDEX
+        path = self.folder / INDEX
         try:
             names: list[str] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -117,54 +144,6 @@ class Checkpoints:
         except ValueError:
             raise ArtifactError(f"{path} is damaged: remove {self.folder} to start anew") from None
         return names
-
-
-class Writer:
-    """Saves snapshots one after the other in a thread, and then calls `tell(saved, samples_seen)` there.
-
-    At most one is in flight. What goes wrong in the thread is raised by the next `check`, `put` or `wait`.
-    """
-
-    def __init__(self, checkpoints: Checkpoints, tell: Callable[[Artifact, int], None]) -> None:
-        self.checkpoints, self.tell = checkpoints, tell
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="maep-checkpoints")
-        self._pending: Future[None] | None = None
-
-    def put(self, taken: Snapshot) -> None:
-        """Begins to save `taken`, once the one before lies there."""
-        self.wait()
-        self._pending = self._thread.submit(self._save, taken)
-
-    def check(self) -> None:
-        """Raises what went wrong; returns at once."""
-        if self._pending is not None and self._pending.done():
-            self.wait()
-
-    def wait(self) -> None:
-        """Until nothing is in flight. Raises what went wrong."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Waits; where the run has failed already, what goes wrong here too is a warning."""
-        try:
-            self.wait()
-        except Exception as second:
-            if error is None:
-                raise
-            warnings.warn(f"the last checkpoint was not saved: {second}", stacklevel=2)
-        finally:
-            self._thread.shutdown()
-
-    def _save(self, taken: Snapshot) -> None:
-        saved = self.checkpoints.save(taken.samples_seen, taken.config, taken.weights, taken.state)
-        self.tell(saved, taken.samples_seen)
 
 
 @dataclass(frozen=True)

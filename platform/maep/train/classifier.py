@@ -42,6 +42,8 @@ class ClassifierConfig:
         check_shape(self.family, self.depth, self.width)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing: {self.label_smoothing} must be in [0, 1)")
+        if self.loop.keep_best is not None:
+            raise ValueError(f"loop.keep_best: {self.loop.keep_best}: a classifier is not validated: leave it out")
 
 
 class Classification(Objective):

@@ -1,45 +1,43 @@
 """The same loop on Ray Train: N workers share each batch, Ray starts them and starts them anew when one dies.
 
-Nothing of Ray is in the step. Checkpoints are the loop's own, on storage that all workers see; a new group of
-workers resumes from the newest as any other process would. A range of workers is Ray Train's own elasticity: the
+Nothing of Ray is in the step. Checkpoints are the loop's own, in a folder that all workers see or on s3://; a new group
+of workers resumes from the newest as any other process would. A range of workers is Ray Train's own elasticity: the
 batch stays the same, so a group of another size takes the same steps, up to the order of sums.
 
-A notice reaches the steps from four sides: SIGTERM of this process, which leaves a file that rank 0 looks for;
-SIGTERM of a worker; Ray's own, of a machine that is drained (a spot machine that is reclaimed). The first ends the
-run, the others only the group: a new one goes on elsewhere.
+A notice reaches the steps from three sides: SIGTERM of this process, which leaves a file that rank 0 looks for each
+second; SIGTERM of a worker; Ray's own, of a machine that is drained (a spot machine that is reclaimed), within five
+seconds. Then all workers end the step that is under way, and at most one more. The first ends the run, the others only
+the group: a new one goes on elsewhere.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
-import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-import torch
-
-from maep import artifact, cluster, config
+from maep import artifact, cluster, config, storage
 from maep.artifact import Artifact
 from maep.data.datasets import data_uri
 from maep.data.loaders import resolved
-from maep.errors import ConfigError, Stopped, UnavailableError, UserError, WriteError
+from maep.errors import ConfigError, Stopped, UnavailableError, UserError
+from maep.train.checkpoints import MODEL, RESUMED
 from maep.train.classifier import ClassifierConfig, classification
 from maep.train.config import FinetuneConfig, PretrainConfig
-from maep.train.loop import Callback, Task, World, run, starting_point
+from maep.train.loop import Callback, Task, World, go_on
+from maep.train.mirror import Mirror, mirror_of, working_folder
 from maep.train.notice import Notice, on_sigterm
 from maep.train.phases import pretraining, purification
+from maep.train.ray_faults import cause, of_rank, watching
+from maep.train.ray_notice import StopFile, hearing, worker_notice
+from maep.train.start import anyones, starting_point
 
 Settings = PretrainConfig | FinetuneConfig | ClassifierConfig
-
-_STOP = "stop"
-_LOOK_EVERY_S = 1.0
-_DRAIN_POLL_S = 5.0
 
 MakeCallbacks = Callable[[], Sequence[Callback]]
 """Makes the callbacks in the process where they run (connections do not travel), once nothing refuses the run."""
@@ -47,39 +45,62 @@ MakeCallbacks = Callable[[], Sequence[Callback]]
 
 def train(
     settings: Settings,
-    output: Path,
+    output: str | Path,
     make_callbacks: MakeCallbacks,
     address: str | None = None,
     resume: Artifact | None = None,
 ) -> Artifact:
     """Trains a phase in this process (`workers.num_workers` 0) or on that many Ray Train workers.
 
-    Raises UnavailableError where the cluster cannot place the workers, Stopped after a SIGTERM of this process, and
-    what the loop raises.
+    For workers, `settings` must be `rooted`, and `output` a folder that all machines see, or s3://. Returns the result
+    as it lies on this machine. Raises UnavailableError where the cluster cannot place the workers, or S3 does not
+    answer, Stopped after a SIGTERM of this process, and what the loop raises.
     """
     workers = settings.workers
+    output = str(output if storage.is_remote(output) else Path(output).absolute())
+    folder, mirror = working_folder(output), mirror_of(output, settings.loop.keep_checkpoints)
     if workers.most == 0:
         task = _task(settings)
-        starting_point(task, output, resume)  # refuses before the callbacks write anything
+        start = starting_point(task.config, folder, resume, mirror=mirror)  # refuses before callbacks write anything
         with on_sigterm() as notice:
-            return run(task, output, make_callbacks(), World(), resume, notice)
+            return _to_end(start, task, folder, mirror, make_callbacks, World(), notice)
     for count in range(workers.least, workers.most + 1):
         if settings.loop.batch_size % count:
             raise ConfigError(f"loop.batch_size: {settings.loop.batch_size} does not divide among {count} workers")
-    output.mkdir(parents=True, exist_ok=True)
-    stop = output.absolute() / _STOP
+    folder.mkdir(parents=True, exist_ok=True)
+    stop = StopFile(output)
     cpus = workers.most * (workers.cpus_per_worker + _loader_cpus(settings))
-    stop.unlink(missing_ok=True)
-    with cluster.session(address, cpus), on_sigterm(stop.touch) as told:
+    stop.remove()
+    with cluster.session(address, cpus), on_sigterm(stop.put) as told:
         _check_room(settings)
-        settings = rooted(settings)
         try:
-            while (stopped := _fit(settings, output.absolute(), make_callbacks, resume)) is not None:
+            lent = _lent(resume, output, mirror) if resume is not None else None
+            while (stopped := _fit(settings, output, make_callbacks, lent)) is not None:
                 if told():
                     raise stopped
         finally:
-            stop.unlink(missing_ok=True)
-    return artifact.read(output / "model")
+            with suppress(UnavailableError):  # where S3 is away, another error says so
+                stop.remove()
+    if mirror is not None:
+        mirror.pull()
+    return artifact.read(folder / MODEL)
+
+
+def _to_end(
+    start: Artifact | None,
+    task: Task,
+    folder: Path,
+    mirror: Mirror | None,
+    make_callbacks: MakeCallbacks,
+    world: World,
+    notice: Notice,
+) -> Artifact:
+    """The run in `folder`, and what of it goes to the mirror, before anybody else is told."""
+    callbacks = [*([mirror] if mirror else []), *make_callbacks()] if world.rank == 0 else []
+    result = go_on(start, task, folder, callbacks, world, notice)
+    if mirror is not None and world.rank == 0:
+        mirror.finish()
+    return result
 
 
 def _task(settings: Settings) -> Task:
@@ -127,7 +148,7 @@ def _loader_cpus(settings: Settings) -> float:
     return loader.cpus if loader.kind == "ray" else 0.0
 
 
-def _fit(settings: Settings, output: Path, make_callbacks: MakeCallbacks, resume: Artifact | None) -> Stopped | None:
+def _fit(settings: Settings, output: str, make_callbacks: MakeCallbacks, lent: str | None) -> Stopped | None:
     """Trains with workers until the result is there, or a notice has stopped them: then it says so."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -141,11 +162,11 @@ def _fit(settings: Settings, output: Path, make_callbacks: MakeCallbacks, resume
         train_loop_config={
             "phase": type(settings).__name__,
             "settings": config.to_dict(settings),
-            "output": str(output),
+            "output": output,
             "make_callbacks": make_callbacks,
-            "resume": str(_shared(resume, output)) if resume else None,
+            "resume": lent,
         },
-        torch_config=_hearing(),
+        torch_config=hearing(),
         scaling_config=ScalingConfig(
             num_workers=workers.num_workers,
             elastic_resize_monitor_interval_s=workers.resize_every_s,
@@ -154,7 +175,8 @@ def _fit(settings: Settings, output: Path, make_callbacks: MakeCallbacks, resume
         ),
         run_config=RunConfig(
             name="ray",
-            storage_path=str(output),
+            **_ray_storage(output),
+            callbacks=[watching(output)],
             failure_config=FailureConfig(
                 max_failures=workers.max_failures, controller_failure_limit=workers.max_failures
             ),
@@ -163,88 +185,36 @@ def _fit(settings: Settings, output: Path, make_callbacks: MakeCallbacks, resume
     try:
         ended: Stopped | UserError | FloatingPointError | None = trainer.fit().return_value
     except TrainingFailedError as error:
-        raise _cause(error, workers.start_timeout_s) from None
+        raise cause(error, workers.start_timeout_s) from None
     if ended is None or isinstance(ended, Stopped):
         return ended
     raise ended
 
 
-def _shared(resume: Artifact, output: Path) -> Path:
-    """A copy of the checkpoint beside the run's own: workers on other machines see `output`, not the driver's disk."""
-    folder = output / "resumed-from" / resume.sha256[:16]
-    if not artifact.is_valid(folder):
-        shutil.copytree(resume.folder, folder, dirs_exist_ok=True)
-    return folder
+def _lent(resume: Artifact, output: str, mirror: Mirror | None) -> str:
+    """Puts the checkpoint where all machines see it, and not only the driver; its name below `output`."""
+    if mirror is not None:
+        return mirror.lend(resume)
+    name = f"{RESUMED}/{resume.sha256[:16]}"
+    if not artifact.is_valid(Path(output) / name):
+        shutil.copytree(resume.folder, Path(output) / name, dirs_exist_ok=True)
+    return name
 
 
-def _cause(error: Exception, patience: float) -> Exception:
-    """What a person has to know of Ray's `error`: the worker's own where it is ours, else Ray's."""
-    for cause in getattr(error, "worker_failures", {}).values():
-        if isinstance(cause, UserError | FloatingPointError):
-            return cause
-    if type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError":
-        return UnavailableError(
-            f"the cluster did not place the workers within {patience:g} s: wait until it is free,"
-            " raise workers.start_timeout_s, or lower workers.num_workers"
-        )
-    return error
+def _ray_storage(output: str) -> dict[str, Any]:
+    """Where Ray keeps what it has to of a run, as it takes it; keys come from each process's own environment."""
+    if not storage.is_remote(output):
+        return {"storage_path": output}
+    from pyarrow import fs
 
-
-def _hearing() -> Any:
-    """Ray's setting-up of PyTorch, and in each worker's main thread an ear for SIGTERM (the run has another thread)."""
-    from ray.train.torch import TorchConfig
-
-    class Backend(TorchConfig().backend_cls):  # type: ignore[misc]
-        def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            super().on_start(worker_group, backend_config)
-            worker_group.execute(_hear_sigterm)
-
-    class Hearing(TorchConfig):  # type: ignore[misc]
-        @property
-        def backend_cls(self) -> type:
-            return Backend
-
-    return Hearing()
-
-
-_sigterm = threading.Event()
-
-
-def _hear_sigterm() -> None:
-    signal.signal(signal.SIGTERM, lambda number, frame: _sigterm.set())
-
-
-def _notice(rank: int, stop: Path) -> Notice:
-    """Whether this worker was told to end, by SIGTERM, by Ray, or (rank 0 hears it) by the file `stop`."""
-    import ray.train
-    from ray.exceptions import RayError
-
-    drained = threading.Event()
-
-    def watch() -> None:
-        # All workers ask equally often, as Ray wants it: a barrier that the steps do not wait at.
-        with suppress(RayError):  # the group ends while this waits for the others
-            while ray.train.get_preemption_info() is None:
-                time.sleep(_DRAIN_POLL_S)
-            drained.set()
-
-    threading.Thread(target=watch, name="maep-notice", daemon=True).start()
-    looked = 0.0
-
-    def told() -> bool:
-        nonlocal looked
-        if _sigterm.is_set() or drained.is_set():
-            return True
-        if rank or time.monotonic() < looked + _LOOK_EVERY_S:
-            return False
-        looked = time.monotonic()
-        return stop.exists()
-
-    return told
+    place = urlsplit(storage.s3_endpoint() or "")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    system = fs.S3FileSystem(region=region, scheme=place.scheme or "https", endpoint_override=place.netloc or None)
+    return {"storage_path": output.removeprefix("s3://"), "storage_filesystem": system}
 
 
 def _worker(values: dict[str, Any]) -> UserError | FloatingPointError | Stopped | None:
-    """One worker's run. A mistake that a restart would repeat is returned, because Ray retries what is raised."""
+    """One worker's run. A mistake of all workers is returned; what one raises ends the others by Ray's hand."""
     import ray.train
 
     context = ray.train.get_context()
@@ -252,38 +222,29 @@ def _worker(values: dict[str, Any]) -> UserError | FloatingPointError | Stopped 
     kinds: dict[str, type[Settings]] = {
         kind.__name__: kind for kind in (PretrainConfig, FinetuneConfig, ClassifierConfig)
     }
-    output, mistake = Path(values["output"]), None
-    resume = None
+    settings = config.build(kinds[values["phase"]], values["settings"])
+    output, resume, mistake = values["output"], None, None
+    folder, mirror = working_folder(output), mirror_of(output, settings.loop.keep_checkpoints)
     try:
-        task = _task(config.build(kinds[values["phase"]], values["settings"]))
-        resume = artifact.read(values["resume"]) if values["resume"] else None
-        starting_point(task, output, resume)
+        task = _task(settings)
+        if values["resume"] and world.rank == 0:
+            resume = mirror.bring(values["resume"]) if mirror else artifact.read(folder / values["resume"])
     except UserError as error:
         mistake = error
-    mistake = _anyones(mistake, world)
+    mistake = anyones(mistake, world)
     if mistake is not None:
         return mistake
-    notice = _notice(world.rank, output / _STOP)
     try:
-        run(task, output, values["make_callbacks"]() if world.rank == 0 else (), world, resume, notice)
+        start = starting_point(task.config, folder, resume, world, mirror)
+    except UserError as error:
+        return error
+    notice = worker_notice(world.rank, StopFile(output))
+    try:
+        _to_end(start, task, folder, mirror, values["make_callbacks"], world, notice)
     except Stopped as stopped:
         return stopped
     except (UserError, FloatingPointError) as error:
         if world.size > 1:
-            raise _of(world.rank, error) from None  # the others wait for this worker, and only Ray can end them
-        return error
+            raise of_rank(world.rank, error) from None  # the others wait for this worker, and only Ray can end them
+        return of_rank(world.rank, error)
     return None
-
-
-def _of(rank: int, error: UserError | FloatingPointError) -> UserError | FloatingPointError:
-    """`error` with the worker it happened to: the storage of one machine is not that of another."""
-    return type(error)(f"worker {rank}: {error}") if isinstance(error, UnavailableError | WriteError) else error
-
-
-def _anyones(mistake: UserError | None, world: World) -> UserError | None:
-    """The first worker's mistake, if any made one: then all stop, and none waits for another."""
-    if world.size == 1:
-        return mistake
-    mistakes: list[UserError | None] = [None] * world.size
-    torch.distributed.all_gather_object(mistakes, mistake)
-    return next((each for each in mistakes if each is not None), None)

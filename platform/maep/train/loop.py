@@ -24,27 +24,21 @@ from maep.data.resident import Noise, Resident, Synthetic
 from maep.data.streaming import Stream
 from maep.errors import ConfigError, Stopped
 from maep.train import faults
-from maep.train.checkpoints import Checkpoints, Writer, check_same, snapshot
+from maep.train.checkpoints import CHECKPOINTS, MODEL, Checkpoints, snapshot
 from maep.train.config import LoopConfig
-from maep.train.history import History
+from maep.train.history import History, members
 from maep.train.meter import Meter, Progress
-from maep.train.notice import Notice, agreed, never
+from maep.train.notice import Agreement, Notice, never
 from maep.train.objectives import Batch, Losses, Objective
+from maep.train.start import World, starting_point
 from maep.train.step import Step, learning_rate
 from maep.train.stopwatch import Stopwatch
+from maep.train.writer import Writer
 
-__all__ = ["Callback", "Progress", "Task", "World", "learning_rate", "pick_device", "run", "starting_point"]
+__all__ = ["Callback", "Progress", "Task", "World", "go_on", "learning_rate", "pick_device", "run"]
 
 _STEP, _IMAGE = 101, 102
 _LOG_POINTS = 200
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among those that train together; a process group must be up where `size` is above 1."""
-
-    rank: int = 0
-    size: int = 1
 
 
 class Callback(Protocol):
@@ -54,7 +48,10 @@ class Callback(Protocol):
         """About 200 times a run."""
 
     def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
-        """After a checkpoint lies complete on disk; in the thread that wrote it, while the next steps are taken."""
+        """After a checkpoint lies complete on disk, where it stays until this returns.
+
+        In a thread of its own, for one after the other, while steps and further checkpoints go on.
+        """
 
     def on_end(self, result: Artifact) -> None:
         """After the result lies complete on disk; also where it lay there already."""
@@ -86,48 +83,42 @@ def run(
     resume: Artifact | None = None,
     notice: Notice = never,
 ) -> Artifact:
-    """Trains to the end and returns the artifact at `output/model`.
+    """Trains to the end and returns the artifact at `output/model` (of several workers, where rank 0 is).
 
     A finished `output` is returned as it is; an unfinished one goes on from its newest sound checkpoint, else from
     the checkpoint `resume`. Raises ConfigError where either is of another configuration, FloatingPointError, naming
     the step, where the loss is no longer finite, and Stopped, with a checkpoint at that step, after a `notice`.
     """
     world = world or World()
-    start = starting_point(task, output, resume)
-    checkpoints = _checkpoints(task, output)
-    if start is not None and start.folder == output / "model":
-        for callback in callbacks:
-            callback.on_end(start)
-        if world.rank == 0:
-            checkpoints.remove()  # where a kill fell between the result and this
-        return start
+    return go_on(starting_point(task.config, output, resume, world), task, output, callbacks, world, notice)
+
+
+def go_on(
+    start: Artifact | None,
+    task: Task,
+    output: Path,
+    callbacks: Sequence[Callback] = (),
+    world: World | None = None,
+    notice: Notice = never,
+) -> Artifact:
+    """`run` from `start`, which must be its `starting_point`."""
+    world = world or World()
+    checkpoints = Checkpoints(output / CHECKPOINTS, task.loop.keep_checkpoints)
     heard = callbacks if world.rank == 0 else ()
     try:
-        return _Run(task, checkpoints, heard, world, notice).to_end(start, output)
+        if start is not None and artifact.STATE not in start.files:
+            result = start  # no checkpoint: it lay there already
+        else:
+            result = _Run(task, checkpoints, heard, world, notice).to_end(start, output)
+        for callback in heard:
+            callback.on_end(result)
     except BaseException as error:
         for callback in heard:
             callback.on_failure(error)
         raise
-
-
-def starting_point(task: Task, output: Path, resume: Artifact | None = None) -> Artifact | None:
-    """What `run` goes on from: the finished result, else the newest sound checkpoint, else `resume`; None: nothing.
-
-    Raises ArtifactError where that is of another configuration or no checkpoint, or the result is damaged.
-    """
-    if (output / "model" / artifact.MANIFEST).exists():
-        start: Artifact | None = artifact.read(output / "model")
-    else:
-        start = _checkpoints(task, output).newest() or resume
-        if start is not None:
-            start.require_state()
-    if start is not None:
-        check_same(start, task.config)
-    return start
-
-
-def _checkpoints(task: Task, output: Path) -> Checkpoints:
-    return Checkpoints(output / "checkpoints", task.loop.keep_checkpoints)
+    if world.rank == 0:
+        checkpoints.remove()  # here too where a kill fell between the result and this
+    return result
 
 
 class _Run:
@@ -140,8 +131,9 @@ class _Run:
         if loop.batch_size % world.size:
             raise ConfigError(f"loop.batch_size: {loop.batch_size} does not divide among {world.size} workers")
         self.task, self.checkpoints, self.callbacks, self.world = task, checkpoints, callbacks, world
-        self.writer, self.notice = Writer(checkpoints, self._tell), notice
+        self.writer = Writer(checkpoints, self._tell)
         self.device = pick_device(loop.device)
+        self.agreement = Agreement(notice, world.size, self.device)
         self.objective = task.objective.to(self.device).to(memory_format=torch.channels_last).train()  # 2x on CPUs
         self.update = Step(self.objective, loop, world.size, self.device)
         self.watch = Stopwatch(self.device)
@@ -156,7 +148,7 @@ class _Run:
         if self.world.rank == 0:
             self.checkpoints.claim()
         with History(output, self.checkpoints.folder, self.world.rank) as history, self.writer:
-            history.begin(self.step, self.world.size)
+            history.begin(self.step, members(self.world.size))
             self._steps(history)
             return self._finish(output)
 
@@ -169,6 +161,7 @@ class _Run:
         with closing(self.loader.parts(self.step, loop.num_steps)) as parts:
             self.watch.start()
             for part in parts:
+                self.agreement.ask()
                 losses = self._take_step(part)
                 self.step += 1
                 history.at(self.step)
@@ -179,7 +172,7 @@ class _Run:
                         callback.on_step(progress)
                 self.writer.check()
                 before, after = (s * loop.batch_size // loop.checkpoint_every for s in (self.step - 1, self.step))
-                told = agreed(self.notice, self.step, self.world.size, self.device)
+                told = self.agreement.answer()
                 if (after > before or told) and self.step < loop.num_steps:
                     self._save()
                     if told:
@@ -235,18 +228,15 @@ class _Run:
     def _finish(self, output: Path) -> Artifact:
         self.writer.wait()
         weights = self.update.result()
+        result: list[Artifact | None] = [None]
         if self.world.rank == 0:
             task = self.task
             weights = task.objective.result(weights)
-            artifact.write(output / "model", task.kind, task.config, weights, task.card)
+            result = [artifact.write(output / MODEL, task.kind, task.config, weights, task.card)]
         if self.world.size > 1:
-            torch.distributed.barrier()
-        result = artifact.read(output / "model")
-        for callback in self.callbacks:
-            callback.on_end(result)
-        if self.world.rank == 0:
-            self.checkpoints.remove()
-        return result
+            torch.distributed.broadcast_object_list(result, src=0)
+        assert result[0] is not None
+        return result[0]
 
 
 def open_loader(images: Images, loader: LoaderConfig, sampling: Sampling, device: torch.device) -> Loader:

@@ -13,8 +13,6 @@ from types import FrameType
 
 import torch
 
-_AGREE_EVERY = 10
-
 Notice = Callable[[], bool]
 """Whether this process was told to end; asked at every step."""
 
@@ -24,15 +22,30 @@ def never() -> bool:
     return False
 
 
-def agreed(notice: Notice, step: int, num_workers: int, device: torch.device) -> bool:
-    """Whether any of the processes was told; several ask each other every tenth step, so that all stop at the same."""
-    if num_workers == 1:
-        return notice()
-    if step % _AGREE_EVERY:
-        return False
-    told = torch.tensor([int(notice())], device=device)
-    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-    return bool(told.item())
+class Agreement:
+    """Whether any of the workers was told, so that all stop after the same step.
+
+    Each step asks anew. The exchange is of one number and goes on beside the step's own work, so it costs no time: a
+    notice ends the step that is under way and at most one more.
+    """
+
+    def __init__(self, notice: Notice, num_workers: int, device: torch.device) -> None:
+        self._notice, self._num_workers, self._device = notice, num_workers, device
+        self._told: torch.Tensor | None = None
+        self._exchange: torch.distributed.Work | None = None
+
+    def ask(self) -> None:
+        """Begins the exchange, before a step's work; all workers must call."""
+        if self._num_workers > 1:
+            self._told = torch.tensor([int(self._notice())], device=self._device)
+            self._exchange = torch.distributed.all_reduce(self._told, torch.distributed.ReduceOp.MAX, async_op=True)
+
+    def answer(self) -> bool:
+        """What came of it, after the step's work: the same for all. One process alone needs no exchange."""
+        if self._told is None or self._exchange is None:
+            return self._notice()
+        self._exchange.wait()
+        return bool(self._told.item())
 
 
 @contextmanager
