@@ -48,7 +48,7 @@ def test_shards_on_s3_give_the_bits_of_the_files(s3_server: S3, written: Path, m
             pixels.append(torch.cat([part.pixels for part in parts]))
     assert torch.equal(*pixels)
     assert imagenet.train_shards(root).fingerprint == imagenet.train_shards(str(written)).fingerprint
-    client.put_object(Bucket=running.bucket, Key="set/imagenet/val.parquet", Body=file.read_bytes())
+    client.put_object(Bucket=s3_server.bucket, Key="set/imagenet/val.parquet", Body=file.read_bytes())
     (written / "imagenet" / "val.parquet").write_bytes(file.read_bytes())
     here, there = (DataConfig("imagenet", place, image_size=28) for place in (str(written), root))
     assert torch.equal(_shown(here, str(written)), _shown(there, root))  # what the pictures of a run are drawn from
