@@ -59,7 +59,7 @@ def to_images(data: bytes | memoryview, shape: tuple[int, ...], dtype: DType) ->
         expected = f"{num_bytes(shape, dtype)} of {dtype} {list(shape)}"
         raise Problem("invalid-tensor", f"the tensor has {len(data)} bytes, not {expected}")
     array_BHWC = np.frombuffer(data, _NUMPY[dtype]).reshape((-1, *shape[-3:]))
-    return checked(torch.from_numpy(np.ascontiguousarray(array_BHWC.transpose(0, 3, 1, 2)).astype(dtype, copy=False)))
+    return checked(torch.from_numpy(np.array(array_BHWC.transpose(0, 3, 1, 2), dtype, order="C")))  # its own memory
 
 
 def checked(images: torch.Tensor) -> torch.Tensor:
