@@ -80,7 +80,7 @@ class Engine:
         padded = tiles.pad(pixels, models.stride)
         side = tiles.tile_side(models.image_size, models.stride, self._config.tile_size)
         places = tiles.corners(padded.shape[2], padded.shape[3], side)
-        pieces = [piece for tile in tiles.cut(padded, places, side) for piece in tile.split(1)]
+        pieces = [piece for tile in tiles.cut(padded, places, side) for piece in torch.split(tile, 1)]
         purified: list[torch.Tensor] = []
         for start in range(0, len(pieces), self._config.max_batch_size):  # one large request must not fill the queue
             part = pieces[start : start + self._config.max_batch_size]

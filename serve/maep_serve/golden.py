@@ -5,6 +5,9 @@ The weights are verified by their sha256; this finds the rest: other numerics, a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import numpy as np
 import torch
 from torch import nn
@@ -53,6 +56,6 @@ def pictures(image_size: tuple[int, int]) -> torch.Tensor:
 
 @torch.inference_mode()
 def _outputs(purifier: nn.Module) -> np.ndarray:
-    height, width = purifier.image_size  # type: ignore[misc]
-    values: np.ndarray = to_uint8(purifier(to_float(pictures((int(height), int(width)))))).flatten().numpy()  # type: ignore[arg-type]
+    given = pictures(cast(tuple[int, int], tuple(cast(Sequence[int], purifier.image_size))))
+    values: np.ndarray = to_uint8(purifier(to_float(given))).flatten().numpy()
     return values[:: max(1, len(values) // _NUM_VALUES)][:_NUM_VALUES]

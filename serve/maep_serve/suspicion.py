@@ -75,11 +75,13 @@ def distance(before: torch.Tensor, after: torch.Tensor) -> float:
 def calibrate(purifier: nn.Module, classifier: nn.Module, images: torch.Tensor, names: dict[str, Any]) -> Calibration:
     """Measures clean `images`, uint8 [N, 3, H, W]. `names` are the other fields of Calibration."""
     found: dict[bool, list[float]] = {False: [], True: []}
-    for batch in images.split(_BATCH):
+    for batch in torch.split(images, _BATCH):
         given = batch.float() / 255
         purified = purifier(given).clamp(0, 1).mul(255).round().to(torch.uint8)
         changes = classifier(given).argmax(1) != classifier(purified.float() / 255).argmax(1)
-        for before, after, changed in zip(batch.split(1), purified.split(1), changes.tolist(), strict=True):
+        for before, after, changed in zip(
+            torch.split(batch, 1), torch.split(purified, 1), changes.tolist(), strict=True
+        ):
             found[changed].append(distance(before, after))
     return Calibration(**names, unchanged=tuple(sorted(found[False])), changed=tuple(sorted(found[True])))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ import torch
 from maep_serve.problems import Problem
 
 DType = Literal["uint8", "float32"]
-_NUMPY = {"uint8": np.dtype("u1"), "float32": np.dtype("<f4")}
+_NUMPY: dict[DType, np.dtype[Any]] = {"uint8": np.dtype("u1"), "float32": np.dtype("<f4")}
 _INTEGER = re.compile(r"-?[0-9]{1,9}")
 
 
@@ -29,9 +29,9 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 def parse_dtype(text: str) -> DType:
     """The header x-dtype. Raises Problem invalid-tensor."""
-    word = text.strip().lower()
-    if word == "uint8" or word == "float32":
-        return word
+    for dtype in _NUMPY:
+        if text.strip().lower() == dtype:
+            return dtype
     raise Problem("invalid-tensor", f"x-dtype is {text[:80]!r}: send uint8 or float32")
 
 
@@ -59,7 +59,7 @@ def to_images(data: bytes | memoryview, shape: tuple[int, ...], dtype: DType) ->
         expected = f"{num_bytes(shape, dtype)} of {dtype} {list(shape)}"
         raise Problem("invalid-tensor", f"the tensor has {len(data)} bytes, not {expected}")
     array_BHWC = np.frombuffer(data, _NUMPY[dtype]).reshape((-1, *shape[-3:]))
-    return checked(torch.from_numpy(np.ascontiguousarray(array_BHWC.transpose(0, 3, 1, 2)).astype(dtype, copy=False)))
+    return checked(torch.from_numpy(np.array(array_BHWC.transpose(0, 3, 1, 2), dtype, order="C")))  # its own memory
 
 
 def checked(images: torch.Tensor) -> torch.Tensor:
