@@ -14,6 +14,7 @@ from serving import serving
 
 from maep_serve.api import create_api
 from maep_serve.service import Service
+from maep_serve.suspicion import Calibration
 from maep_serve.tokens import Tokens, digest_of
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -248,3 +249,17 @@ def test_the_policy_lets_nothing_else_run(browser: playwright.Browser, url: str)
         page.goto(url)
         assert page.evaluate(inject) == "script-src-elem"
         assert page.evaluate("() => window.ran") is None
+
+
+@pytest.mark.parametrize(("least", "said"), [(0.0, "suspects an attack"), (1.0, "no attack is suspected")])
+def test_it_says_how_suspicious_the_picture_is(browser: playwright.Browser, config, models, least: float, said: str):
+    """Calibrated so that every picture, or none, is changed more than clean ones were."""
+    unchanged, changed = (least,) * 99, (least,) * 99 if least else ()
+    calibration = Calibration(models.purifier_sha256, "0" * 64, "clean", "0" * 64, (16, 16), unchanged, changed)
+    app = create_api(Service(config, dataclasses.replace(models, calibration=calibration)))
+    with serving(app) as url, browser.new_context() as context:
+        page = context.new_page()
+        page.goto(url)
+        settled(page)
+        playwright.expect(page.locator("#suspicion")).to_contain_text(said)
+        assert "of clean pictures" in page.inner_text("#suspicion")
