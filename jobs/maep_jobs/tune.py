@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from maep.tracking.client import absolute, hide_secrets
 from maep.tracking.runs import ui_command
 from maep.tune import report, results, suggest
 from maep.tune.config import TuneConfig
+from maep.tune.record import read_all
 from maep.tune.results import Result
 from maep_jobs import tuning, winner
 from maep_jobs.arguments import Job, Parser, parse, parser, plan_text
@@ -46,7 +48,12 @@ def main(argv: Sequence[str]) -> int:
     command = hide_secrets(shlex.join(["maep", "tune", *argv]))
     tracking = absolute(job.tracking)
     with storage.alone_in(output):
-        tuning.run_search(settings, tracking, output, options.resume, options.address)
+        try:
+            tuning.run_search(settings, tracking, output, options.resume, options.address)
+        except KeyboardInterrupt:
+            kept = len(read_all(output))
+            print(f"maep tune: stopped; {kept} trials are kept, --output {output} --resume goes on", file=sys.stderr)
+            return 130
         result = results.read(output)
         results.write(result)
         page = report.write_report(result, command)[0]

@@ -14,13 +14,16 @@ from typing import Any
 
 import pytest
 import yaml
+from processes import children
 from train_toys import LOOP, MAE
+from tune_toys import play, toy
 
 from maep import config
-from maep.tracking.client import TrackingConfig
+from maep.tracking.client import TrackingConfig, absolute, connect, experiment
 from maep.tune import record, suggest
 from maep.tune.config import TuneConfig
 from maep_jobs.arguments import find
+from maep_jobs.tune_tracking import Tracked
 from maep_jobs.tuning import claim
 
 Maep = Callable[..., Any]
@@ -123,6 +126,31 @@ def test_shipped_configurations_are_sound(maep: Maep) -> None:
         suggest.check(config.build(TuneConfig, values))
 
 
+def test_runs_of_a_search_in_mlflow(store: Path, tmp_path: Path) -> None:
+    """A parent, a child a trial; after a kill and a resume as many, none of them open, no value twice."""
+    asked, output = toy(num_trials=4, halving={"num_rungs": 2, "factor": 3}), tmp_path / "out"
+    tracking = absolute(TrackingConfig(uri=f"sqlite:///{store}"))
+    with Tracked(asked, tracking, output) as tracked:
+        play(asked, output, kill_after=3, listener=tracked)
+    with Tracked(asked, tracking, output) as tracked:
+        play(asked, output, listener=tracked)
+    with Tracked(asked, tracking, output) as tracked:
+        play(asked, output, listener=tracked)
+    client = connect(absolute(tracking))
+    runs = client.search_runs([experiment(client, tracking).experiment_id])
+    (parent,) = (run for run in runs if run.data.tags["maep.phase"] == "tune")
+    trials = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    ended = record.read_all(output)
+    assert len(runs) == 1 + len(ended) == 5
+    assert {run.data.tags["maep.trial_id"] for run in trials} == {each.trial_id for each in ended}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in trials:
+        history = client.get_metric_history(run.info.run_id, "clean_accuracy")
+        points = record.curve(output, run.data.tags["maep.trial_id"])
+        assert [metric.step for metric in history] == [point.samples_seen for point in points]
+    assert parent.data.params["space.noise.uniform"] == "[0.0, 1.0]"
+
+
 @pytest.mark.slow
 def test_a_search_leaves_its_best_and_its_page(maep: Maep, words: Any) -> None:
     ran = maep(*words(), "--json")
@@ -170,6 +198,21 @@ def test_kill_minus_nine_and_resume_is_as_if_nothing_was(words: Any, tmp_path: P
     assert [(each.trial_id, each.seed, each.status, each.budget.samples_seen, each.objectives) for each in one] == [
         (each.trial_id, each.seed, each.status, each.budget.samples_seen, each.objectives) for each in other
     ]
+
+
+@pytest.mark.slow
+def test_a_trial_whose_process_is_killed_goes_on(words: Any, tmp_path: Path) -> None:
+    process = started(words(num_trials=2), tmp_path)
+
+    def trials() -> list[int]:
+        return [
+            pid for pid in children(process.pid) if b"ray::ImplicitFunc" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+
+    until(lambda: bool(trials()) and any(tmp_path.glob("out/trials/*/plan.json")), process)
+    os.kill(trials()[0], signal.SIGKILL)
+    assert process.wait(280) == 0
+    assert {each.status for each in record.read_all(tmp_path / "out")} <= {"done", "stopped"}
 
 
 @pytest.mark.slow

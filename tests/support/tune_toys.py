@@ -12,7 +12,7 @@ from maep import config
 from maep.tune import record
 from maep.tune.config import TuneConfig
 from maep.tune.record import Budget, Point
-from maep.tune.search import Search, Work
+from maep.tune.search import Listener, Search, Work
 
 IMAGES = 960
 
@@ -48,13 +48,20 @@ def arrive(search: Search, work: Work) -> None:
     record.append(search.output, work.trial.trial_id, point)
 
 
-def play(settings: TuneConfig, output: Path, order: int = 0, at_once: int = 3, kill_after: int | None = None) -> int:
+def play(
+    settings: TuneConfig,
+    output: Path,
+    order: int = 0,
+    at_once: int = 3,
+    kill_after: int | None = None,
+    listener: Listener | None = None,
+) -> int:
     """Plays the search to its end, `at_once` pieces at a time that end in the order that `order` draws.
 
     `kill_after` so many pieces it stops dead, with the next one's result on disk and not yet heard of. Returns how many
     pieces were done.
     """
-    draw, search, running, done = random.Random(order), Search(settings, output), list[Work](), 0
+    draw, search, running, done = random.Random(order), Search(settings, output, listener), list[Work](), 0
     while not search.is_finished:
         while len(running) < at_once and (work := search.next()) is not None:
             running.append(work)
