@@ -105,8 +105,8 @@ def _saved_words(result: Result, whole: history.Saved) -> str:
         return f"{said} No trial was stopped early: nothing was saved."
     left, full = _amount(whole.full - whole.spent, whole.kind), _amount(whole.full, whole.kind)
     return (
-        f"{said} {whole.num_stopped} of {whole.num_trials} trials were stopped early, which left {left} of {full} {unit}"
-        f" unspent: {whole.share:.0%}."
+        f"{said} {whole.num_stopped} of {whole.num_trials} trials were stopped early, which left {left} of {full}"
+        f" {unit} unspent: {whole.share:.0%}."
     )
 
 

@@ -29,7 +29,7 @@ WORDS = {"mask_ratio": "mask ratio (share of patches hidden in training)", "patc
 KINDS = {"samples_seen": "images seen", "flops": "floating-point operations", "core_seconds": "core-seconds"}
 """How what a budget counts is called."""
 INK, SOFT = "#1b1f24", "#59636e"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "font.family": "DejaVu Sans",  # comes with Matplotlib, so a chart looks alike everywhere
     "axes.spines.top": False,
@@ -69,8 +69,10 @@ def pareto(trials: Sequence[TrialRecord], on_front: Sequence[TrialRecord], x: st
         ):
             if trials_there:
                 _bars(axes, trials_there, x, y, colour)
-                spots = [[_scaled(t, name) for t in trials_there] for name in (x, y)]
-                axes.scatter(*spots, s=30, facecolor=fill, edgecolor=colour, linewidth=1.2, label=label, zorder=order)
+                across, up = ([_scaled(t, name) for t in trials_there] for name in (x, y))
+                axes.scatter(
+                    across, up, s=30, facecolor=fill, edgecolor=colour, linewidth=1.2, label=label, zorder=order
+                )
         ordered = sorted(on_front, key=lambda trial: (_scaled(trial, x), _scaled(trial, y)))
         corner = [-1 if measure(name).lower_is_better else 1 for name in (x, y)]  # better in both: nothing lies there
         axes.plot(

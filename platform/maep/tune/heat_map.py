@@ -32,7 +32,8 @@ def heat_map(found: Map) -> Figure:
             for column, cell in enumerate(cells):
                 mark = BEST if cell is found.best else LEVEL if any(cell is each for each in level) else ""
                 _cell(axes, found, cell, column, row, shade, mark)
-        ticks, labels = list(range(columns)), [each.label for each in found.x.levels]
+        ticks: list[float] = list(range(columns))
+        labels = [each.label for each in found.x.levels]
         if found.reference is not None:
             _cell(axes, found, found.reference, columns + 0.25, 0, shade, "")
             ticks, labels = [*ticks, columns + 0.25], [*labels, "reference"]
@@ -58,7 +59,8 @@ def _shades(found: Map) -> Any:
 
 
 def _cell(axes: Axes, found: Map, cell: Cell, column: float, row: int, shade: Any, mark: str) -> None:
-    corner, middle = (column - 0.48, row - 0.47), {"ha": "center", "va": "center"}
+    corner = column - 0.48, row - 0.47
+    middle: dict[str, Any] = {"ha": "center", "va": "center"}
     if cell.found is None:
         axes.add_patch(Rectangle(corner, 0.96, 0.94, facecolor=_EMPTY, edgecolor="white", hatch="///"))
         box = {"facecolor": _EMPTY, "edgecolor": "none", "pad": 2}
@@ -66,8 +68,9 @@ def _cell(axes: Axes, found: Map, cell: Cell, column: float, row: int, shade: An
         return
     colour = shade(cell.found.value)
     ink = "white" if _luminance(colour) < 0.179 else "black"  # the better contrast, above 4.5 either way
-    edge = {"edgecolor": COLOURS[1], "linewidth": 2.5} if mark == BEST else {"edgecolor": "white", "linewidth": 0}
-    axes.add_patch(Rectangle(corner, 0.96, 0.94, facecolor=colour, zorder=2 if mark == BEST else 1, **edge))
+    ours = mark == BEST
+    edge: dict[str, Any] = {"edgecolor": COLOURS[1] if ours else "white", "linewidth": 2.5 if ours else 0}
+    axes.add_patch(Rectangle(corner, 0.96, 0.94, facecolor=colour, zorder=2 if ours else 1, **edge))
     how = measure(found.objective)
     value = f"{mark} {how.text(cell.found.value)}".strip()
     lines = [line for line in (_brackets(cell, found.objective), _sizes(cell, found.chosen)) if line]
