@@ -63,7 +63,9 @@ def main(argv: Sequence[str]) -> int:
                 f"none of {len(result.trials)} trials was trained to its end: {reasons[0]} (report: {page})"
             )
         trained = tuning.classifier_folders(settings, output)
-        promoted = gate and winner.promote_winner(result, gate, tracking, trained, options.force, command)
+        promoted = None
+        if gate is not None:
+            promoted = winner.promote_winner(result, gate, tracking, trained, options.force, command)
     if options.json:
         print(json.dumps(_values(result) | {"promoted": promoted and promoted.values}))
     else:

@@ -87,14 +87,14 @@ def check(budget: BudgetConfig, device: str) -> None:
         raise ConfigError("budget.kind: core_seconds are of the processor, not of a GPU: use flops or samples_seen")
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the operations of what runs inside, backward passes and attacks included.
 
     PyTorch's FlopCounterMode has the formulas, but follows modules by hooks that an attack's gradient does not bear.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
