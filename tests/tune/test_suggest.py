@@ -104,6 +104,7 @@ def test_spaces_that_make_no_trial_are_refused(keys: dict[str, object], reason: 
         ({"searcher": "grid"}, "space.noise: a grid has no end"),
         ({"halving": {"num_rungs": 1}}, "at least 2"),
         ({"budget": {"amount": 0}}, "must be above 0"),
+        ({"limits": {"latency": 3}}, "limits: no trial reports 'latency'.*latency_ms"),
         ({"speed": 1}, "unknown key 'speed'"),
     ],
 )

@@ -103,7 +103,7 @@ class TuneConfig:
     objectives: tuple[Objective, ...] = ("adaptive_accuracy",)
     """One: the best is looked for. Several: the front of those that no other beats in all; the first decides ties.
     latency_ms is a time: of two searches that have it here, each chooses by its own."""
-    limits: dict[Objective, float] = field(default_factory=dict)
+    limits: dict[str, float] = field(default_factory=dict)
     """What the best one must keep: at most of latency_ms and num_parameters, at least of accuracies."""
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
@@ -144,6 +144,9 @@ class TuneConfig:
             raise ValueError(f"objectives: name at least one of {', '.join(OBJECTIVES)}, none twice")
         if "oblivious_accuracy" in self.objectives and not self.measure.oblivious:
             raise ValueError("objectives: oblivious_accuracy needs measure.oblivious, at least one attack")
+        for name in self.limits:
+            if name not in OBJECTIVES:
+                raise ValueError(f"limits: no trial reports {name!r}: {nearest(name, OBJECTIVES)}")
         if not self.space and not self.fixed:
             raise ValueError("space: is empty: name at least one key, for example mask_ratio: {uniform: [0.3, 0.8]}")
         for key in ("num_trials", "generation"):
