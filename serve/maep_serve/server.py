@@ -237,6 +237,8 @@ def _wait_until_ready(url: str, sha256: str, deadline: float, wait_ready_s: floa
                 return
         except httpx.TransportError as error:
             last, in_a_row = type(error).__name__, 0
+        except UnavailableError:  # a ValueError too
+            raise
         except ValueError:
             last, in_a_row = "an answer that is not JSON", 0
         if not in_a_row:
