@@ -248,7 +248,7 @@ def test_a_shard_that_is_not_as_it_was_packed_is_named(packed: Make, tmp_path: P
 
 def test_what_is_corrupt_in_a_stream_goes_by_a_share() -> None:
     data = DataConfig("imagenet", max_corrupt=3)
-    with pytest.warns(UserWarning, match=r"data\.max_corrupt: 3 is for the images of dev; .* max_corrupt_share, now 0"):
+    with pytest.warns(UserWarning, match=r"data\.max_corrupt: 3 is for the images of dev; .*max_corrupt_share, now 0"):
         resolved(LoaderConfig("stream"), data, on_ray=False)
     resolved(LoaderConfig("stream"), replace(data, max_corrupt_share=0.01), on_ray=False)
     resolved(LoaderConfig("resident"), data, on_ray=False)

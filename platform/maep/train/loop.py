@@ -91,6 +91,8 @@ def run(
     `loop.pause_at`.
     """
     world = world or World()
+    if task.loop.batch_size % world.size:
+        raise ConfigError(f"loop.batch_size: {task.loop.batch_size} does not divide among {world.size} workers")
     return go_on(starting_point(task.config, output, resume, world), task, output, callbacks, world, notice)
 
 
@@ -129,8 +131,7 @@ class _Run:
         self, task: Task, checkpoints: Checkpoints, callbacks: Sequence[Callback], world: World, notice: Notice
     ) -> None:
         loop = task.loop
-        if loop.batch_size % world.size:
-            raise ConfigError(f"loop.batch_size: {loop.batch_size} does not divide among {world.size} workers")
+        assert loop.batch_size % world.size == 0, "whoever starts workers checks this"
         self.task, self.checkpoints, self.callbacks, self.world = task, checkpoints, callbacks, world
         self.writer = Writer(checkpoints, self._tell)
         self.device = pick_device(loop.device)
