@@ -22,7 +22,7 @@ from maep_jobs.failure import JobFailed
 from maep_jobs.tune_plan import plan
 
 _EXAMPLES = """  maep tune --config digits/tune --output outputs/search
-  maep tune --config cifar10/tune --dry-run
+  maep tune --config digits/tune --dry-run --measure
   maep tune --output outputs/search --resume
   maep tune --config digits/tune --budget.kind flops --budget.amount 2e12 --searcher random
   maep tune --config digits/tune --space '{mask_ratio: {choice: [0.25, 0.75]}}' --searcher grid
@@ -34,14 +34,17 @@ def main(argv: Sequence[str]) -> int:
     made = parser("tune", "Search for the best purifier for a budget; --resume goes on after a kill.", _EXAMPLES)
     made.add_argument("--resume", action="store_true", help="go on with the search in --output")
     made.add_argument("--address", help="Ray cluster to run the trials on (default: this machine)")
+    made.add_argument("--measure", action="store_true", help="with --dry-run: also measure how long it would take")
     winner.add_options(made)
     job = _parsed(made, argv)
     options, settings = job.options, job.settings
     output: Path = options.output
     suggest.check(settings)
     if options.dry_run:
-        print(plan_text(job, plan(settings, output)), end="")
+        print(plan_text(job, plan(settings, output, options.measure)), end="")
         return 0
+    if options.measure:
+        raise ConfigError("--measure goes with --dry-run: a search reports its own rate")
     gate = None
     if options.promote is not None:
         gate = winner.gate_settings(options.promote, settings.finetune.data.name, job.tracking)

@@ -18,8 +18,8 @@ from maep.tune.space import Settings
 _MEASURED = 3
 
 
-def plan(search: TuneConfig, output: Path) -> list[str]:
-    """A line each. A few of the first settings are trained for some steps, which takes seconds."""
+def plan(search: TuneConfig, output: Path, measured: bool) -> list[str]:
+    """A line each. Where `measured`, a few of the first settings are trained for some steps: seconds to minutes."""
     chosen = [*search.fixed, *suggest.choose(search, min(search.num_trials, search.generation), [])]
     allowed = suggest.check(search)
     size = "endless" if space.size(search.space) is None else f"{space.size(search.space):,} settings"
@@ -35,7 +35,7 @@ def plan(search: TuneConfig, output: Path) -> list[str]:
     ]
     if total > len(chosen):
         lines.append(f"and {total - len(chosen)} more, which follow from what these find")
-    return [*lines, *_halving(search), *_time(search, chosen, total), f"result and report: {output}"]
+    return [*lines, *_halving(search), *_length(search, chosen, total, measured), f"result and report: {output}"]
 
 
 def _halving(search: TuneConfig) -> list[str]:
@@ -45,6 +45,18 @@ def _halving(search: TuneConfig) -> list[str]:
     levels = halving.levels(factor ** (rungs - 1), 1, rungs, factor)
     shares = ", ".join(f"1/{levels[-1] // level}" if level < levels[-1] else "all" for level in levels)
     return [f"halving: rungs at {shares} of fine-tuning; about 1 in {factor} goes on past each"]
+
+
+def _length(search: TuneConfig, chosen: list[Settings], total: int, measured: bool) -> list[str]:
+    if measured:
+        return _time(search, chosen, total)
+    if search.budget.kind == "samples_seen":
+        images = [f"images: {total * search.budget.amount:,.0f} in all, at most"]
+    elif search.budget.kind == "core_seconds":
+        images = [f"time: {total * search.budget.amount / 3600:.2g} core-hours of training in all, at most"]
+    else:
+        images = []
+    return [*images, "how long it takes on this machine: --measure"]
 
 
 def _time(search: TuneConfig, chosen: list[Settings], total: int) -> list[str]:

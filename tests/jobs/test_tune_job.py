@@ -105,7 +105,9 @@ def test_resume_wants_a_search_and_the_same_one(maep: Maep, words: Any) -> None:
 
 
 def test_a_dry_run_says_trials_images_and_time(maep: Maep, words: Any) -> None:
-    ran = maep(*words(), "--dry-run")
+    assert "# images: 2,048 in all, at most\n" in maep(*words(), "--dry-run").out
+    assert maep(*words(), "--measure").is_mistake("--measure goes with --dry-run")
+    ran = maep(*words(), "--dry-run", "--measure")
     assert ran.status == 0, ran.err
     for said in (
         "# trials: 4 at most",
