@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from maep.errors import ConfigError, nearest
 from maep.tune.measures import finished, measure, measured
-from maep.tune.record import Objective, TrialRecord
+from maep.tune.record import TrialRecord
 
 
-def best(trials: Sequence[TrialRecord], objective: str, limits: Mapping[Objective, float] | None = None) -> TrialRecord:
+def best(trials: Sequence[TrialRecord], objective: str, limits: Mapping[str, float] | None = None) -> TrialRecord:
     """The trial of the best `objective` among those that trained to the end and hold `limits`.
 
     A limit is in the objective's own unit (a share, ms, a number): the most of what should be small, the least of what
@@ -61,7 +61,7 @@ def _holds(trial: TrialRecord, objective: str, limit: float) -> bool:
     return value <= limit if measure(objective).lower_is_better else value >= limit
 
 
-def _nobody(trials: Sequence[TrialRecord], objective: str, limits: Mapping[Objective, float]) -> str:
+def _nobody(trials: Sequence[TrialRecord], objective: str, limits: Mapping[str, float]) -> str:
     able = finished(trials, objective)
     for name, limit in limits.items():
         how = measure(name)
