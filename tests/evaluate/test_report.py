@@ -6,7 +6,6 @@ import dataclasses
 import io
 import itertools
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from evaluations import bundled, changed
+from pages import Page
 from PIL import Image
 
 from maep.errors import DataError
@@ -29,25 +29,6 @@ def png(colour: str = "red") -> bytes:
     data = io.BytesIO()
     Image.new("RGB", (60, 40), colour).save(data, "PNG")
     return data.getvalue()
-
-
-class Page(HTMLParser):
-    """Tags in order with their attributes, and the words between them."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.words += data
-
-    def all(self, *names: str) -> list[dict[str, str | None]]:
-        return [attributes for tag, attributes in self.tags if tag in names]
 
 
 @pytest.fixture(scope="module")

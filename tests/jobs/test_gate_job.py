@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from gates import small_gate
 
 from maep import artifact
 from maep.artifact import Artifact
@@ -23,23 +24,7 @@ Make = Callable[[int], Artifact]
 @pytest.fixture
 def promote(maep: Any, classifier: Path, store: Path, tmp_path: Path) -> Callable[..., Any]:
     """`maep promote ARTIFACT` on 20 dev images, with a floor that anything reaches."""
-    values = {
-        "evaluate": {
-            "data": {"name": "digits"},
-            "classifiers": [str(classifier)],
-            "baselines": ["none"],
-            "num_probes": 8,
-            "cache": str(tmp_path / "cache"),
-        },
-        "gate": {
-            "images": "digits-dev",
-            "num_images": 20,
-            "clean_floor": 0.0,
-            "oblivious_eps": "32/255",
-            "adaptive_eps": ["4/255"],
-            "over_baselines": [],
-        },
-    }
+    values = small_gate(classifier, tmp_path / "cache")
     (tmp_path / "promote.yaml").write_text(yaml.safe_dump(values))
     line = ("--config", "promote.yaml", "--output", "gate")
     return lambda purifier, *more: maep("promote", purifier.folder, *line, *more)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from gates import small_gate
 from searches import grid, settings, trial, write
 
 from maep import artifact, config
@@ -31,23 +32,7 @@ Make = Callable[[int], Artifact]
 @pytest.fixture
 def gate(classifier: Path, tmp_path: Path) -> PromoteConfig:
     """20 dev images, and a floor that anything reaches."""
-    values = {
-        "evaluate": {
-            "data": {"name": "digits"},
-            "classifiers": [str(classifier)],
-            "baselines": ["none"],
-            "num_probes": 8,
-            "cache": str(tmp_path / "cache"),
-        },
-        "gate": {
-            "images": "digits-dev",
-            "num_images": 20,
-            "clean_floor": 0.0,
-            "oblivious_eps": "32/255",
-            "adaptive_eps": ["4/255"],
-            "over_baselines": [],
-        },
-    }
+    values = small_gate(classifier, tmp_path / "cache")
     return config.build(PromoteConfig, values)
 
 

@@ -6,10 +6,10 @@ import dataclasses
 import itertools
 import random
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from pages import Page
 from PIL import Image
 from searches import grid, point, settings, trial, write
 
@@ -21,25 +21,6 @@ EVIL = '<script>alert("1")</script>&\'" onerror=x'
 TWO = ["adaptive_accuracy", "latency_ms"]
 SAVED = "1 of 11 trials were stopped early, which left 30,000 of 440,000 images seen unspent: 7%."
 HALVING = {"num_rungs": 2, "factor": 4}
-
-
-class Page(HTMLParser):
-    """Tags in order with their attributes, and the words between them."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.words += data
-
-    def all(self, *names: str) -> list[dict[str, str | None]]:
-        return [attributes for tag, attributes in self.tags if tag in names]
 
 
 def page_of(folder: Path) -> Page:
