@@ -138,9 +138,9 @@ def test_budgets_are_equal_up_to_a_batch() -> None:
 
 def test_processor_seconds_are_measured_and_kept_to(searched: Make, tmp_path: Path) -> None:
     settings = searched(
-        budget={"kind": "core_seconds", "amount": 1.5, "pretrain_share": 0.3}, searcher="random", num_trials=1
+        budget={"kind": "core_seconds", "amount": 6.0, "pretrain_share": 0.3}, searcher="random", num_trials=1
     )
     execute.here(Search(settings, tmp_path))
     (one,) = record.read_all(tmp_path)
-    assert one.status == "done"
-    assert 0.5 < one.budget.core_seconds / 1.5 < 1.6, "steps so small vary; the budget of a real trial is minutes"
+    assert one.status == "done", one.reason
+    assert 0.5 < one.budget.core_seconds / 6.0 < 1.6, "steps so small vary; the budget of a real trial is minutes"
