@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from query_toys import curved, images_and_labels, keys
 from torch import Tensor, nn
 
 from maep import config, seeding
@@ -51,25 +52,7 @@ class Recorder(nn.Module):
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    """A curved model: random, with steep logits, so that losses go up and down on the way."""
-    torch.manual_seed(0)
-    net = CifarResNet(8, width=4).eval()
-    with torch.no_grad():
-        net.linear.weight.mul_(30)
-    return fold_batch_norm(Classifier(net, "random").eval()).requires_grad_(False)
-
-
-def images_and_labels(model: nn.Module, num: int = 12) -> tuple[Tensor, Tensor]:
-    """Images on the 8-bit grid, black and white among them; what the model says, but for every fourth."""
-    images = torch.randint(0, 256, (num, 3, 16, 16), generator=torch.Generator().manual_seed(1)) / 255
-    images[0], images[1] = 0, 1
-    labels = model(images).argmax(dim=1)
-    labels[::4] = (labels[::4] + 1) % 10
-    return images, labels
-
-
-def keys(num: int) -> Tensor:
-    return seeding.mix(3, torch.arange(num))
+    return curved()
 
 
 def with_eps(recipe: AttackConfig, eps: float) -> AttackConfig:
@@ -80,7 +63,7 @@ def with_eps(recipe: AttackConfig, eps: float) -> AttackConfig:
 @pytest.mark.parametrize("eps", [0.0, 1 / 255, 8 / 255, 0.3, 1.0])
 @pytest.mark.parametrize("stop", [False, True])
 def test_budget_and_range_are_held(model: nn.Module, recipe: AttackConfig, eps: float, stop: bool) -> None:
-    images, labels = images_and_labels(model)
+    images, labels = images_and_labels(model, side=16)
     before = images.clone()
     recorder = Recorder(model)
     attacked = attack(recorder, images, labels, with_eps(recipe, eps), keys(len(images)), stop)
@@ -104,7 +87,7 @@ def test_budget_and_range_are_held(model: nn.Module, recipe: AttackConfig, eps: 
 
 @pytest.mark.parametrize("recipe", ATTACKS[1:], ids=lambda a: f"{a.label}-{a.random_start}-{a.step_size}")
 def test_the_iterate_of_highest_loss_is_kept(model: nn.Module, recipe: AttackConfig) -> None:
-    images, labels = images_and_labels(model)
+    images, labels = images_and_labels(model, side=16)
     recorder = Recorder(model)
     attacked = attack(recorder, images, labels, with_eps(recipe, EPS), keys(len(images)))
     losses = torch.stack([cross_entropy(model(seen), labels) for seen in recorder.seen])
@@ -127,7 +110,7 @@ def test_the_last_iterate_is_looked_at() -> None:
 
 
 def test_fgsm_is_its_formula(model: nn.Module) -> None:
-    images, labels = images_and_labels(model)
+    images, labels = images_and_labels(model, side=16)
     point = images.clone().requires_grad_()
     (slope,) = torch.autograd.grad(F.cross_entropy(model(point), labels), point)
     wanted = (images + EPS * slope.sign()).clamp(0, 1)
@@ -149,7 +132,7 @@ def test_fgsm_keeps_its_step_where_that_lowers_the_loss() -> None:
 
 @every_attack
 def test_stopping_leaves_what_is_broken_alone(model: nn.Module, recipe: AttackConfig) -> None:
-    images, labels = images_and_labels(model)
+    images, labels = images_and_labels(model, side=16)
     wrong = model(images).argmax(dim=1) != labels
     assert wrong.any()
     assert not wrong.all()
@@ -183,7 +166,7 @@ def test_stopping_on_a_model_that_is_always_wrong_takes_one_pass(recipe: AttackC
 def test_an_image_is_attacked_alike_in_any_batch(model: nn.Module, recipe: AttackConfig, stop: bool) -> None:
     """In float64: in float32 the order of a batch's sums is noise that a sign can blow up."""
     exact = fold_batch_norm(Classifier(CifarResNet(8, width=4), "e").eval()).double()
-    images, labels = images_and_labels(model, 6)
+    images, labels = images_and_labels(model, 6, side=16)
     images, place = images.double(), keys(6)
     recipe = with_eps(recipe, EPS)
     together = attack(exact, images, labels, recipe, place, stop)
@@ -198,7 +181,7 @@ def test_apgd_looks_at_its_progress_when_the_authors_do() -> None:
 
 
 def test_keys_decide_the_start(model: nn.Module) -> None:
-    images, labels = images_and_labels(model)
+    images, labels = images_and_labels(model, side=16)
     recipe = AttackConfig("pgd", EPS, steps=1)
     recorder = Recorder(model)
     for seed in (0, 0, 1):
@@ -238,7 +221,7 @@ def test_the_closed_form_optimum_of_a_linear_model(recipe: AttackConfig) -> None
 
 @every_attack
 def test_more_budget_never_lowers_the_loss_of_the_start(model: nn.Module, recipe: AttackConfig) -> None:
-    images, labels = images_and_labels(model)
+    images, labels = images_and_labels(model, side=16)
     losses = [
         cross_entropy(model(attack(model, images, labels, with_eps(recipe, eps), keys(len(images)))), labels).mean()
         for eps in (0.0, 2 / 255, 8 / 255)

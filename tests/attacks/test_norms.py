@@ -6,14 +6,13 @@ import copy
 
 import pytest
 import torch
+from query_toys import curved, images_and_labels, keys
 from torch import Tensor, nn
 
-from maep import seeding
 from maep.attacks import losses
 from maep.attacks.balls import BALLS
 from maep.attacks.config import AttackConfig, AttackName, Norm
 from maep.attacks.run import attack
-from maep.models.classifiers import CifarResNet, Classifier, fold_batch_norm
 
 NAMES: tuple[AttackName, ...] = ("pgd", "pgd-cw", "apgd-ce", "apgd-dlr", "apgd-t")
 NORMS: tuple[Norm, ...] = ("Linf", "L2", "L1")
@@ -24,25 +23,8 @@ every_norm = pytest.mark.parametrize("norm", NORMS)
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    """Random, with steep logits, in float64: the order of a batch's sums is no noise that a sign could blow up."""
-    torch.manual_seed(0)
-    net = CifarResNet(8, width=4).eval()
-    with torch.no_grad():
-        net.linear.weight.mul_(30)
-    return fold_batch_norm(Classifier(net, "random").eval()).double().requires_grad_(False)
-
-
-def images_and_labels(model: nn.Module, num: int = 7) -> tuple[Tensor, Tensor]:
-    """Black and white images among them; what the model says, but for every fourth."""
-    images = torch.randint(0, 256, (num, 3, 8, 8), generator=torch.Generator().manual_seed(1)).double() / 255
-    images[0], images[1] = 0, 1
-    labels = model(images).argmax(dim=1)
-    labels[::4] = (labels[::4] + 1) % 10
-    return images, labels
-
-
-def keys(num: int) -> Tensor:
-    return seeding.mix(3, torch.arange(num))
+    """In float64, where the order of a batch's sums is no noise that a sign could blow up."""
+    return curved(torch.float64)
 
 
 def size_of(offset: Tensor, norm: Norm) -> Tensor:
@@ -71,7 +53,7 @@ class Seen(nn.Module):
 @every_name
 @pytest.mark.parametrize("random_start", [False, True])
 def test_budget_and_range_are_held(model: nn.Module, name: AttackName, norm: Norm, random_start: bool) -> None:
-    images, labels = images_and_labels(model)
+    images, labels = images_and_labels(model, 7)
     for dtype, rounding in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
         originals = images.to(dtype)
         config = recipe(name, norm, random_start=random_start)
@@ -88,7 +70,7 @@ def test_budget_and_range_are_held(model: nn.Module, name: AttackName, norm: Nor
 @every_name
 def test_the_kept_iterate_is_the_best_that_was_seen(model: nn.Module, name: AttackName, norm: Norm) -> None:
     """By the loss; by the margin where runs aim at several classes; among those within the budget."""
-    images, labels = images_and_labels(model)
+    images, labels = images_and_labels(model, 7)
     seen = Seen(model)
     attacked = attack(seen, images, labels, recipe(name, norm), keys(7))
     merit = {"pgd-cw": losses.margin, "apgd-t": losses.margin, "apgd-dlr": losses.dlr}.get(name, losses.cross_entropy)
@@ -105,7 +87,7 @@ def test_the_kept_iterate_is_the_best_that_was_seen(model: nn.Module, name: Atta
 @every_name
 @pytest.mark.parametrize("stop", [False, True])
 def test_an_image_gets_the_same_in_any_company(model: nn.Module, name: AttackName, norm: Norm, stop: bool) -> None:
-    images, labels = images_and_labels(model)
+    images, labels = images_and_labels(model, 7)
     config = recipe(name, norm, steps=10 if norm == "L1" else 4)
     together = attack(model, images, labels, config, keys(7), stop)
     backwards = torch.arange(6, -1, -1)

@@ -6,28 +6,22 @@ from typing import Any
 
 import pytest
 import torch
-from evaluate_toys import Linear, NotANumber, Rounding, Saturated, Shattered, Shifted, Trapped
+from evaluate_toys import Digits, Linear, NotANumber, Rounding, Saturated, Shattered, Shifted, Trapped, zeros_and_ones
 from torch import Tensor, nn
 
 from maep.attacks.config import AttackConfig
 from maep.attacks.run import attack
-from maep.data.datasets import DataConfig, load
 from maep.evaluate import baselines
 from maep.evaluate.findings import Check
 from maep.evaluate.indicators import indicators
 from maep.models.purifier import defend
 
 EPS = 8 / 255
-Digits = tuple[Tensor, Tensor, Tensor]
 
 
 @pytest.fixture(scope="module")
 def digits() -> Digits:
-    """51 zeros and ones, all of which the linear model gets right and keeps at EPS, whatever is done to them."""
-    everything = load(DataConfig("digits"), "dev")
-    images, labels = everything.batch(range(240))
-    indices = torch.from_numpy(everything.indices[:240])
-    return images[labels < 2], labels[labels < 2], indices[labels < 2]
+    return zeros_and_ones()
 
 
 def fired(checks: list[Check]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from evaluate_toys import Contrast, Linear, Noise, Saturated, Shattered, Sigmoid, robust
+from evaluate_toys import Contrast, Digits, Linear, Noise, Saturated, Shattered, Sigmoid, robust, zeros_and_ones
 from torch import Tensor, nn
 
 from maep import artifact
@@ -26,17 +26,12 @@ from maep.models.classifiers import load_classifier
 from maep.models.purifier import defend
 
 EPS = 40 / 255
-Digits = tuple[Tensor, Tensor, Tensor]
 BUNDLED = Path(build.__file__).parents[1] / "bundled" / "cifar10"
 
 
 @pytest.fixture(scope="module")
 def digits() -> Digits:
-    """51 zeros and ones, of which the linear model keeps about three quarters at EPS."""
-    everything = load(DataConfig("digits"), "dev")
-    images, labels = everything.batch(range(240))
-    indices = torch.from_numpy(everything.indices[:240])
-    return images[labels < 2], labels[labels < 2], indices[labels < 2]
+    return zeros_and_ones()
 
 
 def failed(checks: list[sanity.Check]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from gates import SMALL_GATE
 from processes import children, is_running
 from stack import free_ports
 from train_toys import MAE
@@ -47,14 +48,7 @@ VALUES: dict[str, Any] = {
         "eps": ["8/255"],
         "oblivious_eps": "32/255",
     },
-    "gate": {
-        "images": "digits-dev",
-        "num_images": 20,
-        "clean_floor": 0.0,
-        "oblivious_eps": "32/255",
-        "adaptive_eps": ["4/255"],
-        "over_baselines": [],
-    },
+    "gate": SMALL_GATE,
     "serve": {"model": "models:/purifier@champion", "classifier": "seen", "data": {"name": "digits"}},
 }
 

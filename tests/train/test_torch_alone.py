@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from hiding import HIDE
 from PIL import Image
 from train_toys import LOOP, MAE
 
@@ -26,18 +27,10 @@ from maep.artifact import Artifact
 from maep.train.__main__ import main
 
 PRESENT = ("torch", "torchvision", "timm", "numpy", "pyarrow", "pillow", "pyyaml", "safetensors")
-PROGRAM = """
+PROGRAM = f"""
 import json, sys
 HIDDEN = set(json.loads(sys.argv[1]))
-class Hide:
-    # A finder that does not know the hidden packages, as on a machine that lacks them.
-    def __init__(self, finder):
-        self.finder = finder
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-    def find_spec(self, name, path=None, target=None):
-        return None if name.partition(".")[0] in HIDDEN else self.finder.find_spec(name, path, target)
-sys.meta_path[:] = [Hide(finder) for finder in sys.meta_path]
+{HIDE}
 from maep.train.__main__ import main
 statuses = [main(line) for line in json.loads(sys.argv[2])]
 assert not HIDDEN & set(sys.modules), HIDDEN & set(sys.modules)

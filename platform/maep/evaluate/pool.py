@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from maep import cluster, storage
+from maep import cluster, memory, storage
 from maep.errors import UnavailableError
 from maep.evaluate import tasks
 from maep.evaluate.bench import Bench
@@ -59,6 +59,7 @@ def _session(bench: Bench) -> AbstractContextManager[None]:
 
 
 def _run_here(bench: Bench, chains: Sequence[Chain], tick: Callable[[tasks.Task], None]) -> None:
+    memory.keep_freed()
     for task in itertools.chain.from_iterable(chains):
         if not tasks.is_done(bench, task):
             _keep(tasks.do(bench, task, tasks.given(bench, task)))
@@ -75,6 +76,7 @@ class _Worker:
 
     def __init__(self, bench: Bench) -> None:
         torch.set_num_threads(1)
+        memory.keep_freed()
         self.bench = bench
 
     def ready(self) -> None:

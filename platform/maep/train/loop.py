@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-from maep import artifact, seeding
+from maep import artifact, memory, seeding
 from maep.artifact import Artifact
 from maep.data.image_set import ImageSet, to_float
 from maep.data.loaders import Images, Loader, LoaderConfig
@@ -135,6 +135,7 @@ class _Run:
         self.task, self.checkpoints, self.callbacks, self.world = task, checkpoints, callbacks, world
         self.writer = Writer(checkpoints, self._tell)
         self.device = pick_device(loop.device)
+        memory.keep_freed()
         self.agreement = Agreement(notice, world.size, self.device)
         self.objective = task.objective.to(self.device).to(memory_format=torch.channels_last).train()  # 2x on CPUs
         self.update = Step(self.objective, loop, world.size, self.device)

@@ -1,0 +1,34 @@
+"""The allocator keeps what a step frees: in a process of its own, for it is a setting of the whole process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys, torch
+from maep import memory
+if sys.argv[1] == "kept":
+    memory.keep_freed()
+def step():
+    blocks = [torch.ones(2**23), torch.ones(2**24)]  # 96 MiB: 24,576 pages
+    return sum(map(len, blocks))
+for _ in range(8):  # until the holes between blocks have their sizes
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(how: str) -> int:
+    done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True, timeout=120)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="malloc of glibc")
+def test_steps_find_the_pages_of_the_step_before() -> None:
+    assert faults("kept") < 1_000 < 100_000 < faults("given back")
