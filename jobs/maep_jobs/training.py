@@ -124,6 +124,8 @@ def costs(settings: PretrainConfig, measured: bool) -> list[str]:
         hours = settings.loop.num_steps * settings.loop.batch_size / rate / 3600
         where = "on one worker like this process" if settings.workers.num_workers else "in this process"
         lines.append(f"time: {hours:.3g} hours {where} at {rate:,.4g} images/s ({how})")
+    else:
+        lines.append("time: not measured (--measure does so, in some seconds)")
     return lines
 
 
