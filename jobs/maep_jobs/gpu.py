@@ -22,6 +22,9 @@ on the machine, in a folder that holds the parts (they may come one after the ot
   cd maep-gpu && MAEP_DATA=data PYTHONPATH=code python -m maep.train --pretrain pretrain.yaml \\
       --finetune finetune.yaml --output out --minutes 8
 the second line again goes on from what it left; out/finetune/model is the purifier
+to bring what it made back in files of 15 MiB (there, in maep-gpu), and to join them (here, beside them):
+  tar cf - out | split -b 15M - out.tar.
+  cat out.tar.* | tar xf -
 how fast the machine trains, and what of it the time goes to (there, before or instead):
   PYTHONPATH=code python -m maep.train.bench --preset B/16 --image_size 224 --batch_size 256 --steps 50"""
 

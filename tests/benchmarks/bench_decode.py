@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from figures import held
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import InterpolationMode, v2
@@ -45,9 +46,10 @@ def photographs(shared_data: Path) -> list[bytes]:
 @pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities:DeprecationWarning")
 @pytest.mark.shared_data
 def test_a_crop_takes_less_than_torchvisions(shared_data: Path) -> None:
-    """1.2 times torchvision's rate was aimed at and is not reached: both decode by libjpeg-turbo, over half the time.
+    """Both decode by libjpeg-turbo, over half the time, and ours not below the box.
 
-    Its fast cosine transform and plain chroma would save a seventh of that, at the price of other pixels.
+    Its fast cosine transform and plain colours would save another twelfth of that, at the price of pixels that are
+    1.2 grey levels off on average, and by up to 34.
     """
     images = photographs(shared_data)
     augment = v2.Compose(
@@ -78,4 +80,5 @@ def test_a_crop_takes_less_than_torchvisions(shared_data: Path) -> None:
         + ", ".join(f"{ratio:.2f} times as fast as {name}" for name, ratio in over.items())
     )
     assert over["PIL"] > 1
-    assert decoder == "Pillow" or over["torchvision"] > 1, "simplejpeg is installed"
+    if decoder == "simplejpeg":
+        held("the rate over torchvision's", over["torchvision"], asked=1.2, floor=1.05)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from figures import held
 from torch import nn
 
 from maep import config
@@ -31,6 +32,7 @@ from maep.train.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")
 ROUNDS, STEPS = 5, 2
+SHARE = 0.8
 
 Run = Callable[[], object]
 """One training step."""
@@ -107,17 +109,17 @@ def product_rate() -> float:
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("preset", "image_size", "batch_size", "decoder", "ratio", "share"),
-    [("Ti/4", 32, 128, (128, 2, 4), 1.0, 0.8), ("S/16", 224, 16, (256, 4, 8), 1.15, 0.8)],
+    ("preset", "image_size", "batch_size", "decoder", "asked", "floor"),
+    [("Ti/4", 32, 128, (128, 2, 4), 1.3, 1.0), ("S/16", 224, 16, (256, 4, 8), 1.15, 1.15)],
 )
 @pytest.mark.filterwarnings("ignore")  # dynamo's own, under `compiled`
 def test_faster_than_a_plain_loop(
-    preset: str, image_size: int, batch_size: int, decoder: tuple[int, int, int], ratio: float, share: float
+    preset: str, image_size: int, batch_size: int, decoder: tuple[int, int, int], asked: float, floor: float
 ) -> None:
-    """`ratio` times the loop's rate, or `share` of the rate of fp32 matrix products in the same run.
+    """`asked` times the loop's rate, or 0.8 of the rate of fp32 matrix products in the same run; never below `floor`.
 
-    For Ti at 32 px 1.3 times the loop was aimed at and is not reached: three quarters of the loop's own time are the
-    matrix products that both have to make.
+    For Ti at 32 px 1.3 times the loop is not reached: three quarters of the loop's own time are the matrix products
+    that both have to make.
     """
     torch.set_num_threads(1)
     chosen = settings(preset, image_size, batch_size, decoder)
@@ -141,4 +143,8 @@ def test_faster_than_a_plain_loop(
             f"  {name}: {batch_size / took:.2f} images/s, {cost / took / peak:.2f} of the products' rate,"
             f" ours is {took / seconds['ours']:.2f} times that"
         )
-    assert seconds["loop"] / seconds["ours"] >= ratio or cost / seconds["ours"] / peak >= share
+    reached, share = seconds["loop"] / seconds["ours"], cost / seconds["ours"] / peak
+    if share >= SHARE:
+        print(f"asked for: {asked:g} times the loop or {SHARE:g} of the products; reached {reached:.3f}, {share:.3f}")
+    else:
+        held(f"{preset} at {image_size} px, over the loop,", reached, asked, floor)

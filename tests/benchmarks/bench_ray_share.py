@@ -51,7 +51,7 @@ def turn_medians(log: Path, clock: str) -> list[float]:
 
 
 @pytest.mark.timeout(1800)
-def test_ray_takes_at_most_a_twentieth_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_takes_at_most_three_percent_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`digits/pretrain`, by the clock: the median over the turns of Ray's step by the plain one of the same turn.
 
     Two processes of the same program can differ by some percent for as long as they live, so several pairs are
@@ -72,7 +72,7 @@ def test_ray_takes_at_most_a_twentieth_of_a_step(tmp_path: Path, monkeypatch: py
         f" (pairs: {', '.join(f'{wall:.3f}/{cpu:.3f}' for wall, cpu in zip(*ratios.values(), strict=True))})"
     )
     assert middle["wall"] > 0.8, "the two did not do the same work"
-    assert middle["wall"] <= 1.05
+    assert middle["wall"] <= 1.03
 
 
 def _train_pair(settings: PretrainConfig, folder: Path) -> None:

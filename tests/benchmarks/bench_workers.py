@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from figures import held
 from workers import together
 
 STEPS, WARM_UP, BATCH = 14, 4, 128
-ROUNDS = 2
+ROUNDS = 3
 VALUES: dict[str, Any] = {
     "model": {"preset": "Ti/4", "image_size": 32},
     "data": {"name": "cifar10"},
@@ -45,5 +46,5 @@ def test_two_workers_are_nearly_twice_as_fast(tmp_path: Path) -> None:
             f" ({' and '.join(f'{share:.2f}' for share in both)} of a core, {waited:.3f} s a step waited):"
             f" {two / one:.2f} times as fast"
         )
-    print(f"two workers over one: {max(ratios):.2f}; the least share of a core {min(shares):.2f}")
-    assert max(ratios) >= 1.85
+    print(f"the least share of a core {min(shares):.2f}")
+    held("two workers over one", statistics.median(ratios), asked=1.85)

@@ -31,12 +31,16 @@ def test_an_epoch_takes_each_image_at_most_once_and_drops_less_than_a_batch() ->
     assert epochs[0] != epochs[1]
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8])
 def test_workers_take_the_same_batch_between_them(size: int) -> None:
+    """As equally as it divides: of 8 images, three workers take 3, 3 and 2."""
     for step in (0, 3, 5, 6, 100):
         parts = [plan(rank=rank, size=size) for rank in range(size)]
         taken = [image for part in parts for image in images(part.pieces(step))]
         assert taken == images(plan().pieces(step))
+        shares = [len(images(part.pieces(step))) for part in parts]
+        assert shares == [part.sampling.share for part in parts]
+        assert max(shares) - min(shares) <= 1
         assert sorted(np.concatenate([part.places() for part in parts])) == list(range(8))
         assert np.concatenate([part.places() for part in parts]).tolist() == plan().places().tolist()
 

@@ -95,7 +95,7 @@ def test_a_run_goes_on_at_any_step_with_the_same_bits(packed: Make) -> None:
     assert not same(parts(images, 0, 3, seed=1), whole[:3])
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, 3, 4])
 def test_workers_share_the_batches_of_one(size: int, packed: Make) -> None:
     images = opened(packed())
     for step, whole in enumerate(parts(images, 0, 5)):

@@ -17,6 +17,8 @@ from maep import artifact, config, storage
 from maep.artifact import Artifact
 from maep.tracking import client as mlflow_client
 from maep.tracking.client import TrackingConfig, absolute
+from maep.tracking.revision import revision
+from maep.train.checkpoints import Checkpoints
 from maep.train.config import PretrainConfig
 from maep.train.history import read
 from maep.train.loop import Progress
@@ -61,6 +63,10 @@ def test_a_stopped_run_goes_on_elsewhere_by_its_id(
     assert maep(*tiny("--output", "stopped", *every, tracked=True)).status == 130
     run = only_run()
     assert run.info.status == "KILLED"
+    stopped = Checkpoints(tmp_path / "stopped" / "checkpoints", 2).newest()
+    assert stopped is not None
+    assert run.data.tags["maep.data.fingerprint"] == stopped.config["data"]["fingerprint"]
+    assert run.data.tags.get("maep.revision") == revision()
     stop_at(-1)
     ran = maep(*tiny("--output", "elsewhere", *every, "--resume", f"runs:/{run.info.run_id}"))
     assert ran.status == 0, ran

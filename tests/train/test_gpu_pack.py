@@ -8,6 +8,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from maep import artifact
@@ -75,6 +76,22 @@ def test_the_printed_commands_run_and_go_on(packed: tuple[Path, str], tmp_path: 
     assert "finetune 256/256" in second
     result = artifact.read(tmp_path / "maep-gpu" / "out" / "finetune" / "model")
     assert result.kind == "purifier"
+
+
+def test_what_comes_back_is_small_files_that_join_again(packed: tuple[Path, str], tmp_path: Path) -> None:
+    lines = [line.strip() for line in packed[1].splitlines()]
+    split, join = (next(line for line in lines if line.startswith(word)) for word in ("tar cf", "cat "))
+    made = np.random.default_rng(0).bytes(40 * 2**20)
+    there, here = tmp_path / "maep-gpu", tmp_path / "here"
+    (there / "out" / "model").mkdir(parents=True)
+    (there / "out" / "model" / "model.safetensors").write_bytes(made)
+    subprocess.run(["bash", "-ec", split], cwd=there, check=True, timeout=100)
+    here.mkdir()
+    for part in there.glob("out.tar.*"):
+        assert part.stat().st_size <= 15 * 2**20
+        part.rename(here / part.name)
+    subprocess.run(["bash", "-ec", join], cwd=here, check=True, timeout=100)
+    assert (here / "out" / "model" / "model.safetensors").read_bytes() == made
 
 
 def test_without_the_data_it_is_one_line(

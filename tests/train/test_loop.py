@@ -272,8 +272,10 @@ def test_a_loss_that_is_not_finite_names_the_step(where: str, finetune: Make, tm
 
 
 def test_settings_that_cannot_run_are_one_line(pretrain: Make, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="batch_size: 32 does not divide among 3 workers"):
-        run(pretraining(pretrain()), tmp_path, world=World(0, 3))
+    with pytest.raises(ConfigError, match="batch_size: 32 is not one image for each of 33 workers"):
+        run(pretraining(pretrain()), tmp_path, world=World(0, 33))
+    with pytest.raises(ConfigError, match="batch_size: 32 does not divide among 3 workers, as loop"):
+        run(pretraining(pretrain(parallel="fsdp")), tmp_path, world=World(0, 3))
     with pytest.raises(ConfigError, match=r"batch_size: 2000 is more than the \d+ images"):
         run(pretraining(pretrain(samples=4000, batch_size=2000)), tmp_path)
     with pytest.raises(ConfigError, match="image_size: 32x32, but digits has 16x16"):

@@ -209,11 +209,11 @@ def test_a_dead_address_is_one_line_within_seconds(
     assert err.count("\n") == 1
 
 
-def test_a_batch_that_does_not_divide_is_refused_before_ray_starts(pretrain: Make, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="batch_size: 32 does not divide among 5 workers"):
-        train(on_ray(pretrain(), 5), tmp_path, list)
-    with pytest.raises(ConfigError, match="batch_size: 32 does not divide among 3 workers"):
-        train(replace(pretrain(), workers=WorkersConfig(num_workers=(1, 4))), tmp_path, list)
+def test_a_batch_too_small_for_the_workers_is_refused_before_ray_starts(pretrain: Make, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="batch_size: 32 is not one image for each of 33 workers"):
+        train(on_ray(pretrain(), 33), tmp_path, list)
+    with pytest.raises(ConfigError, match="batch_size: 32 does not divide among 3 workers, as loop"):
+        train(replace(pretrain(parallel="fsdp"), workers=WorkersConfig(num_workers=(1, 4))), tmp_path, list)
 
 
 def test_what_is_no_path_stays_as_it_is(

@@ -75,6 +75,6 @@ def test_the_loss_of_no_fault_and_a_history_that_says_what_was_done_again(store:
     print(f"worker {killed} killed: from step {resumed['step']}, {resumed['redone']} steps again; loss {loss}, {whole}")
     assert resumed["step"] % (EVERY // BATCH) == 0
     assert 0 < resumed["step"] < finished["step"]
-    assert 0 < resumed["redone"] < 2 * EVERY // BATCH
+    assert 0 < resumed["redone"] <= EVERY // BATCH  # one interval at most
     assert loss == pytest.approx(whole, rel=0.01)
     assert artifact.read(tmp_path / "killed" / "model").config == artifact.read(tmp_path / "whole" / "model").config

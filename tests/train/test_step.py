@@ -26,13 +26,16 @@ from maep.train.stopwatch import Stopwatch
 CPU = torch.device("cpu")
 
 
-def gradient(task: Task, micro_batch: int | None) -> tuple[list[Tensor], Losses]:
-    """Of the first step: by what the update's optimiser would be given, which is a step of plain descent here."""
+def gradient(task: Task, micro_batch: int | None, rank: int = 0, size: int = 1) -> tuple[list[Tensor], Losses]:
+    """Of the first step: by what the update's optimiser would be given, which is a step of plain descent here.
+
+    Of a worker of several it is what the worker has before the exchange.
+    """
     loop = replace(task.loop, micro_batch=micro_batch, clip=None)
-    update = Step(task.objective, loop, 1, CPU)
+    update = Step(task.objective, loop, size, CPU)
     before = [parameter.detach().clone() for parameter in update.model.parameters()]
     update.optimizer = torch.optim.SGD(update.model.parameters(), lr=1.0)
-    losses = update(task.objective.craft(batch_at(task)), 1.0, Stopwatch(CPU))
+    losses = update(task.objective.craft(batch_at(task, 0, rank, size)), 1.0, Stopwatch(CPU))
     moved = [then - now.detach() for then, now in zip(before, update.model.parameters(), strict=True)]
     with torch.no_grad():
         for parameter, then in zip(update.model.parameters(), before, strict=True):
@@ -57,6 +60,17 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
     for name in losses.parts:
         torch.testing.assert_close(same.parts[name], losses.parts[name], rtol=1e-4, atol=1e-6)
+
+
+def test_unequal_parts_of_a_batch_count_by_their_images(pretrain: Make) -> None:
+    """Three workers with 11, 11 and 10 of 32 images: the mean of their gradients is that of the whole batch."""
+    task = pretraining(pretrain())
+    whole, losses = gradient(task, None)
+    parts = [gradient(task, None, rank, 3) for rank in range(3)]
+    for one, *others in zip(whole, *(moved for moved, _ in parts), strict=True):
+        torch.testing.assert_close(torch.stack(others).mean(dim=0), one, rtol=1e-4, atol=1e-6)
+    of_all = sum(share * each.loss for share, (_, each) in zip((11 / 32, 11 / 32, 10 / 32), parts, strict=True))
+    torch.testing.assert_close(of_all, losses.loss, rtol=1e-5, atol=1e-6)
 
 
 def test_micro_batches_are_the_batch_in_order(pretrain: Make) -> None:

@@ -28,6 +28,8 @@ ALIKE: dict[str, dict[str, Any]] = {
     "fsdp-micro": {"parallel": "fsdp", "micro_batch": 5},
 }
 """Runs that are to learn what one process learns."""
+UNEVEN = {"batch_size": 31, "samples": 310, "micro_batch": 5}
+"""16 and 15 images, in four and three micro-batches."""
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,7 @@ def two(pretrain: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
     runs = {name: asked(**loop) for name, loop in ALIKE.items()}
     runs["resumed"] = asked(parallel="fsdp")
+    runs["uneven"] = asked(**UNEVEN)
     runs |= {f"{parallel}-nan": asked(parallel=parallel) | {"nan_at": [1, 3]} for parallel in ("ddp", "fsdp")}
     runs["told"] = asked() | {"told_at": [1, 4]}
     runs["apart"] = asked() | {"apart": True}
@@ -77,6 +80,14 @@ def test_two_workers_learn_what_one_does(name: str, one: Any, two: Any) -> None:
     assert result.weights().keys() == wanted.keys()
     for key, tensor in wanted.items():
         torch.testing.assert_close(result.weights()[key], tensor, rtol=0.02, atol=4e-3)  # two steps of Adam
+
+
+def test_a_batch_that_does_not_divide_is_learnt_alike(pretrain: Make, two: Any, tmp_path: Path) -> None:
+    heard = Heard()
+    run(pretraining(pretrain(ema=0.8, **UNEVEN)), tmp_path, [heard])
+    steps = two[1]["uneven"][0]["steps"]
+    assert [step["seen"] for step in steps] == list(range(31, 311, 31))
+    same_losses(steps, heard)
 
 
 @pytest.mark.parametrize("name", ["ddp", "ddp-micro"])

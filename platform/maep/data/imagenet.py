@@ -100,17 +100,21 @@ def first_of_dev(root: str, count: int, image_size: int = IMAGE_SIZE, timeout_s:
     `root` may be s3://: only the groups that they lie in are read, and of these no image of test is decoded. Corrupt
     ones are passed over. Raises as `train_shards` does, and DataError where there are none.
     """
-    source = _part_shards(root, "val", timeout_s)
+    return first_of(_part_shards(root, "val", timeout_s), "dev", count, image_size)
+
+
+def first_of(source: Shards, split: Split, count: int, image_size: int) -> NDArray[np.uint8]:
+    """The first images of a split in the shards of its part, as `first_of_dev` gives them."""
     found: list[NDArray[np.uint8]] = []
     for group in range(len(source.sizes)):
         rows = source.read(group)
-        for row in np.flatnonzero(of_split(rows.indices, "dev")):
+        for row in np.flatnonzero(of_split(rows.indices, split)):
             with suppress(Undecodable):
                 found.append(np.asarray(crop(decode(rows.images[row]), image_size)))
             if len(found) == count:
                 return np.stack(found)
     if not found:
-        raise DataError(f"{source.place(0, 0)}: neither this image nor any other of dev can be decoded")
+        raise DataError(f"{source.place(0, 0)}: neither this image nor any other of {split} can be decoded")
     return np.stack(found)
 
 

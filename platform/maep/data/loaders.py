@@ -24,13 +24,11 @@ from numpy.typing import NDArray
 
 from maep.data import datasets, imagenet
 from maep.data.datasets import DataConfig
-from maep.data.decoding import Undecodable, decode
-from maep.data.encoded import crop
 from maep.data.image_set import ImageSet
 from maep.data.plan import Part, Sampling
 from maep.data.resident import Noise, noise
 from maep.data.streaming import Streamed
-from maep.errors import ConfigError, DataError
+from maep.errors import ConfigError
 
 Kind = Literal["auto", "resident", "stream", "ray", "synthetic"]
 
@@ -121,18 +119,7 @@ def sample(images: Images, count: int) -> NDArray[np.uint8]:
         case Noise():
             return noise(images, count).numpy()
         case Streamed(shards, side):
-            found: list[NDArray[np.uint8]] = []
-            for group in range(len(shards.sizes)):
-                for data in shards.read(group).images[: count - len(found)]:
-                    try:
-                        found.append(np.asarray(crop(decode(data), side)))
-                    except Undecodable:
-                        continue
-                if len(found) == count:
-                    break
-            if not found:
-                raise DataError(f"{shards.place(0, 0)}: neither this image nor any other can be decoded")
-            return np.stack(found)
+            return imagenet.first_of(shards, "train", count, side)
 
 
 def part_bytes(sampling: Sampling, image_shape: tuple[int, int]) -> int:

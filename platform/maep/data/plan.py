@@ -29,12 +29,17 @@ class Sampling:
     augment: bool = True
     rank: int = 0
     size: int = 1
-    """How many workers share each batch; it must divide among them."""
+    """How many workers share each batch, no more than it has images: the first ones take what does not divide."""
 
     @property
     def share(self) -> int:
         """Images of a step that are this worker's."""
-        return self.batch_size // self.size
+        return len(range(self.rank, self.batch_size, self.size))
+
+    @property
+    def start(self) -> int:
+        """Images of a step that are the workers' before."""
+        return self.rank * (self.batch_size // self.size) + min(self.rank, self.batch_size % self.size)
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class Plan:
         """
         order, ends = self._order(self.epoch(step))
         sampling = self.sampling
-        start = step % self.steps_per_epoch * sampling.batch_size + sampling.rank * sampling.share
+        start = step % self.steps_per_epoch * sampling.batch_size + sampling.start
         stop = start + sampling.share
         place, found = int(np.searchsorted(ends, start, side="right")), []
         while start < stop:
@@ -97,9 +102,7 @@ class Plan:
         sampling, stride = self.sampling, max(1, round(self.sampling.batch_size * GOLDEN))
         while math.gcd(stride, sampling.batch_size) > 1:
             stride += 1
-        return (np.arange(sampling.rank * sampling.share, (sampling.rank + 1) * sampling.share) * stride) % (
-            sampling.batch_size
-        )
+        return np.arange(sampling.start, sampling.start + sampling.share) * stride % sampling.batch_size
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         latest = self._latest

@@ -137,7 +137,7 @@ class MlflowRun:
                 uri = f"{uri}-{artifact.sha256[:8]}"  # what is recorded is never overwritten
             places.put(artifact, uri, self._uri)
             known = Checkpoint(uri, artifact.sha256, samples_seen)
-        self._client.log_batch(self._run_id, tags=mlflow_client.tags(to_tags(known)))
+        self._client.log_batch(self._run_id, tags=mlflow_client.tags(to_tags(known) | _data_tags(artifact.config)))
         self._checkpoints[artifact.sha256] = known
 
     def _try(self, what: str, action: Callable[[], None]) -> None:
@@ -172,6 +172,12 @@ class MlflowRun:
     def _until(deadline: float, done: Callable[[], bool]) -> None:
         while not done() and time.monotonic() < deadline:
             time.sleep(1.0)
+
+
+def _data_tags(values: Mapping[str, Any]) -> dict[str, str]:
+    """Name and fingerprint of what an artifact of these `values` was trained on, where it says so."""
+    data = values.get("data")
+    return {f"maep.data.{key}": str(value) for key, value in data.items()} if isinstance(data, Mapping) else {}
 
 
 class NoRun:

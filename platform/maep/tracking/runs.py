@@ -44,7 +44,10 @@ class Run(Protocol):
         """Uploads a file into `folder` of the run."""
 
     def log_checkpoint(self, artifact: Artifact, samples_seen: int) -> None:
-        """Uploads an artifact, manifest last, and records URI, manifest sha256 and samples seen on the run."""
+        """Uploads an artifact, manifest last, and records URI, manifest sha256 and samples seen on the run.
+
+        With them go name and fingerprint of the data that it was trained on.
+        """
 
     def finish(self, status: Status = "FINISHED") -> None:
         """Sends what is queued, at most a minute, and ends the run. A second call does nothing."""

@@ -25,7 +25,7 @@ from maep import artifact, cluster, config, storage
 from maep.artifact import Artifact
 from maep.data.datasets import data_uri
 from maep.data.loaders import resolved
-from maep.errors import ConfigError, Stopped, UnavailableError, UserError
+from maep.errors import Stopped, UnavailableError, UserError
 from maep.train.checkpoints import MODEL, RESUMED
 from maep.train.classifier import ClassifierConfig, classification
 from maep.train.config import FinetuneConfig, PretrainConfig
@@ -36,6 +36,7 @@ from maep.train.phases import pretraining, purification
 from maep.train.ray_faults import cause, of_rank, watching
 from maep.train.ray_notice import StopFile, hearing, worker_notice
 from maep.train.start import anyones, starting_point
+from maep.train.step import check_shares
 
 Settings = PretrainConfig | FinetuneConfig | ClassifierConfig
 
@@ -65,8 +66,7 @@ def train(
         with on_sigterm() as notice:
             return _to_end(start, task, folder, mirror, make_callbacks, World(), notice)
     for count in range(workers.least, workers.most + 1):
-        if settings.loop.batch_size % count:
-            raise ConfigError(f"loop.batch_size: {settings.loop.batch_size} does not divide among {count} workers")
+        check_shares(settings.loop, count)
     folder.mkdir(parents=True, exist_ok=True)
     stop = StopFile(output)
     stop.remove()

@@ -31,7 +31,7 @@ from maep.train.meter import Meter, Progress
 from maep.train.notice import Agreement, Notice, never
 from maep.train.objectives import Batch, Losses, Objective
 from maep.train.start import World, starting_point
-from maep.train.step import Step, learning_rate
+from maep.train.step import Step, check_shares, learning_rate
 from maep.train.stopwatch import Stopwatch
 from maep.train.writer import Writer
 
@@ -91,8 +91,7 @@ def run(
     `loop.pause_at`.
     """
     world = world or World()
-    if task.loop.batch_size % world.size:
-        raise ConfigError(f"loop.batch_size: {task.loop.batch_size} does not divide among {world.size} workers")
+    check_shares(task.loop, world.size)
     return go_on(starting_point(task.config, output, resume, world), task, output, callbacks, world, notice)
 
 
@@ -131,7 +130,6 @@ class _Run:
         self, task: Task, checkpoints: Checkpoints, callbacks: Sequence[Callback], world: World, notice: Notice
     ) -> None:
         loop = task.loop
-        assert loop.batch_size % world.size == 0, "whoever starts workers checks this"
         self.task, self.checkpoints, self.callbacks, self.world = task, checkpoints, callbacks, world
         self.writer = Writer(checkpoints, self._tell)
         self.device = pick_device(loop.device)
@@ -170,7 +168,7 @@ class _Run:
                 losses = self._take_step(part)
                 self.step += 1
                 history.at(self.step)
-                meter.add(losses, part.num_replaced)
+                meter.add(losses, part)
                 if self.step % log_every == 0 or self.step == loop.num_steps:
                     progress = meter.report(self.step, learning_rate((self.step - 1) / loop.num_steps, loop))
                     for callback in self.callbacks:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maep.data.plan import Part
 from maep.train.config import LoopConfig
 from maep.train.hardware import peak_flops, peak_memory_mib
 from maep.train.objectives import Losses
@@ -48,11 +49,12 @@ class Meter:
         self.sums: dict[str, Tensor] = {}
         self.num_replaced = 0
 
-    def add(self, losses: Losses, num_replaced: int) -> None:
-        """Counts one step in, and those of its images that stood for corrupt ones."""
-        self.num_replaced += num_replaced
+    def add(self, losses: Losses, part: Part) -> None:
+        """Counts one step in, by its images, and those of them that stood for corrupt ones."""
+        self.num_replaced += part.num_replaced
+        share = len(part.labels) / self.loop.batch_size
         for name, value in {"loss": losses.loss.detach(), **losses.parts}.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.sums[name] = self.sums.get(name, 0.0) + share * value
 
     def report(self, step: int, lr: float) -> Progress:
         """The means since the last report, over the batches of all workers; each of them must call it.
@@ -63,7 +65,7 @@ class Meter:
         totals = torch.stack([total.float() for total in self.sums.values()])
         if self.num_workers > 1:
             torch.distributed.all_reduce(totals)
-        means = (totals / (steps * self.num_workers)).tolist()
+        means = (totals / steps).tolist()
         now = time.perf_counter()  # after the device has done what was asked of it
         metrics = dict(zip(self.sums, means, strict=True))
         rate = steps * self.loop.batch_size / (now - self.last)

@@ -1,8 +1,8 @@
 """One update of the weights: precision, micro-batches, the gradients of all workers, clipping, AdamW, the average.
 
-The batch is that of all workers together. Each takes its part through the model in micro-batches, whose losses are
-weighted by their images: every loss here is a mean over images that count alike, so the gradient is that of the whole
-batch, however it is divided.
+The batch is that of all workers together. Each takes its part through the model in micro-batches. Parts and
+micro-batches are weighted by their images: every loss here is a mean over images that count alike, so the gradient is
+that of the whole batch, however it is divided.
 """
 
 from __future__ import annotations
@@ -117,6 +117,7 @@ class Step:
 
     def _backward(self, batch: Batch, watch: Stopwatch) -> Losses:
         total: Losses | None = None
+        weight = self.num_workers * len(batch.images) / batch.size  # 1 for equal parts: what workers have is averaged
         parts = list(micro_batches(batch, self.loop.micro_batch))
         for number, part in enumerate(parts):
             share = len(part.images) / len(batch.images)
@@ -124,7 +125,7 @@ class Step:
                 with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
                     losses: Losses = self.parallel(part)
                 watch.lap("forward")
-                torch.autograd.backward(share * _felt_by_all(losses.loss))
+                torch.autograd.backward(weight * share * _felt_by_all(losses.loss))
                 watch.lap("backward")
             total = _sum(total, losses, share)
         assert total is not None
@@ -168,6 +169,22 @@ class Step:
             for place, values in state["state"].items()
         }
         return {**state, "state": shares}
+
+
+def check_shares(loop: LoopConfig, num_workers: int) -> None:
+    """Raises ConfigError for a batch that leaves a worker without an image, or, sharded, with fewer than others have:
+    all must call the sharded model equally often.
+    """
+    if loop.batch_size < num_workers:
+        raise ConfigError(
+            f"loop.batch_size: {loop.batch_size} is not one image for each of {num_workers} workers: raise it, or lower"
+            " workers.num_workers"
+        )
+    if loop.parallel == "fsdp" and loop.batch_size % num_workers:
+        raise ConfigError(
+            f"loop.batch_size: {loop.batch_size} does not divide among {num_workers} workers, as loop.parallel fsdp"
+            " wants it: choose a multiple, or ddp"
+        )
 
 
 def micro_batches(batch: Batch, most: int | None) -> Iterator[Batch]:
