@@ -29,7 +29,7 @@ from maep.train.distributed import logical_cpus, rooted
 from maep.tune import trial
 from maep.tune.config import TuneConfig
 from maep.tune.search import Search, Work
-from maep.tune.trial import Trial
+from maep.tune.space import Settings
 
 _TUNE = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -41,9 +41,10 @@ _TUNE = {
 }
 
 
-def do(output: Path, search: TuneConfig, made: Trial, rung: int | None) -> str | None:
-    """Does a piece of work, and returns why it failed: a diverged loss, no memory, a setting that cannot be."""
+def do(output: Path, search: TuneConfig, number: int, settings: Settings, rung: int | None) -> str | None:
+    """Does a piece of work, and returns why it failed: a diverged loss, no memory, data that this machine lacks."""
     try:
+        made = trial.make(search, number, settings)
         if rung is None:
             trial.pretrain(output, search, made)
         else:
@@ -61,8 +62,7 @@ def here(search: Search) -> None:
     while not search.is_finished:
         work = search.next()
         assert work is not None
-        made = trial.make(placed, work.trial.number, work.trial.settings)
-        search.ended(work, do(search.output, placed, made, work.rung))
+        search.ended(work, do(search.output, placed, work.trial.number, work.trial.settings, work.rung))
 
 
 def located(search: TuneConfig) -> TuneConfig:
@@ -94,14 +94,21 @@ def concurrency(search: TuneConfig) -> int:
     return min(int(have[kind] / amount + 1e-9) for kind, amount in wanted.items())
 
 
-def on_ray(search: Search, address: str | None = None) -> None:
-    """All of it on the cluster at `address`, or on a local one of this process alone.
+@contextmanager
+def room(search: TuneConfig, address: str | None = None) -> Iterator[None]:
+    """A connection to the cluster at `address`, or to a local one of this process alone, that has room for a trial.
 
-    Raises UnavailableError where nothing answers there, or there is no room for one trial.
+    Raises UnavailableError where nothing answers there, Ray does not start here, or there is no such room.
     """
+    with cluster.session(address, need(search)["CPU"]):
+        concurrency(search)
+        yield
+
+
+def on_ray(search: Search) -> None:
+    """All of it on the connected cluster. Raises UnavailableError where Ray ends before the search does."""
     settings = search.config
-    with cluster.session(address, need(settings)["CPU"]), _environment(), _scratch(search.output) as scratch:
-        concurrency(settings)
+    with _environment(), _scratch(search.output) as scratch:
         from ray import tune
 
         logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # misses Tune's own logs
@@ -145,8 +152,7 @@ def _piece(values: dict[str, Any], output: str, search: dict[str, Any]) -> dict[
 
     settings = config.build(TuneConfig, search)
     torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
-    made = trial.make(settings, values["number"], json.loads(values["settings"]))
-    return {"failure": do(Path(output), settings, made, values["rung"])}
+    return {"failure": do(Path(output), settings, values["number"], json.loads(values["settings"]), values["rung"])}
 
 
 def _name(piece: Any) -> str:
@@ -192,19 +198,13 @@ def _searcher(search: Search) -> Any:
             settings = json.dumps(work.trial.settings)
             return {"name": work.name, "number": work.trial.number, "settings": settings, "rung": work.rung}
 
-        def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-            pass
-
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             work = self.running.pop(trial_id)
             died = f"its process died {search.config.max_failures + 1} times: out of memory, or its machine"
             search.ended(work, died if error or result is None else result["failure"])
 
         def save(self, checkpoint_path: str) -> None:
-            pass
-
-        def restore(self, checkpoint_path: str) -> None:
-            raise NotImplementedError("a search goes on from its output")
+            pass  # a search goes on from its output
 
     return Handing()
 
