@@ -46,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
     if options.measure:
         raise ConfigError("--measure goes with --dry-run: a search reports its own rate")
     gate = None
+    if options.force and options.promote is None:
+        raise ConfigError("--force goes with --promote: it is for what the gate refuses")
     if options.promote is not None:
         gate = winner.gate_settings(options.promote, settings.finetune.data.name, job.tracking)
     command = hide_secrets(shlex.join(["maep", "tune", *argv]))
