@@ -102,6 +102,16 @@ def test_resume_wants_a_search_and_the_same_one(maep: Maep, words: Any) -> None:
     claim(asked, TrackingConfig(enabled=False), Path("out"))
     assert maep(*line).is_mistake("holds a search: go on with it by --resume")
     assert maep(*line, "--resume", "--num_trials", 9).is_mistake("a search of another num_trials")
+    assert maep(*line, "--force").is_mistake("--force goes with --promote")
+
+
+def test_where_ray_does_not_start_the_output_is_no_search_and_the_same_line_may_be_typed_again(
+    maep: Maep, words: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # as in a submitted job: nothing answers there
+    for _ in range(2):
+        assert maep(*words()).end.is_mistake("no Ray cluster answers")
+        assert nothing_begun()
 
 
 def test_a_dry_run_says_trials_images_and_time(maep: Maep, words: Any) -> None:

@@ -92,6 +92,7 @@ def test_a_trial_that_cannot_be_trained_fails_alone(searched: Make, tmp_path: Pa
     assert bad.reason is not None
     assert "nan" in bad.reason or "inf" in bad.reason
     assert bad.artifact is None
+    assert 0 < bad.budget.samples_seen < good.budget.samples_seen, "what it saw before it failed"
 
 
 def test_a_trial_goes_on_from_its_checkpoint(searched: Make, tmp_path: Path) -> None:
