@@ -16,6 +16,7 @@ from maep.tune import report, results, suggest
 from maep.tune.config import TuneConfig
 from maep.tune.record import read_all
 from maep.tune.results import Result
+from maep.tune.trial import check_length
 from maep_jobs import tuning, winner
 from maep_jobs.arguments import Job, Parser, parse, parser, plan_text
 from maep_jobs.failure import JobFailed
@@ -40,6 +41,7 @@ def main(argv: Sequence[str]) -> int:
     options, settings = job.options, job.settings
     output: Path = options.output
     suggest.check(settings)
+    check_length(settings)
     if options.dry_run:
         print(plan_text(job, plan(settings, output, options.measure)), end="")
         return 0

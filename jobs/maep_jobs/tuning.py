@@ -71,8 +71,7 @@ def _check(settings: TuneConfig, address: str | None) -> None:
     own = {each.name for each in settings.classifiers}
     for phase in (settings.pretrain, settings.finetune):
         if phase is not None:
-            pick_device(phase.loop.device)
-            budget.check(settings.budget, phase.loop.device)
+            budget.check(settings.budget, pick_device(phase.loop.device).type)
     load(settings.finetune.data, "dev")
     for spec in settings.finetune.classifiers:
         if spec not in own:

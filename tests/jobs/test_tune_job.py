@@ -76,6 +76,8 @@ def nothing_begun() -> bool:
         ({"objectives": ["mae_loss"]}, "does not compare"),
         ({"cpus_per_trial": 0}, "cpus_per_trial: 0 must be above 0"),
         ({"budget": {"kind": "minutes"}}, "did you mean|choose one of"),
+        ({"budget": {"amount": 96}}, "budget.amount: leaves 24 samples_seen for pretraining, one batch takes 32"),
+        ({"halving": {"num_rungs": 6, "factor": 3}}, "too few for 6 rungs"),
     ],
 )
 def test_a_mistake_is_one_line_and_begins_nothing(maep: Maep, words: Any, keys: dict[str, Any], reason: str) -> None:

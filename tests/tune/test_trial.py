@@ -116,6 +116,13 @@ def test_a_trial_goes_on_from_its_checkpoint(searched: Make, tmp_path: Path) -> 
     assert '"redone": 0' in (folder / "history.jsonl").read_text()
 
 
+def test_a_trial_of_one_process_needs_one_machine_that_has_all_it_takes() -> None:
+    wanted = {"CPU": 2.0, "GPU": 0.5}
+    assert execute.fits(wanted, {"CPU": 8.0, "GPU": 1.0}) == 2
+    assert execute.fits(wanted, {"CPU": 3.0, "GPU": 4.0}) == 1
+    assert execute.fits(wanted, {"CPU": 64.0}) == execute.fits(wanted, {"CPU": 1.5, "GPU": 8.0}) == 0
+
+
 def test_operations_are_those_of_the_formula() -> None:
     settings = config.build(
         PretrainConfig, {"model": MAE, "mask_ratio": 0.5, "loop": {"samples": 640, "batch_size": 32, "device": "cpu"}}

@@ -87,7 +87,7 @@ def for_finetuning(budget: BudgetConfig, spent: float, cost: Cost, batch_size: i
 
 
 def check(budget: BudgetConfig, device: str) -> None:
-    """Refuses to count processor seconds where the work is done elsewhere."""
+    """Refuses to count processor seconds where the work is done elsewhere, on a `device` of that type."""
     if budget.kind == "core_seconds" and device == "cuda":
         raise ConfigError("budget.kind: core_seconds are of the processor, not of a GPU: use flops or samples_seen")
 

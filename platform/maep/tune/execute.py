@@ -17,7 +17,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -82,16 +82,26 @@ def need(search: TuneConfig) -> dict[str, float]:
 
 
 def concurrency(search: TuneConfig) -> int:
-    """How many trials the connected cluster has room for. Raises UnavailableError where it has none for one."""
-    have = cluster.resources()
+    """How many trials the connected cluster has room for. Raises UnavailableError where it has none for one.
+
+    A trial of one process has to find all that it takes on one machine; workers spread over them.
+    """
     wanted = need(search)
-    for kind, amount in wanted.items():
-        if have.get(kind, 0) < amount:
-            raise UnavailableError(
-                f"a trial takes {amount:g} {kind}s, the cluster has {have.get(kind, 0):g}: lower cpus_per_trial,"
-                " gpus_per_trial or finetune.workers, or name another --address"
-            )
-    return min(int(have[kind] / amount + 1e-9) for kind, amount in wanted.items())
+    places, where = ([cluster.resources()], "cluster") if _has_workers(search) else (cluster.machines(), "machine")
+    total = sum(fits(wanted, place) for place in places)
+    if not total:
+        taken = " and ".join(f"{amount:g} {kind}s" for kind, amount in wanted.items())
+        most = " and ".join(f"{max(place.get(kind, 0) for place in places):g} {kind}s" for kind in wanted)
+        raise UnavailableError(
+            f"a trial takes {taken}, no {where} has that (at most {most}): lower cpus_per_trial, gpus_per_trial or"
+            " finetune.workers, or name another --address"
+        )
+    return total
+
+
+def fits(wanted: Mapping[str, float], place: Mapping[str, float]) -> int:
+    """How many times `wanted` goes into what a place has, both by resource."""
+    return min(int(place.get(kind, 0) / amount + 1e-9) for kind, amount in wanted.items())
 
 
 @contextmanager
@@ -141,9 +151,13 @@ def on_ray(search: Search) -> None:
 
 def _bundle(search: TuneConfig) -> dict[str, float]:
     """What Tune reserves for a piece."""
-    if max(phase.workers.most for phase in (search.pretrain, search.finetune) if phase is not None):
+    if _has_workers(search):
         return {"memory": 1.0}  # a byte: the workers take the processors, and a bundle of nothing there is not
     return need(search)
+
+
+def _has_workers(search: TuneConfig) -> bool:
+    return any(phase.workers.most for phase in (search.pretrain, search.finetune) if phase is not None)
 
 
 def _piece(values: dict[str, Any], output: str, search: dict[str, Any]) -> dict[str, Any]:

@@ -77,6 +77,16 @@ def make(search: TuneConfig, number: int, settings: Settings) -> Trial:
     return Trial(number, settings, made, key)
 
 
+def check_length(search: TuneConfig) -> None:
+    """Refuses a budget of images that is too small for any trial (of another one only a measurement tells)."""
+    if search.budget.kind != "samples_seen":
+        return
+    one, first, size, spent = budget.Cost(0.0, None), search.pretrain, search.finetune.loop.batch_size, 0
+    if first is not None and search.finetune.model.name == "purifier":
+        spent = budget.for_pretraining(search.budget, one, first.loop.batch_size)
+    _levels(search, budget.for_finetuning(search.budget, spent, one, size), size)
+
+
 def _key(pretrain: PretrainConfig, search: TuneConfig) -> str:
     """What decides a pretraining: its configuration, its data, and how much of which budget it gets."""
     values = deciding(pretrain)
@@ -187,9 +197,12 @@ def _planned(search: TuneConfig, trial: Trial, before: Budget) -> Plan:
     kind, size = search.budget.kind, settings.loop.batch_size
     cost = budget.cost(settings, kind)
     samples = budget.for_finetuning(search.budget, getattr(before, kind), cost, size)
+    return Plan(samples, _levels(search, samples, size), cost.flops, _now())
+
+
+def _levels(search: TuneConfig, samples: int, batch_size: int) -> list[int]:
     rungs = search.halving
-    levels = halving.levels(samples, size, rungs.num_rungs, rungs.factor) if rungs else [samples]
-    return Plan(samples, levels, cost.flops, _now())
+    return halving.levels(samples, batch_size, rungs.num_rungs, rungs.factor) if rungs else [samples]
 
 
 def _pretraining_spent(output: Path, trial: Trial) -> Budget:
