@@ -58,8 +58,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             tuning.run_search(settings, tracking, output, options.resume, options.address)
         except KeyboardInterrupt:
-            kept = len(read_all(output))
-            print(f"maep tune: stopped; {kept} trials are kept, --output {output} --resume goes on", file=sys.stderr)
+            print(f"maep tune: stopped; {_left(output)}", file=sys.stderr)
             return 130
         result = results.read(output)
         results.write(result)
@@ -91,6 +90,13 @@ def _parsed(made: Parser, argv: Sequence[str]) -> Job[TuneConfig]:
         raise ConfigError("--resume: name the folder of the search, --output DIR")
     tuning.check_there(options.output)
     return parse(made, TuneConfig, argv, default=str(options.output / tuning.WHOLE))
+
+
+def _left(output: Path) -> str:
+    """What is there after Ctrl-C, and how to go on."""
+    if not tuning.is_there(output):
+        return "nothing was begun, the same line begins anew"
+    return f"{len(read_all(output))} trials are kept, --output {output} --resume goes on"
 
 
 def _lines(result: Result, page: Path) -> list[str]:

@@ -53,9 +53,14 @@ def run_search(
                 execute.on_ray(search)
 
 
+def is_there(output: Path) -> bool:
+    """Whether `output` holds a search to go on with."""
+    return (output / SEARCH).is_file() and (output / WHOLE).is_file()
+
+
 def check_there(output: Path) -> None:
     """Raises ConfigError where `output` holds no search to go on with."""
-    if not ((output / SEARCH).is_file() and (output / WHOLE).is_file()):
+    if not is_there(output):
         raise ConfigError(f"--resume: {output} holds no search: leave it out to begin one")
 
 

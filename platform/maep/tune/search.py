@@ -95,21 +95,21 @@ class Search:
     def ended(self, work: Work, failure: str | None) -> None:
         """A piece has ended; `failure` says why, where it left no result.
 
-        What lies on disk decides, as it does for one who goes on after a kill: a process may die once it has written.
+        A process may die once it has written its result: then that counts, as it does for one who goes on after a kill.
         """
         self._running.remove(work)
         key = work.trial.pretraining
         if work.rung is not None:
-            if self._has_reached(work.trial):
+            if failure is None or self._has_reached(work.trial):
                 self._reached(work.trial)
             else:
-                self._end(work.trial, "failed", failure or "it left no result")
-        elif key is not None and trial.is_pretrained(self.output, key):
+                self._end(work.trial, "failed", failure)
+        elif key is not None and (failure is None or trial.is_pretrained(self.output, key)):
             self._pretrained.add(key)
         else:  # a later generation's trial tries it again, from its newest checkpoint
             for other in [other for other in self._waiting if other.trial.pretraining == key]:
                 self._waiting.remove(other)
-                self._end(other.trial, "failed", f"its pretraining failed: {failure or 'it left no result'}")
+                self._end(other.trial, "failed", f"its pretraining failed: {failure}")
         self._settle()
 
     def _settle(self) -> None:
