@@ -30,6 +30,7 @@ class Tracked:
     def __init__(self, settings: TuneConfig, tracking: TrackingConfig, output: Path) -> None:
         self._settings, self._tracking, self._output = settings, tracking, output
         self._children: dict[int, Run] = {}
+        self._recorded: set[str] = set()
         self._images = 0
 
     def __enter__(self) -> Self:
@@ -41,7 +42,7 @@ class Tracked:
         name, params = f"tune {self._output.name}", config.to_dict(self._settings)
         self._parent = open_run(self._tracking, name, self._key, params, {"maep.phase": "tune"})
         if self._parent.run_id is not None:
-            close_left(self._tracking, self._parent.run_id)  # those of trials that go on are opened again
+            self._recorded = close_left(self._tracking, self._parent.run_id)  # what goes on is opened again
         return self
 
     def __exit__(
@@ -62,15 +63,18 @@ class Tracked:
 
     def on_point(self, trial: Trial, point: Point) -> None:
         """Logs what was measured."""
+        if self._key_of(trial) in self._recorded:
+            return
         spent = {"flops": point.budget.flops, "core_seconds": point.budget.core_seconds}
         self._child(trial).log_metrics({**point.objectives, **spent}, point.samples_seen)
 
     def on_end(self, trial: Trial, ended: TrialRecord) -> None:
         """Ends the trial's run, with its record, and logs the search's own course: the trial's values by all images."""
-        child = self._child(trial)
-        child.log_file(record.folder(self._output, trial.trial_id) / record.TRIAL)
-        child.finish("FAILED" if ended.status == "failed" else "FINISHED")
-        del self._children[trial.number]
+        if self._key_of(trial) not in self._recorded:
+            child = self._child(trial)
+            child.log_file(record.folder(self._output, trial.trial_id) / record.TRIAL)
+            child.finish("FAILED" if ended.status == "failed" else "FINISHED")
+            del self._children[trial.number]
         self._images += ended.budget.samples_seen
         self._parent.log_metrics(ended.objectives, self._images)
 
@@ -81,5 +85,8 @@ class Tracked:
                 tags[PARENT] = self._parent.run_id
             name = f"trial {trial.trial_id}"
             params = {**trial.settings, "seed": trial.seed}
-            self._children[trial.number] = open_run(self._tracking, name, f"{self._key}-{trial.trial_id}", params, tags)
+            self._children[trial.number] = open_run(self._tracking, name, self._key_of(trial), params, tags)
         return self._children[trial.number]
+
+    def _key_of(self, trial: Trial) -> str:
+        return f"{self._key}-{trial.trial_id}"

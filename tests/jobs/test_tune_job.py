@@ -149,9 +149,16 @@ def test_runs_of_a_search_in_mlflow(store: Path, tmp_path: Path) -> None:
         play(asked, output, kill_after=3, listener=tracked)
     with Tracked(asked, tracking, output) as tracked:
         play(asked, output, listener=tracked)
+    client = connect(absolute(tracking))
+
+    def ends() -> dict[str, int]:
+        found = client.search_runs([experiment(client, tracking).experiment_id])
+        return {run.info.run_id: run.info.end_time for run in found if run.data.tags["maep.phase"] == "trial"}
+
+    before = ends()
     with Tracked(asked, tracking, output) as tracked:
         play(asked, output, listener=tracked)
-    client = connect(absolute(tracking))
+    assert ends() == before, "what was recorded is left as it is"
     runs = client.search_runs([experiment(client, tracking).experiment_id])
     (parent,) = (run for run in runs if run.data.tags["maep.phase"] == "tune")
     trials = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]

@@ -127,7 +127,9 @@ def test_an_exception_marks_the_run_failed_and_an_interrupt_killed(tracking: Tra
             dies(key, error)
     failed, killed = ended
     left = open_run(tracking, "a", "3", {}, {PARENT: str(failed.run_id)})
-    close_left(tracking, str(failed.run_id))
+    over = open_run(tracking, "a", "4", {}, {PARENT: str(failed.run_id)})
+    over.finish()
+    assert close_left(tracking, str(failed.run_id)) == {"4"}
     assert history(tracking, failed.run_id, "loss") == {1: 1.0}
     runs = (failed, killed, left)
     assert [entity(tracking, run.run_id).info.status for run in runs] == ["FAILED", "KILLED", "KILLED"]

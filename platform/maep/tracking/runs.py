@@ -29,6 +29,7 @@ PARENT = "mlflow.parentRunId"  # MLflow's own tag, by which its pages nest runs
 _COMMIT = "mlflow.source.git.commit"  # MLflow's own too, which its pages show as the source
 _BATCH = 100  # MLflow's limit of parameters or tags in a call
 _VALUE = 6000  # MLflow's limit of a parameter's characters
+_MOST_RUNS = 50_000  # MLflow's limit of runs in an answer
 
 
 class Run(Protocol):
@@ -88,14 +89,21 @@ def open_run(
     return MlflowRun(client, config, run)
 
 
-def close_left(config: TrackingConfig, parent_id: str) -> None:
-    """Ends, as KILLED, the runs below run `parent_id` that a killed process left RUNNING: nobody else would."""
+def close_left(config: TrackingConfig, parent_id: str) -> set[str]:
+    """Ends, as KILLED, the runs below run `parent_id` that a killed process left RUNNING: nobody else would.
+
+    Returns the keys of those that are FINISHED or FAILED, and so have all there is to record.
+    """
     client = mlflow_client.connect(config)
     experiment = mlflow_client.experiment(client, config)
-    left = f"tags.`{PARENT}` = '{parent_id}' and attributes.status = 'RUNNING'"
+    below, ended = f"tags.`{PARENT}` = '{parent_id}'", set[str]()
     with mlflow_client.translated(absolute(config).uri or ""):
-        for run in client.search_runs([experiment.experiment_id], filter_string=left):
-            client.set_terminated(run.info.run_id, "KILLED")
+        for run in client.search_runs([experiment.experiment_id], filter_string=below, max_results=_MOST_RUNS):
+            if run.info.status == "RUNNING":
+                client.set_terminated(run.info.run_id, "KILLED")
+            elif run.info.status in ("FINISHED", "FAILED") and KEY in run.data.tags:
+                ended.add(run.data.tags[KEY])
+    return ended
 
 
 def ui_command(config: TrackingConfig) -> str:
