@@ -17,6 +17,8 @@ from maep.errors import ConfigError, nearest
 from maep.tracking.client import TrackingConfig, hide_secrets
 
 T = TypeVar("T", covariant=True)
+_PHASES = {"pretrain", "finetune"}
+"""Verbs that have a section of their own in a file of several."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,9 @@ def _read(source: str, verb: str, settings_class: type) -> tuple[dict[str, Any],
     values = config.read_yaml(find(source))
     assert dataclasses.is_dataclass(settings_class)
     keys = {field.name for field in dataclasses.fields(settings_class)}
+    others = [key for key in values if key in _PHASES - keys]
+    if verb in _PHASES and verb not in values and others:  # best.yaml of a U-Net has nothing to pretrain
+        raise ConfigError(f"{source}: has no section {verb}, it is for maep {' and maep '.join(others)}")
     if verb not in values or verb in keys:
         return _with_sections(values, settings_class), source
     for key in values:

@@ -19,7 +19,6 @@ from maep.errors import ConfigError, UserError
 from maep.models import flops
 from maep.tracking.client import TrackingConfig, absolute
 from maep.tracking.resolve import resolve
-from maep.tracking.revision import revision
 from maep.tracking.runs import open_run, ui_command
 from maep.train.bench import estimate
 from maep.train.checkpoints import BEST, MODEL, RUN_KEY, Best
@@ -56,7 +55,7 @@ def run_training(job: Job[Settings], phase: str) -> Artifact | None:
         resume = resolve(options.resume, job.tracking) if getattr(options, "resume", None) else None
         settings = _located(settings, job.tracking)
         where = output if storage.is_remote(output) else Path(output).absolute()
-        make = functools.partial(make_callbacks, phase, settings, absolute(job.tracking), where, revision())
+        make = functools.partial(make_callbacks, phase, settings, absolute(job.tracking), where)
         result = train(settings, output, make, address, resume)
     wanted = settings.loop.keep_best
     if wanted is not None and not artifact.is_valid(folder / BEST):
@@ -129,13 +128,11 @@ def costs(settings: PretrainConfig, measured: bool) -> list[str]:
     return lines
 
 
-def make_callbacks(
-    phase: str, settings: Settings, tracking: TrackingConfig, output: str | Path, code: str | None = None
-) -> Sequence[Callback]:
-    """The callbacks of a run by `code` (its revision), made where they run, once nothing refuses it any more."""
+def make_callbacks(phase: str, settings: Settings, tracking: TrackingConfig, output: str | Path) -> Sequence[Callback]:
+    """The callbacks of a run, made in the process where they run, once nothing refuses it any more."""
     name, output = f"{phase} {str(output).rpartition('/')[2]}", working_folder(output)
     storage.write_bytes(output / "config.yaml", config.to_yaml(settings).encode())
-    shown, tracked = _Shown(name), _Tracked(phase, name, settings, tracking, output, code)
+    shown, tracked = _Shown(name), _Tracked(phase, name, settings, tracking, output)
     if isinstance(settings, ClassifierConfig) or not settings.validation.every_checkpoint:
         return [shown, tracked]
 
@@ -184,13 +181,10 @@ class _Shown:
 class _Tracked:
     """Writes a run to MLflow: parameters, metrics by samples seen, every kept checkpoint, pictures."""
 
-    def __init__(
-        self, phase: str, name: str, settings: Settings, tracking: TrackingConfig, output: Path, code: str | None
-    ) -> None:
+    def __init__(self, phase: str, name: str, settings: Settings, tracking: TrackingConfig, output: Path) -> None:
         self._settings = settings
         key = _run_key(output) if tracking.enabled else ""
-        tags = {"maep.phase": phase} | ({"maep.revision": code} if code else {})
-        self._run = open_run(tracking, name, key, config.to_dict(settings), tags)
+        self._run = open_run(tracking, name, key, config.to_dict(settings), {"maep.phase": phase})
 
     def on_step(self, progress: Progress) -> None:
         self._run.log_metrics(progress.metrics, progress.samples_seen)

@@ -16,6 +16,7 @@ from maep.tune import report, results, suggest
 from maep.tune.config import TuneConfig
 from maep.tune.record import read_all
 from maep.tune.results import Result
+from maep.tune.trial import check_length
 from maep_jobs import tuning, winner
 from maep_jobs.arguments import Job, Parser, parse, parser, plan_text
 from maep_jobs.failure import JobFailed
@@ -40,12 +41,15 @@ def main(argv: Sequence[str]) -> int:
     options, settings = job.options, job.settings
     output: Path = options.output
     suggest.check(settings)
+    check_length(settings)
     if options.dry_run:
         print(plan_text(job, plan(settings, output, options.measure)), end="")
         return 0
     if options.measure:
         raise ConfigError("--measure goes with --dry-run: a search reports its own rate")
     gate = None
+    if options.force and options.promote is None:
+        raise ConfigError("--force goes with --promote: it is for what the gate refuses")
     if options.promote is not None:
         gate = winner.gate_settings(options.promote, settings.finetune.data.name, job.tracking)
     command = hide_secrets(shlex.join(["maep", "tune", *argv]))
@@ -54,8 +58,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             tuning.run_search(settings, tracking, output, options.resume, options.address)
         except KeyboardInterrupt:
-            kept = len(read_all(output))
-            print(f"maep tune: stopped; {kept} trials are kept, --output {output} --resume goes on", file=sys.stderr)
+            print(f"maep tune: stopped; {_left(output)}", file=sys.stderr)
             return 130
         result = results.read(output)
         results.write(result)
@@ -87,6 +90,13 @@ def _parsed(made: Parser, argv: Sequence[str]) -> Job[TuneConfig]:
         raise ConfigError("--resume: name the folder of the search, --output DIR")
     tuning.check_there(options.output)
     return parse(made, TuneConfig, argv, default=str(options.output / tuning.WHOLE))
+
+
+def _left(output: Path) -> str:
+    """What is there after Ctrl-C, and how to go on."""
+    if not tuning.is_there(output):
+        return "nothing was begun, the same line begins anew"
+    return f"{len(read_all(output))} trials are kept, --output {output} --resume goes on"
 
 
 def _lines(result: Result, page: Path) -> list[str]:

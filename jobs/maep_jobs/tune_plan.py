@@ -24,8 +24,7 @@ def plan(search: TuneConfig, output: Path, measured: bool) -> list[str]:
     allowed = suggest.check(search)
     size = "endless" if space.size(search.space) is None else f"{space.size(search.space):,} settings"
     counted = "" if allowed is None or not search.space else f", {allowed:,} of them allowed"
-    least = min(search.num_trials, allowed) if allowed and search.searcher == "grid" else search.num_trials
-    total = least + len(search.fixed)
+    total = suggest.most_trials(search)
     amount = f"{search.budget.amount:,.6g} {search.budget.kind}"
     lines = [
         f"space: {size}{counted}; {search.searcher} chooses"
@@ -96,17 +95,13 @@ def _one(search: TuneConfig, made: Phases) -> tuple[int, float]:
     """Images and processor seconds of a trial that is trained to its end."""
     kind, images, seconds, spent = search.budget.kind, 0, 0.0, 0.0
     if made.pretrain is not None:
-        cost = _cost(made.pretrain)
+        cost = budget.cost(made.pretrain, "core_seconds")
         samples = budget.for_pretraining(search.budget, cost, made.pretrain.loop.batch_size)
         images, seconds = samples, samples * (cost.core_seconds or 0.0)
         spent = samples * cost.of(kind)
-    cost = _cost(replace(made.finetune, init=None) if made.finetune.lora is None else made.finetune)
+    cost = budget.cost(made.finetune, "core_seconds")
     samples = budget.for_finetuning(search.budget, spent, cost, made.finetune.loop.batch_size)
     return images + samples, seconds + samples * (cost.core_seconds or 0.0)
-
-
-def _cost(phase: budget.Phase) -> budget.Cost:
-    return budget.cost(phase, "core_seconds")
 
 
 def _text(each: Settings) -> str:

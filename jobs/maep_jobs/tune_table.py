@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table as Grid
 
+from maep.tune import suggest
 from maep.tune.config import TuneConfig
 from maep.tune.record import Point, TrialRecord
 from maep.tune.search import Work
@@ -25,7 +26,7 @@ class Table:
 
     def __init__(self, settings: TuneConfig) -> None:
         self._settings = settings
-        self._total = settings.num_trials + len(settings.fixed)
+        self._total = suggest.most_trials(settings)
         self._rows: dict[int, list[str]] = {}
         self._images = self._ended = 0
         self._began = time.monotonic()

@@ -11,17 +11,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from maep import __version__, config, storage
+from maep import config, storage
 from maep.errors import Stopped
 from maep.tracking.client import TrackingConfig
-from maep.tracking.runs import Run, Status, open_run
+from maep.tracking.runs import PARENT, Run, Status, close_left, open_run
+from maep.tune import record
 from maep.tune.config import TuneConfig
 from maep.tune.record import SEARCH, Point, TrialRecord
 from maep.tune.search import Work
 from maep.tune.trial import Trial
 
 KEY = "run-key"
-_PARENT = "mlflow.parentRunId"  # MLflow's own, by which its pages nest runs
 
 
 class Tracked:
@@ -30,6 +30,7 @@ class Tracked:
     def __init__(self, settings: TuneConfig, tracking: TrackingConfig, output: Path) -> None:
         self._settings, self._tracking, self._output = settings, tracking, output
         self._children: dict[int, Run] = {}
+        self._recorded: set[str] = set()
         self._images = 0
 
     def __enter__(self) -> Self:
@@ -38,10 +39,10 @@ class Tracked:
         if not path.is_file():
             storage.write_bytes(path, uuid.uuid4().hex.encode())
         self._key = path.read_text(encoding="ascii")
-        tags = {"maep.phase": "tune", "maep.version": __version__}
-        self._parent = open_run(
-            self._tracking, f"tune {self._output.name}", self._key, config.to_dict(self._settings), tags
-        )
+        name, params = f"tune {self._output.name}", config.to_dict(self._settings)
+        self._parent = open_run(self._tracking, name, self._key, params, {"maep.phase": "tune"})
+        if self._parent.run_id is not None:
+            self._recorded = close_left(self._tracking, self._parent.run_id)  # what goes on is opened again
         return self
 
     def __exit__(
@@ -62,23 +63,30 @@ class Tracked:
 
     def on_point(self, trial: Trial, point: Point) -> None:
         """Logs what was measured."""
+        if self._key_of(trial) in self._recorded:
+            return
         spent = {"flops": point.budget.flops, "core_seconds": point.budget.core_seconds}
         self._child(trial).log_metrics({**point.objectives, **spent}, point.samples_seen)
 
     def on_end(self, trial: Trial, ended: TrialRecord) -> None:
-        """Ends the trial's run, and logs the search's own course: all images so far, the trial's values."""
-        child = self._child(trial)
-        child.finish("FAILED" if ended.status == "failed" else "FINISHED")
-        del self._children[trial.number]
+        """Ends the trial's run, with its record, and logs the search's own course: the trial's values by all images."""
+        if self._key_of(trial) not in self._recorded:
+            child = self._child(trial)
+            child.log_file(record.folder(self._output, trial.trial_id) / record.TRIAL)
+            child.finish("FAILED" if ended.status == "failed" else "FINISHED")
+            del self._children[trial.number]
         self._images += ended.budget.samples_seen
         self._parent.log_metrics(ended.objectives, self._images)
 
     def _child(self, trial: Trial) -> Run:
         if trial.number not in self._children:
-            tags = {"maep.phase": "trial", "maep.trial_id": trial.trial_id, "maep.version": __version__}
+            tags = {"maep.phase": "trial", "maep.trial_id": trial.trial_id}
             if self._parent.run_id is not None:
-                tags[_PARENT] = self._parent.run_id
+                tags[PARENT] = self._parent.run_id
             name = f"trial {trial.trial_id}"
             params = {**trial.settings, "seed": trial.seed}
-            self._children[trial.number] = open_run(self._tracking, name, f"{self._key}-{trial.trial_id}", params, tags)
+            self._children[trial.number] = open_run(self._tracking, name, self._key_of(trial), params, tags)
         return self._children[trial.number]
+
+    def _key_of(self, trial: Trial) -> str:
+        return f"{self._key}-{trial.trial_id}"

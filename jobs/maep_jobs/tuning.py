@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,22 +37,30 @@ def run_search(
     """Runs the search in `output` to its end, or goes on with it; a finished one is left as it is.
 
     Raises UserErrors before a trial begins: for data or classifiers that are not there, a tracking server or cluster
-    that does not answer, an output that holds another search.
+    that does not answer or has no room, an output that holds another search. `output` then is no search yet.
     """
     _check(settings, address)
     _check_output(settings, output, resume)
     with Tracked(settings, tracking, output) as tracked:
-        claim(settings, tracking, output)
-        settings = with_classifiers(settings, output)
-        with Table(settings) as table:
-            search = Search(settings, output, _Both(table, tracked))
-            if not search.is_finished:
-                execute.on_ray(search, address)
+        table = Table(settings)
+        search = Search(_named(settings, output), output, _Both(table, tracked))
+        if search.is_finished:
+            return
+        with execute.room(settings, address):
+            claim(settings, tracking, output)
+            _train_classifiers(settings, output)
+            with table:  # on a terminal there is one bar or table at a time
+                execute.on_ray(search)
+
+
+def is_there(output: Path) -> bool:
+    """Whether `output` holds a search to go on with."""
+    return (output / SEARCH).is_file() and (output / WHOLE).is_file()
 
 
 def check_there(output: Path) -> None:
     """Raises ConfigError where `output` holds no search to go on with."""
-    if not ((output / SEARCH).is_file() and (output / WHOLE).is_file()):
+    if not is_there(output):
         raise ConfigError(f"--resume: {output} holds no search: leave it out to begin one")
 
 
@@ -69,8 +76,7 @@ def _check(settings: TuneConfig, address: str | None) -> None:
     own = {each.name for each in settings.classifiers}
     for phase in (settings.pretrain, settings.finetune):
         if phase is not None:
-            pick_device(phase.loop.device)
-            budget.check(settings.budget, phase.loop.device)
+            budget.check(settings.budget, pick_device(phase.loop.device).type)
     load(settings.finetune.data, "dev")
     for spec in settings.finetune.classifiers:
         if spec not in own:
@@ -85,8 +91,8 @@ def _check_output(settings: TuneConfig, output: Path, resume: bool) -> None:
             raise ConfigError(f"{output} holds a search: go on with it by --resume, or choose another --output")
         return
     check_there(output)
-    before, now = config.read_yaml(path), json.loads(json.dumps(config.to_dict(settings)))
-    other = [key for key in now if key not in _MAY_CHANGE and before.get(key) != now[key]]
+    before, now = config.to_dict(config.load(TuneConfig, path)), config.to_dict(settings)
+    other = [key for key in now if key not in _MAY_CHANGE and before[key] != now[key]]
     if other:
         raise ConfigError(
             f"--resume: {output} holds a search of another {other[0]}: leave --config and overrides out, or choose"
@@ -104,11 +110,20 @@ def claim(settings: TuneConfig, tracking: TrackingConfig, output: Path) -> None:
 
 def with_classifiers(settings: TuneConfig, output: Path) -> TuneConfig:
     """Trains the search's own classifiers, unless they lie there, and names them by their folders."""
-    places = classifier_folders(settings, output)
+    _train_classifiers(settings, output)
+    return _named(settings, output)
+
+
+def _train_classifiers(settings: TuneConfig, output: Path) -> None:
     for each in settings.classifiers:
-        folder = places[each.name].parent
+        folder = classifier_folders(settings, output)[each.name].parent
         make = functools.partial(make_callbacks, "classifier", each, TrackingConfig(enabled=False), folder)
         train(each, folder, make)
+
+
+def _named(settings: TuneConfig, output: Path) -> TuneConfig:
+    """`settings` with the search's own classifiers named by their folders, whether they lie there yet or not."""
+    places = classifier_folders(settings, output)
     named = tuple(str(places.get(spec, spec)) for spec in settings.finetune.classifiers)
     return replace(settings, finetune=replace(settings.finetune, classifiers=named))
 

@@ -123,3 +123,10 @@ def resources() -> dict[str, Any]:
 
     total: dict[str, Any] = ray.cluster_resources()
     return total
+
+
+def machines() -> list[dict[str, Any]]:
+    """The same of each of its machines that are up."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]

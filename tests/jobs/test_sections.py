@@ -53,7 +53,7 @@ def test_tracking_is_shared(maep: Any, tmp_path: Path) -> None:
         ({"pretrain": PRETRAIN, "mask_ratio": 0.5}, "mask_ratio stands beside a section pretrain"),
         ({"pretrain": 3}, "pretrain: expected a section of keys, got 3"),
         ({"pretrain": {"mask_ration": 0.5}}, "unknown key 'mask_ration': did you mean 'mask_ratio'"),
-        ({"finetune": FINETUNE}, "unknown key 'finetune'"),
+        ({"finetune": FINETUNE}, "has no section pretrain, it is for maep finetune"),
     ],
 )
 def test_a_file_of_two_meanings_is_refused(maep: Any, tmp_path: Path, values: dict[str, Any], said: str) -> None:

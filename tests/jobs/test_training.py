@@ -66,7 +66,7 @@ def test_a_stopped_run_goes_on_elsewhere_by_its_id(
     stopped = Checkpoints(tmp_path / "stopped" / "checkpoints", 2).newest()
     assert stopped is not None
     assert run.data.tags["maep.data.fingerprint"] == stopped.config["data"]["fingerprint"]
-    assert run.data.tags.get("maep.revision") == revision()
+    assert run.data.tags.get("mlflow.source.git.commit") == revision()
     stop_at(-1)
     ran = maep(*tiny("--output", "elsewhere", *every, "--resume", f"runs:/{run.info.run_id}"))
     assert ran.status == 0, ran

@@ -20,8 +20,9 @@ from tune_toys import play, toy
 
 from maep import config
 from maep.tracking.client import TrackingConfig, absolute, connect, experiment
-from maep.tune import record, suggest
+from maep.tune import execute, record, suggest
 from maep.tune.config import TuneConfig
+from maep.tune.search import Search
 from maep_jobs.arguments import find
 from maep_jobs.tune_tracking import Tracked
 from maep_jobs.tuning import claim
@@ -75,6 +76,8 @@ def nothing_begun() -> bool:
         ({"objectives": ["mae_loss"]}, "does not compare"),
         ({"cpus_per_trial": 0}, "cpus_per_trial: 0 must be above 0"),
         ({"budget": {"kind": "minutes"}}, "did you mean|choose one of"),
+        ({"budget": {"amount": 96}}, "budget.amount: leaves 24 samples_seen for pretraining, one batch takes 32"),
+        ({"halving": {"num_rungs": 6, "factor": 3}}, "too few for 6 rungs"),
     ],
 )
 def test_a_mistake_is_one_line_and_begins_nothing(maep: Maep, words: Any, keys: dict[str, Any], reason: str) -> None:
@@ -102,6 +105,16 @@ def test_resume_wants_a_search_and_the_same_one(maep: Maep, words: Any) -> None:
     claim(asked, TrackingConfig(enabled=False), Path("out"))
     assert maep(*line).is_mistake("holds a search: go on with it by --resume")
     assert maep(*line, "--resume", "--num_trials", 9).is_mistake("a search of another num_trials")
+    assert maep(*line, "--force").is_mistake("--force goes with --promote")
+
+
+def test_where_ray_does_not_start_the_output_is_no_search_and_the_same_line_may_be_typed_again(
+    maep: Maep, words: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # as in a submitted job: nothing answers there
+    for _ in range(2):
+        assert maep(*words()).end.is_mistake("no Ray cluster answers")
+        assert nothing_begun()
 
 
 def test_a_dry_run_says_trials_images_and_time(maep: Maep, words: Any) -> None:
@@ -136,9 +149,16 @@ def test_runs_of_a_search_in_mlflow(store: Path, tmp_path: Path) -> None:
         play(asked, output, kill_after=3, listener=tracked)
     with Tracked(asked, tracking, output) as tracked:
         play(asked, output, listener=tracked)
+    client = connect(absolute(tracking))
+
+    def ends() -> dict[str, int]:
+        found = client.search_runs([experiment(client, tracking).experiment_id])
+        return {run.info.run_id: run.info.end_time for run in found if run.data.tags["maep.phase"] == "trial"}
+
+    before = ends()
     with Tracked(asked, tracking, output) as tracked:
         play(asked, output, listener=tracked)
-    client = connect(absolute(tracking))
+    assert ends() == before, "what was recorded is left as it is"
     runs = client.search_runs([experiment(client, tracking).experiment_id])
     (parent,) = (run for run in runs if run.data.tags["maep.phase"] == "tune")
     trials = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
@@ -163,8 +183,10 @@ def test_a_search_leaves_its_best_and_its_page(maep: Maep, words: Any) -> None:
     for name in ("best.yaml", "trials.parquet", "report.html"):
         assert Path("out", name).is_file()
     assert not list(Path("out").glob(".ray-*"))
-    assert maep("pretrain", "--config", "out/best.yaml", "--dry-run").status == 0
-    assert maep("finetune", "--config", "out/best.yaml", "--dry-run").status == 0
+    for verb in ("pretrain", "finetune"):
+        shown = maep(verb, "--config", "out/best.yaml", "--dry-run")
+        assert shown.status == 0, shown.err
+        assert yaml.safe_load(shown.out)["loop"]["samples"] > 0
     again = maep("tune", "--output", "out", "--resume", "--json", "--tracking.enabled", "false")
     assert json.loads(again.out) == found
 
@@ -185,6 +207,7 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], secon
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_kill_minus_nine_and_resume_is_as_if_nothing_was(words: Any, tmp_path: Path) -> None:
     line = words(objectives=["oblivious_accuracy"])
     whole = started([word if word != "out" else "whole" for word in line], tmp_path)
@@ -214,10 +237,12 @@ def test_a_trial_whose_process_is_killed_goes_on(words: Any, tmp_path: Path) -> 
     until(lambda: bool(trials()) and any(tmp_path.glob("out/trials/*/plan.json")), process)
     os.kill(trials()[0], signal.SIGKILL)
     assert process.wait(280) == 0
+    assert len(record.read_all(tmp_path / "out")) == 2
     assert {each.status for each in record.read_all(tmp_path / "out")} <= {"done", "stopped"}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(700)
 def test_ctrl_c_keeps_what_is_done(words: Any, tmp_path: Path) -> None:
     process = started(words(), tmp_path)
     until(lambda: bool(record.read_all(tmp_path / "out")), process)
@@ -231,11 +256,18 @@ def test_ctrl_c_keeps_what_is_done(words: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_three_trials_of_two_workers_finish_on_two_processors(words: Any, tmp_path: Path) -> None:
+@pytest.mark.timeout(600)
+def test_three_trials_of_two_workers_finish_on_two_processors_and_give_them_back(words: Any, tmp_path: Path) -> None:
     workers = {"num_workers": 2, "cpus_per_worker": 1.0}
     space = {"patch_size": {"choice": [4, 8]}, "noise": {"uniform": [0, 0.1]}}
     keys = {"num_trials": 3, "halving": None, "pretrain": None, "searcher": "random", "space": space}
-    line = words("--finetune.workers", json.dumps(workers), **keys)
-    process = started(line, tmp_path)
-    assert process.wait(290) == 0
-    assert [each.status for each in record.read_all(tmp_path / "out")] == ["done"] * 3
+    asked = config.load(TuneConfig, words(**keys)[2], ["--finetune.workers", json.dumps(workers)])
+    with execute.room(asked):
+        import ray
+
+        execute.on_ray(Search(asked, tmp_path / "out"))
+        assert [each.status for each in record.read_all(tmp_path / "out")] == ["done"] * 3
+        deadline = time.monotonic() + 60
+        while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+            assert time.monotonic() < deadline, f"{ray.available_resources()} of {ray.cluster_resources()} are free"
+            time.sleep(0.2)  # between two looks

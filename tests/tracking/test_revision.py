@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from maep.tracking.revision import revision
+from maep.tracking.revision import commit_of
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
@@ -27,9 +27,9 @@ def test_the_commit_of_a_checkout_and_whether_files_were_changed(tmp_path: Path)
     git(tmp_path, "commit", "-qm", "first")
     git(tmp_path, "tag", "-am", "a tag is no commit", "v1")
     commit = git(tmp_path, "rev-parse", "HEAD").strip()
-    assert revision(code) == commit
+    assert commit_of(code) == commit
     (code / "__init__.py").write_text("x = 1\n")
-    assert revision(code) == f"{commit}-dirty"
+    assert commit_of(code) == f"{commit}-dirty"
 
 
 def test_what_only_lies_below_a_checkout_has_none(tmp_path: Path) -> None:
@@ -37,5 +37,5 @@ def test_what_only_lies_below_a_checkout_has_none(tmp_path: Path) -> None:
     installed = tmp_path / ".venv" / "maep"
     installed.mkdir(parents=True)
     (installed / "__init__.py").touch()
-    assert revision(installed) is None
-    assert revision(tmp_path / "missing") is None
+    assert commit_of(installed) is None
+    assert commit_of(tmp_path / "missing") is None

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from stack import free_ports
 
-from maep import artifact, config, storage
+from maep import __version__, artifact, config, storage
 from maep.errors import ConfigError, UnavailableError
 from maep.tracking import client as mlflow_client
 from maep.tracking.checkpoints import checkpoints, newest_checkpoint
-from maep.tracking.runs import Run, TrackingConfig, close_run, flatten, open_run, ui_command
+from maep.tracking.revision import revision
+from maep.tracking.runs import PARENT, Run, TrackingConfig, close_left, flatten, open_run, ui_command
 
 
 def entity(tracking: TrackingConfig, run_id: str | None) -> Any:
@@ -50,6 +51,8 @@ def test_a_run_records_params_tags_and_metrics_by_samples_seen(tracking: Trackin
     assert found.info.run_name == "first"
     assert found.data.params == {"model.width": "64", "eps": "0.1"}
     assert found.data.tags["verb"] == "pretrain"
+    assert found.data.tags["maep.version"] == __version__
+    assert found.data.tags.get("mlflow.source.git.commit") == revision()
     assert history(tracking, run.run_id, "loss") == {64 * step: 1 / (1 + step) for step in range(2500)}
     assert (tmp_path / "outputs/mlflow/mlflow.db").is_file()
     assert Path(found.info.artifact_uri).is_relative_to(tmp_path / "outputs/mlflow/artifacts")
@@ -123,8 +126,10 @@ def test_an_exception_marks_the_run_failed_and_an_interrupt_killed(tracking: Tra
         with pytest.raises(error):
             dies(key, error)
     failed, killed = ended
-    left = open_run(tracking, "a", "3", {})
-    close_run(tracking, str(left.run_id), "KILLED")
+    left = open_run(tracking, "a", "3", {}, {PARENT: str(failed.run_id)})
+    over = open_run(tracking, "a", "4", {}, {PARENT: str(failed.run_id)})
+    over.finish()
+    assert close_left(tracking, str(failed.run_id)) == {"4"}
     assert history(tracking, failed.run_id, "loss") == {1: 1.0}
     runs = (failed, killed, left)
     assert [entity(tracking, run.run_id).info.status for run in runs] == ["FAILED", "KILLED", "KILLED"]

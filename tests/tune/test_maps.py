@@ -15,6 +15,7 @@ from maep.tune.space import Axis
 
 AXES = settings().space
 ON = ["mask_ratio", "patch_size"]
+KINDS = {"conv": 0.2, "unet": 0.6}
 
 
 def test_mask_ratio_and_patch_size_make_the_map_wherever_they_stand() -> None:
@@ -124,6 +125,15 @@ def test_another_kind_of_purifier_is_a_reference_beside_the_map() -> None:
     assert found.reference.trials == (conv,)
     assert found.best is found.cells[1][1]  # a reference is no cell of the map
     assert "90" not in verdict(found)
+
+
+def test_references_of_several_kinds_are_not_averaged() -> None:
+    others = [trial(20 + i, {"finetune.model.name": name}, share) for i, (name, share) in enumerate(KINDS.items())]
+    reference = chart([*grid(), *others], AXES, "adaptive_accuracy", ON).reference
+    assert reference is not None
+    assert reference.trials == (others[1],)
+    assert reference.found is not None
+    assert reference.found.value == pytest.approx(0.6)
 
 
 def test_a_range_is_cut_into_cells_that_hold_every_trial_once() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from train_toys import LOOP, MAE
 from tune_toys import IMAGES, arrive, outcome, play, toy
 
 from maep.errors import ArtifactError
-from maep.tune import record
+from maep.tune import record, suggest
 from maep.tune.search import Search, Silent
 
+NOISE = {"noise": {"uniform": [0, 1]}}
 HALVING = {"num_rungs": 3, "factor": 3}
 
 
@@ -76,6 +78,35 @@ def test_a_failed_trial_is_recorded_and_the_search_goes_on(tmp_path: Path) -> No
     assert Search(settings, tmp_path).is_finished, "what failed is not tried again"
 
 
+def test_a_process_that_dies_once_it_has_written_has_not_failed(tmp_path: Path) -> None:
+    """Else it would have failed in this search, and reached the rung in the one that goes on after a kill."""
+    settings = toy(num_trials=4, halving=HALVING)
+    search = Search(settings, tmp_path / "died")
+    while not search.is_finished:
+        work = search.next()
+        assert work is not None
+        arrive(search, work)
+        search.ended(work, "its process died" if work.trial.number == 2 else None)
+    play(settings, tmp_path / "whole")
+    assert outcome(tmp_path / "died") == outcome(tmp_path / "whole")
+
+
+def test_a_pretraining_that_failed_is_tried_again_by_later_trials_alone(tmp_path: Path) -> None:
+    pretrain = {"model": MAE, "mask_ratio": 0.5, "loop": LOOP}
+    search = Search(toy(num_trials=2, generation=1, pretrain=pretrain, space=NOISE), tmp_path)
+    asked = []
+    while not search.is_finished:
+        work = search.next()
+        assert work is not None
+        assert work.rung is None, "nothing is fine-tuned from what is not there"
+        asked.append(work.trial.number)
+        search.ended(work, "the loss is nan at step 3")
+    assert asked == [0, 1]
+    ended = record.read_all(tmp_path)
+    assert {each.reason for each in ended} == {"its pretraining failed: the loss is nan at step 3"}
+    assert [each.status for each in ended] == ["failed", "failed"]
+
+
 def test_fixed_settings_come_first_and_are_never_stopped(tmp_path: Path) -> None:
     settings = toy(fixed=[{"noise": 0.0, "patch_size": 8, "seed": 7}], halving=HALVING, num_trials=4)
     play(settings, tmp_path)
@@ -86,7 +117,9 @@ def test_fixed_settings_come_first_and_are_never_stopped(tmp_path: Path) -> None
 
 def test_a_grid_is_tried_whole_and_once(tmp_path: Path) -> None:
     space = {"patch_size": {"choice": [2, 4]}, "depth": {"integer": [1, 2]}}
-    play(toy(space=space, searcher="grid", num_trials=100), tmp_path)
+    settings = toy(space=space, searcher="grid", num_trials=100)
+    assert suggest.most_trials(settings) == 4
+    play(settings, tmp_path)
     tried = [tuple(each.settings.values()) for each in record.read_all(tmp_path)]
     assert tried == [(2, 1), (2, 2), (4, 1), (4, 2)]
 

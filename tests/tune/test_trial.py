@@ -92,6 +92,7 @@ def test_a_trial_that_cannot_be_trained_fails_alone(searched: Make, tmp_path: Pa
     assert bad.reason is not None
     assert "nan" in bad.reason or "inf" in bad.reason
     assert bad.artifact is None
+    assert 0 < bad.budget.samples_seen < good.budget.samples_seen, "what it saw before it failed"
 
 
 def test_a_trial_goes_on_from_its_checkpoint(searched: Make, tmp_path: Path) -> None:
@@ -113,6 +114,13 @@ def test_a_trial_goes_on_from_its_checkpoint(searched: Make, tmp_path: Path) -> 
     assert one.artifact is not None
     assert weights(artifact.read(whole / one.artifact)) == weights(artifact.read(cut / one.artifact))
     assert '"redone": 0' in (folder / "history.jsonl").read_text()
+
+
+def test_a_trial_of_one_process_needs_one_machine_that_has_all_it_takes() -> None:
+    wanted = {"CPU": 2.0, "GPU": 0.5}
+    assert execute.fits(wanted, {"CPU": 8.0, "GPU": 1.0}) == 2
+    assert execute.fits(wanted, {"CPU": 3.0, "GPU": 4.0}) == 1
+    assert execute.fits(wanted, {"CPU": 64.0}) == execute.fits(wanted, {"CPU": 1.5, "GPU": 8.0}) == 0
 
 
 def test_operations_are_those_of_the_formula() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 from pathlib import Path
 
-_CODE = Path(__file__).parents[1]
+
+@functools.cache
+def revision() -> str | None:
+    """The commit that maep runs from, as `commit_of` says it; asked once a process."""
+    return commit_of(Path(__file__).parents[1])
 
 
-def revision(folder: Path = _CODE) -> str | None:
-    """The git commit of the checkout that the code in `folder` is of, and `-dirty` where files were changed since.
+def commit_of(folder: Path) -> str | None:
+    """The git commit of the checkout that the package in `folder` is of, and `-dirty` where files were changed since.
 
     None for an installed wheel, also for one that lies below somebody's checkout, and where there is no git.
     """

@@ -13,18 +13,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from maep import __version__
 from maep.tracking import client as mlflow_client
 from maep.tracking.client import TrackingConfig, absolute, hide_secrets
 from maep.tracking.recording import MlflowRun, NoRun, Status
+from maep.tracking.revision import revision
 
 if TYPE_CHECKING:
     from maep.artifact import Artifact
 
-__all__ = ["Run", "Status", "TrackingConfig", "close_run", "flatten", "open_run", "ui_command"]
+__all__ = ["Run", "Status", "TrackingConfig", "close_left", "flatten", "open_run", "ui_command"]
 
 KEY = "maep.key"
+PARENT = "mlflow.parentRunId"  # MLflow's own tag, by which its pages nest runs
+_COMMIT = "mlflow.source.git.commit"  # MLflow's own too, which its pages show as the source
 _BATCH = 100  # MLflow's limit of parameters or tags in a call
 _VALUE = 6000  # MLflow's limit of a parameter's characters
+_MOST_RUNS = 50_000  # MLflow's limit of runs in an answer
 
 
 class Run(Protocol):
@@ -65,7 +70,8 @@ def open_run(
     """Opens the run of `key`: the one an earlier, interrupted command left, else a new one called `name`.
 
     `params` may nest; they are logged by dotted key. A value that differs from what the run recorded at first becomes
-    a tag `maep.changed.<key>`. Metrics up to what the run already has are not logged twice.
+    a tag `maep.changed.<key>`. Metrics up to what the run already has are not logged twice. Tags say by which code it
+    was made (maep.version and, where it is known, the git commit), of the last command that opened it.
     Raises UnavailableError, within about ten seconds, if no tracking server answers.
     """
     if not config.enabled:
@@ -82,15 +88,25 @@ def open_run(
             client.update_run(run.info.run_id, status="RUNNING")
         else:
             run = client.create_run(experiment.experiment_id, tags={KEY: key}, run_name=name)
-        _log_params(client, run, flatten(params), tags or {})
+        _log_params(client, run, flatten(params), {**_code(), **(tags or {})})
     return MlflowRun(client, config, run)
 
 
-def close_run(config: TrackingConfig, run_id: str, status: Status) -> None:
-    """Ends the run of a process that cannot do so any more (a killed trial's run would stay RUNNING for ever)."""
+def close_left(config: TrackingConfig, parent_id: str) -> set[str]:
+    """Ends, as KILLED, the runs below run `parent_id` that a killed process left RUNNING: nobody else would.
+
+    Returns the keys of those that are FINISHED or FAILED, and so have all there is to record.
+    """
     client = mlflow_client.connect(config)
+    experiment = mlflow_client.experiment(client, config)
+    below, ended = f"tags.`{PARENT}` = '{parent_id}'", set[str]()
     with mlflow_client.translated(absolute(config).uri or ""):
-        client.set_terminated(run_id, status)
+        for run in client.search_runs([experiment.experiment_id], filter_string=below, max_results=_MOST_RUNS):
+            if run.info.status == "RUNNING":
+                client.set_terminated(run.info.run_id, "KILLED")
+            elif run.info.status in ("FINISHED", "FAILED") and KEY in run.data.tags:
+                ended.add(run.data.tags[KEY])
+    return ended
 
 
 def ui_command(config: TrackingConfig) -> str:
@@ -113,6 +129,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[key] = str(value)[:_VALUE]
     return flat
+
+
+def _code() -> dict[str, str]:
+    """Tags that say which code writes."""
+    commit = revision()
+    return {"maep.version": __version__, **({_COMMIT: commit} if commit is not None else {})}
 
 
 def _log_params(client: Any, run: Any, params: Mapping[str, str], tags: Mapping[str, str]) -> None:

@@ -49,8 +49,13 @@ class Cost:
 
 
 def cost(settings: Phase, kind: str) -> Cost:
-    """What an image of this phase costs; it takes 4 steps, and 10 more where time is to be measured."""
+    """What an image of this phase costs; it takes 4 steps, and 10 more where time is to be measured.
+
+    Weights to start from need not be there yet, for they change no cost, unless there are adapters beside them.
+    """
     size = settings.loop.batch_size
+    if isinstance(settings, FinetuneConfig) and settings.lora is None:
+        settings = replace(settings, init=None)
     with _Counter() as counter, sdpa_kernel(SDPBackend.MATH):  # fused attention is no product that is counted
         _steps(settings, _COUNTED)
     flops = counter.total / (_COUNTED * size)
@@ -82,7 +87,7 @@ def for_finetuning(budget: BudgetConfig, spent: float, cost: Cost, batch_size: i
 
 
 def check(budget: BudgetConfig, device: str) -> None:
-    """Refuses to count processor seconds where the work is done elsewhere."""
+    """Refuses to count processor seconds where the work is done elsewhere, on a `device` of that type."""
     if budget.kind == "core_seconds" and device == "cuda":
         raise ConfigError("budget.kind: core_seconds are of the processor, not of a GPU: use flops or samples_seen")
 

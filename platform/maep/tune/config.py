@@ -67,6 +67,8 @@ class MeasureConfig:
     adaptive_eps: float | None = None
     """Budget of the adaptive attack; null: as `eps`."""
     adaptive_steps: int = 20
+    eot: int = 10
+    """Passes that one gradient of the adaptive attack is averaged over, where the purifier is randomised."""
     adaptive_images: int | None = None
     """The adaptive attack takes the first so many of the images; null: all."""
     latency_passes: int = 30
@@ -74,7 +76,7 @@ class MeasureConfig:
 
     def __post_init__(self) -> None:
         """Refuses to measure nothing."""
-        for key in ("num_images", "steps", "adaptive_steps", "latency_passes"):
+        for key in ("num_images", "steps", "adaptive_steps", "eot", "latency_passes"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}: {getattr(self, key)} must be at least 1")
         for key in ("eps", "adaptive_eps"):

@@ -17,7 +17,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from maep.train.distributed import logical_cpus, rooted
 from maep.tune import trial
 from maep.tune.config import TuneConfig
 from maep.tune.search import Search, Work
-from maep.tune.trial import Trial
+from maep.tune.space import Settings
 
 _TUNE = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -41,9 +41,10 @@ _TUNE = {
 }
 
 
-def do(output: Path, search: TuneConfig, made: Trial, rung: int | None) -> str | None:
-    """Does a piece of work, and returns why it failed: a diverged loss, no memory, a setting that cannot be."""
+def do(output: Path, search: TuneConfig, number: int, settings: Settings, rung: int | None) -> str | None:
+    """Does a piece of work, and returns why it failed: a diverged loss, no memory, data that this machine lacks."""
     try:
+        made = trial.make(search, number, settings)
         if rung is None:
             trial.pretrain(output, search, made)
         else:
@@ -61,8 +62,7 @@ def here(search: Search) -> None:
     while not search.is_finished:
         work = search.next()
         assert work is not None
-        made = trial.make(placed, work.trial.number, work.trial.settings)
-        search.ended(work, do(search.output, placed, made, work.rung))
+        search.ended(work, do(search.output, placed, work.trial.number, work.trial.settings, work.rung))
 
 
 def located(search: TuneConfig) -> TuneConfig:
@@ -82,26 +82,43 @@ def need(search: TuneConfig) -> dict[str, float]:
 
 
 def concurrency(search: TuneConfig) -> int:
-    """How many trials the connected cluster has room for. Raises UnavailableError where it has none for one."""
-    have = cluster.resources()
-    wanted = need(search)
-    for kind, amount in wanted.items():
-        if have.get(kind, 0) < amount:
-            raise UnavailableError(
-                f"a trial takes {amount:g} {kind}s, the cluster has {have.get(kind, 0):g}: lower cpus_per_trial,"
-                " gpus_per_trial or finetune.workers, or name another --address"
-            )
-    return min(int(have[kind] / amount + 1e-9) for kind, amount in wanted.items())
+    """How many trials the connected cluster has room for. Raises UnavailableError where it has none for one.
 
-
-def on_ray(search: Search, address: str | None = None) -> None:
-    """All of it on the cluster at `address`, or on a local one of this process alone.
-
-    Raises UnavailableError where nothing answers there, or there is no room for one trial.
+    A trial of one process has to find all that it takes on one machine; workers spread over them.
     """
+    wanted = need(search)
+    places, where = ([cluster.resources()], "cluster") if _has_workers(search) else (cluster.machines(), "machine")
+    total = sum(fits(wanted, place) for place in places)
+    if not total:
+        taken = " and ".join(f"{amount:g} {kind}s" for kind, amount in wanted.items())
+        most = " and ".join(f"{max(place.get(kind, 0) for place in places):g} {kind}s" for kind in wanted)
+        raise UnavailableError(
+            f"a trial takes {taken}, no {where} has that (at most {most}): lower cpus_per_trial, gpus_per_trial or"
+            " finetune.workers, or name another --address"
+        )
+    return total
+
+
+def fits(wanted: Mapping[str, float], place: Mapping[str, float]) -> int:
+    """How many times `wanted` goes into what a place has, both by resource."""
+    return min(int(place.get(kind, 0) / amount + 1e-9) for kind, amount in wanted.items())
+
+
+@contextmanager
+def room(search: TuneConfig, address: str | None = None) -> Iterator[None]:
+    """A connection to the cluster at `address`, or to a local one of this process alone, that has room for a trial.
+
+    Raises UnavailableError where nothing answers there, Ray does not start here, or there is no such room.
+    """
+    with cluster.session(address, need(search)["CPU"]):
+        concurrency(search)
+        yield
+
+
+def on_ray(search: Search) -> None:
+    """All of it on the connected cluster. Raises UnavailableError where Ray ends before the search does."""
     settings = search.config
-    with cluster.session(address, need(settings)["CPU"]), _environment(), _scratch(search.output) as scratch:
-        concurrency(settings)
+    with _environment(), _scratch(search.output) as scratch:
         from ray import tune
 
         logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # misses Tune's own logs
@@ -134,9 +151,13 @@ def on_ray(search: Search, address: str | None = None) -> None:
 
 def _bundle(search: TuneConfig) -> dict[str, float]:
     """What Tune reserves for a piece."""
-    if max(phase.workers.most for phase in (search.pretrain, search.finetune) if phase is not None):
+    if _has_workers(search):
         return {"memory": 1.0}  # a byte: the workers take the processors, and a bundle of nothing there is not
     return need(search)
+
+
+def _has_workers(search: TuneConfig) -> bool:
+    return any(phase.workers.most for phase in (search.pretrain, search.finetune) if phase is not None)
 
 
 def _piece(values: dict[str, Any], output: str, search: dict[str, Any]) -> dict[str, Any]:
@@ -145,8 +166,7 @@ def _piece(values: dict[str, Any], output: str, search: dict[str, Any]) -> dict[
 
     settings = config.build(TuneConfig, search)
     torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
-    made = trial.make(settings, values["number"], json.loads(values["settings"]))
-    return {"failure": do(Path(output), settings, made, values["rung"])}
+    return {"failure": do(Path(output), settings, values["number"], json.loads(values["settings"]), values["rung"])}
 
 
 def _name(piece: Any) -> str:
@@ -192,19 +212,13 @@ def _searcher(search: Search) -> Any:
             settings = json.dumps(work.trial.settings)
             return {"name": work.name, "number": work.trial.number, "settings": settings, "rung": work.rung}
 
-        def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-            pass
-
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             work = self.running.pop(trial_id)
             died = f"its process died {search.config.max_failures + 1} times: out of memory, or its machine"
             search.ended(work, died if error or result is None else result["failure"])
 
         def save(self, checkpoint_path: str) -> None:
-            pass
-
-        def restore(self, checkpoint_path: str) -> None:
-            raise NotImplementedError("a search goes on from its output")
+            pass  # a search goes on from its output
 
     return Handing()
 

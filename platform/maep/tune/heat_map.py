@@ -73,7 +73,7 @@ def _cell(axes: Axes, found: Map, cell: Cell, column: float, row: int, shade: An
     axes.add_patch(Rectangle(corner, 0.96, 0.94, facecolor=colour, zorder=2 if ours else 1, **edge))
     how = measure(found.objective)
     value = f"{mark} {how.text(cell.found.value)}".strip()
-    lines = [line for line in (_brackets(cell, found.objective), _sizes(cell, found.chosen)) if line]
+    lines = [line for line in (_brackets(cell, found.objective), _sizes(cell)) if line]
     up = 0.22 if lines else 0.0
     axes.text(column, row - up, value, color=ink, fontsize=12, fontweight="bold", zorder=3, **middle)
     axes.text(column, row + 0.16, "\n".join(lines), color=ink, fontsize=8, zorder=3, **middle)
@@ -92,11 +92,11 @@ def _brackets(cell: Cell, objective: str) -> str:
     return measures.text(cell.found, objective).partition(" ")[2]
 
 
-def _sizes(cell: Cell, chosen: bool) -> str:
+def _sizes(cell: Cell) -> str:
     assert cell.found is not None
     images = f"n = {cell.found.count:,}" if cell.found.count else ""
-    several = sum(trial.status == "done" for trial in cell.tried) if chosen else len(cell.trials)
-    runs = "" if several < 2 else f"best of {several}" if chosen else f"{several} seeds"
+    seeds, done = len(cell.trials), sum(trial.status == "done" for trial in cell.tried)
+    runs = f"{seeds} seeds" if seeds > 1 else f"best of {done}" if done > 1 else ""
     return ", ".join(filter(None, (images, runs)))
 
 

@@ -77,7 +77,7 @@ class Map:
     """`cells[row][column]` of `y` and `x`; y is None where one setting was searched (then there is one row).
 
     `chosen` is True where trials of a cell differ in other settings too: then each cell is its best trial.
-    `reference` are trials beside the space, such as another kind of purifier.
+    `reference` are trials beside the space, such as another kind of purifier; of several kinds it is the best.
     """
 
     objective: str
@@ -166,13 +166,14 @@ def chart(trials: Sequence[TrialRecord], space: Mapping[str, Axis], objective: s
     for trial in inside:
         where = 0 if y is None else y.place(trial.settings), x.place(trial.settings)
         placed.setdefault(where, []).append(trial)
-    chosen = any(len({_setting(t) for t in finished(group, objective)}) > 1 for group in placed.values())
+    chosen = any(_differ(finished(group, objective)) for group in placed.values())
     cells = tuple(
         tuple(_cell(placed.get((row, column), []), objective, chosen) for column in range(len(x.levels)))
         for row in range(1 if y is None else len(y.levels))
     )
     beside = [trial for trial in trials if is_reference(trial, space)]
-    return Map(objective, x, y, cells, _cell(beside, objective, chosen) if beside else None, chosen)
+    reference = _cell(beside, objective, _differ(finished(beside, objective))) if beside else None
+    return Map(objective, x, y, cells, reference, chosen)
 
 
 def level_with_best(found: Map) -> list[Cell]:
@@ -220,6 +221,6 @@ def _written(value: Any) -> str:
     return f"{value:.4g}" if is_number else str(value)
 
 
-def _setting(trial: TrialRecord) -> str:
-    """The settings without the seed: repeats have the same."""
-    return repr(sorted((key, value) for key, value in trial.settings.items() if key != SEED))
+def _differ(trials: Sequence[TrialRecord]) -> bool:
+    """Whether they have different settings but for the seed: repeats have the same."""
+    return len({repr(sorted((k, v) for k, v in trial.settings.items() if k != SEED)) for trial in trials}) > 1

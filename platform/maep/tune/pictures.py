@@ -59,7 +59,7 @@ def _how_to_read(shown: Sequence[Map]) -> list[str]:
     elif any(len(cell.trials) > 1 for cell in first.filled):
         texts.append(_REPEATS)
     if first.reference is not None:
-        settings = setting_text(first.reference.tried[0].settings)
+        settings = setting_text((first.reference.trials or first.reference.tried)[0].settings)
         texts.append(f"The reference stands beside the space ({settings}) and is not compared in words.")
     return texts
 

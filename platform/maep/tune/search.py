@@ -93,19 +93,23 @@ class Search:
         return None
 
     def ended(self, work: Work, failure: str | None) -> None:
-        """A piece has ended; `failure` says why without a result."""
+        """A piece has ended; `failure` says why, where it left no result.
+
+        A process may die once it has written its result: then that counts, as it does for one who goes on after a kill.
+        """
         self._running.remove(work)
-        if work.rung is None:
-            assert work.trial.pretraining is not None
-            self._pretrained.add(work.trial.pretraining)
-            if failure is not None:
-                for other in [other for other in self._waiting if other.trial.pretraining == work.trial.pretraining]:
-                    self._waiting.remove(other)
-                    self._end(other.trial, "failed", f"its pretraining failed: {failure}")
-        elif failure is not None:
-            self._end(work.trial, "failed", failure)
-        else:
-            self._reached(work.trial)
+        key = work.trial.pretraining
+        if work.rung is not None:
+            if failure is None or self._has_reached(work.trial):
+                self._reached(work.trial)
+            else:
+                self._end(work.trial, "failed", failure)
+        elif key is not None and (failure is None or trial.is_pretrained(self.output, key)):
+            self._pretrained.add(key)
+        else:  # a later generation's trial tries it again, from its newest checkpoint
+            for other in [other for other in self._waiting if other.trial.pretraining == key]:
+                self._waiting.remove(other)
+                self._end(other.trial, "failed", f"its pretraining failed: {failure}")
         self._settle()
 
     def _settle(self) -> None:
@@ -143,7 +147,7 @@ class Search:
                     " begun with another version of Optuna or maep: go on with that one, or choose another --output"
                 )
             self._points.setdefault(member.number, [])
-            if len(record.curve(self.output, member.trial_id)) > self._rung:
+            if self._has_reached(member):
                 self._reached(member)
             elif known is not None:
                 assert known.status == "failed"
@@ -163,6 +167,9 @@ class Search:
     def _waits_for_pretraining(self, work: Work) -> bool:
         key = work.trial.pretraining
         return work.rung is not None and key is not None and key not in self._pretrained
+
+    def _has_reached(self, member: Trial) -> bool:
+        return len(record.curve(self.output, member.trial_id)) > self._rung
 
     def _reached(self, member: Trial) -> None:
         point = record.curve(self.output, member.trial_id)[self._rung]

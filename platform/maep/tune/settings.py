@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from maep import config
@@ -150,15 +149,3 @@ def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def with_samples(made: Phases, pretrain: int, finetune: int) -> Phases:
-    """The phases with so many images each."""
-    first = made.pretrain and replace(made.pretrain, loop=replace(made.pretrain.loop, samples=pretrain))
-    return Phases(first, replace(made.finetune, loop=replace(made.finetune.loop, samples=finetune)))
-
-
-def to_dict(made: Phases) -> dict[str, Any]:
-    """`pretrain` (where there is one) and `finetune` as plain values, as those verbs take them."""
-    found = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
-    return {name: config.to_dict(section) for name, section in found.items() if section is not None}

@@ -74,6 +74,12 @@ def check(search: TuneConfig) -> int | None:
     return len(allowed) if whole else None
 
 
+def most_trials(search: TuneConfig) -> int:
+    """How many trials there are at most: all of `fixed`, and no more others than the space has, where that is known."""
+    allowed = check(search)
+    return len(search.fixed) + (search.num_trials if allowed is None else min(search.num_trials, allowed))
+
+
 def _check_value(search: TuneConfig, key: str, value: Any) -> None:
     """Refuses a value that no other key's value makes allowed."""
     pinned = {**search.space, key: Axis(choice=(value,))}

@@ -20,6 +20,7 @@ from maep.artifact import Artifact
 from maep.data import datasets
 from maep.data.datasets import inventory
 from maep.errors import Stopped
+from maep.train import history
 from maep.train.config import FinetuneConfig, PretrainConfig, deciding
 from maep.train.distributed import train
 from maep.train.loop import Progress
@@ -76,6 +77,16 @@ def make(search: TuneConfig, number: int, settings: Settings) -> Trial:
     return Trial(number, settings, made, key)
 
 
+def check_length(search: TuneConfig) -> None:
+    """Refuses a budget of images that is too small for any trial (of another one only a measurement tells)."""
+    if search.budget.kind != "samples_seen":
+        return
+    one, first, size, spent = budget.Cost(0.0, None), search.pretrain, search.finetune.loop.batch_size, 0
+    if first is not None and search.finetune.model.name == "purifier":
+        spent = budget.for_pretraining(search.budget, one, first.loop.batch_size)
+    _levels(search, budget.for_finetuning(search.budget, spent, one, size), size)
+
+
 def _key(pretrain: PretrainConfig, search: TuneConfig) -> str:
     """What decides a pretraining: its configuration, its data, and how much of which budget it gets."""
     values = deciding(pretrain)
@@ -125,9 +136,7 @@ def reach(output: Path, search: TuneConfig, trial: Trial, rung: int) -> Point:
     pause = None if level == plan.samples else level
     saved = _train(replace(settings, loop=replace(settings.loop, pause_at=pause)), folder)
     found = measure(saved.folder, settings, wanted(search), search.measure, search.seed)
-    spent = Budget(
-        before.samples_seen + level, before.flops + level * plan.flops, before.core_seconds + spent_in(folder)
-    )
+    spent = _added(before, level, plan, folder)
     point = Point(spent.samples_seen, found.objectives, found.counts, spent)
     record.append(output, trial.trial_id, point)
     return point
@@ -160,9 +169,15 @@ def configuration(output: Path, trial: Trial) -> dict[str, Any]:
 
 
 def spent(output: Path, trial: Trial) -> Budget:
-    """What the trial has spent so far, as far as it is known: up to its newest checkpoint."""
-    points = record.curve(output, trial.trial_id)
-    return points[-1].budget if points else _pretraining_spent(output, trial)
+    """What the trial has spent so far: up to its last rung, and where it failed beyond, up to the step before that."""
+    folder, points = record.folder(output, trial.trial_id), record.curve(output, trial.trial_id)
+    before, plan = _pretraining_spent(output, trial), _plan(folder)
+    known = points[-1].budget if points else before
+    step = max((line["step"] for line in history.read(folder)), default=0)
+    seen = step * trial.phases.finetune.loop.batch_size
+    if plan is None or before.samples_seen + seen <= known.samples_seen:
+        return known
+    return _added(before, seen, plan, folder)
 
 
 def started(output: Path, trial: Trial) -> str | None:
@@ -180,16 +195,14 @@ def spent_in(folder: Path) -> float:
 def _planned(search: TuneConfig, trial: Trial, before: Budget) -> Plan:
     settings = trial.phases.finetune
     kind, size = search.budget.kind, settings.loop.batch_size
-    cost = budget.cost(_trainable(settings), kind)
+    cost = budget.cost(settings, kind)
     samples = budget.for_finetuning(search.budget, getattr(before, kind), cost, size)
+    return Plan(samples, _levels(search, samples, size), cost.flops, _now())
+
+
+def _levels(search: TuneConfig, samples: int, batch_size: int) -> list[int]:
     rungs = search.halving
-    levels = halving.levels(samples, size, rungs.num_rungs, rungs.factor) if rungs else [samples]
-    return Plan(samples, levels, cost.flops, _now())
-
-
-def _trainable(settings: FinetuneConfig) -> FinetuneConfig:
-    """For counting: weights to start from change no cost."""
-    return settings if settings.lora is not None else replace(settings, init=None)
+    return halving.levels(samples, batch_size, rungs.num_rungs, rungs.factor) if rungs else [samples]
 
 
 def _pretraining_spent(output: Path, trial: Trial) -> Budget:
@@ -199,6 +212,12 @@ def _pretraining_spent(output: Path, trial: Trial) -> Budget:
     plan = _plan(folder)
     assert plan is not None
     return Budget(plan.samples, plan.samples * plan.flops, spent_in(folder))
+
+
+def _added(before: Budget, samples: int, plan: Plan, folder: Path) -> Budget:
+    """What pretraining took, and so many images of the fine-tuning in `folder`."""
+    seconds = before.core_seconds + spent_in(folder)
+    return Budget(before.samples_seen + samples, before.flops + samples * plan.flops, seconds)
 
 
 def _resized(settings: Phase, samples: int) -> Phase:
