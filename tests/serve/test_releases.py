@@ -165,19 +165,20 @@ def test_a_bad_version_takes_no_traffic_and_the_old_one_stays(
 
 
 def test_a_replica_that_starts_after_two_bad_promotions_serves_what_its_elders_serve(
-    purifier_artifact, following, tracking, tmp_path
+    purifier_artifact, models, following, tracking, tmp_path
 ):
     promote(tracking, purifier_artifact)
-    for name in ("second", "third"):
-        promote(tracking, another(purifier_artifact, tmp_path / name, float("nan")))
+    outputs = golden.record(models.purifier)
+    for value in (1.5, 1.6):
+        promote(tracking, another(purifier_artifact, tmp_path / str(value), value), outputs)
         assert releases.load_first(following, tracking).purifier_sha256 == purifier_artifact.sha256
 
 
-def test_where_all_who_had_the_alias_are_refused_it_says_so(purifier_artifact, following, tracking, tmp_path):
-    first = promote(tracking, another(purifier_artifact, tmp_path / "first", float("nan")))
-    promote(tracking, another(purifier_artifact, tmp_path / "second", float("inf")))
+def test_where_all_who_had_the_alias_are_refused_it_says_so(purifier_artifact, models, following, tracking, tmp_path):
+    outputs = golden.record(models.purifier)
+    first, _ = (promote(tracking, another(purifier_artifact, tmp_path / str(v), v), outputs) for v in (1.5, 1.6))
     set_alias(tracking, "champion", first)  # each had it before the other
-    with pytest.raises(ArtifactError, match="finite"):
+    with pytest.raises(ArtifactError, match="golden outputs differ"):
         releases.load_first(following, tracking)
 
 
