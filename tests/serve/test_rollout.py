@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import socket
 import threading
 import time
 from collections import Counter
@@ -15,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 import ray
+from stack import free_ports
 
 from maep import artifact
 from maep.artifact import Artifact
@@ -29,12 +29,6 @@ from maep_serve.server import Server, start
 
 pytestmark = pytest.mark.slow
 PNG = {"content-type": "image/png"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +61,10 @@ def settings(config: ServeConfig, tmp_path_factory: pytest.TempPathFactory) -> S
         config,
         model="models:/purifier@champion",
         follow_s=0.5,
-        port=free_port(),
+        port=free_ports(1)[0],
         num_replicas=2,
         num_threads=1,
-        metrics_port=free_port(),
+        metrics_port=free_ports(1)[0],
         canary="models:/purifier/2",
     )
 
