@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
     from stack import S3
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +52,19 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest
     private = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(private))
     monkeypatch.setenv("MAEP_CACHE", str(private / "cache"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A real Chromium. No longer than a module: the driver keeps an event loop, beside which asyncio.run cannot be."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    executable = shutil.which("chromium") or shutil.which("chromium-browser")
+    if executable is None:
+        pytest.skip("needs Debian's chromium: apt install chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,8 @@ from maep.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _AFTER_HEADER = 33  # bytes of a PNG's signature and IHDR chunk
+_BEFORE_TEXT = 8  # bytes of a chunk's length and kind
+_MARK = b"maep\0purifier "
 _END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
@@ -44,13 +46,15 @@ def find(inputs: Sequence[Path], output: Path) -> Found:
 
     A file goes to `output`/STEM.png, or to `output` where that ends in .png and nothing else is purified; what lies in
     a folder keeps its path below it, and below the folder's name where several inputs are given.
-    Raises UserError for an input that is not there, for two that would go to one file, and for a file that would be
-    overwritten by its own purified form.
+    Raises UserError for an input that is not there, for two that would go to one file, for a file that would be
+    overwritten by its own purified form, and for one in a folder `output` that is none of ours: it may be somebody's
+    only copy. A file that is `output` itself was named, and is overwritten.
     """
     for path in inputs:
         if not path.exists():
             raise UserError(f"{path} does not exist: name an image or a folder of images")
-    if len(inputs) == 1 and inputs[0].is_file() and output.suffix.lower() == ".png" and not output.is_dir():
+    named = len(inputs) == 1 and inputs[0].is_file() and output.suffix.lower() == ".png" and not output.is_dir()
+    if named:
         found = Found((Pair(inputs[0], output),), 0)
     else:
         pairs: list[Pair] = []
@@ -67,6 +71,8 @@ def find(inputs: Sequence[Path], output: Path) -> Found:
                     num_others += 1
         found = Found(tuple(pairs), num_others)
     _check(found.pairs)
+    if not named:
+        _spare(found.pairs)
     return found
 
 
@@ -89,9 +95,24 @@ def _check(pairs: Sequence[Pair]) -> None:
             raise UserError(f"{pair.target} is itself to be purified: choose another -o than where the images are")
 
 
+def _spare(pairs: Sequence[Pair]) -> None:
+    for pair in pairs:
+        if pair.target.is_file() and not _is_ours(pair.target):
+            raise UserError(f"{pair.target} is there, and not made by maep purify: choose another -o, or move it away")
+
+
+def _is_ours(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened:
+            opened.seek(_AFTER_HEADER + _BEFORE_TEXT)
+            return opened.read(len(_MARK)) == _MARK
+    except OSError:
+        return False
+
+
 def stamp(purifier: str, source: bytes) -> bytes:
     """The chunk that says that `purifier` (sha256) made a file from the bytes `source`."""
-    text = f"maep\0purifier {purifier} source {hashlib.sha256(source).hexdigest()}".encode("latin-1")
+    text = _MARK + f"{purifier} source {hashlib.sha256(source).hexdigest()}".encode("latin-1")
     return struct.pack(">I", len(text)) + b"tEXt" + text + struct.pack(">I", zlib.crc32(b"tEXt" + text))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from starlette.responses import Response
@@ -49,24 +49,29 @@ def wanted(accept: str) -> Form:
     return form
 
 
-def prepared(pixels: torch.Tensor, form: Form) -> torch.Tensor:
+async def prepared(pixels: torch.Tensor, form: Form, service: Service) -> torch.Tensor:
     """`pixels` in the type that the answer is computed in: float32 where it is not to be rounded."""
-    return images.to_float(pixels) if form.dtype == "float32" else pixels
+    if form.dtype != "float32" or pixels.is_floating_point():
+        return pixels
+    return await service.coded(None, pixels.numel() <= 3 * images.SMALL, images.to_float, pixels)
 
 
 async def respond(purified: torch.Tensor, form: Form, service: Service, headers: dict[str, str]) -> Response:
     """The answer to a request for one image, uint8 or float32 [1, 3, H, W]."""
     small = purified.numel() <= 3 * images.SMALL
-    if form.kind == "raw":
-        given = images.to_uint8(purified) if form.dtype == "uint8" and purified.is_floating_point() else purified
-        body = await service.coded("encode", small, tensors.to_bytes, given)
-        shape = ",".join(map(str, (*given.shape[-2:], 3)))
-        dtype = "float32" if given.is_floating_point() else "uint8"
-        assert dtype in get_args(tensors.DType)
-        return Response(body, media_type=TENSOR_TYPE, headers={**headers, "x-shape": shape, "x-dtype": dtype})
-    pixels = images.to_uint8(purified) if purified.is_floating_point() else purified
-    body = await service.coded("encode", small, images.encode, pixels, form.kind)
-    return Response(body, media_type=f"image/{form.kind}", headers=headers)
+    body, kind, told = await service.coded("encode", small, _written, purified, form)
+    return Response(body, media_type=kind, headers={**headers, **told})
+
+
+def _written(purified: torch.Tensor, form: Form) -> tuple[bytes, str, dict[str, str]]:
+    """The body, its media type, and the headers that describe it."""
+    rounded = purified.is_floating_point() and not (form.kind == "raw" and form.dtype != "uint8")
+    given = images.to_uint8(purified) if rounded else purified
+    if form.kind != "raw":
+        return images.encode(given, form.kind), f"image/{form.kind}", {}
+    shape = ",".join(map(str, (*given.shape[-2:], 3)))
+    dtype: tensors.DType = "float32" if given.is_floating_point() else "uint8"
+    return tensors.to_bytes(given), TENSOR_TYPE, {"x-shape": shape, "x-dtype": dtype}
 
 
 def top(probabilities: torch.Tensor, classes: tuple[str, ...], top_k: int) -> list[dict[str, Any]]:

@@ -79,7 +79,7 @@ def _add_model_routes(app: FastAPI, service: Service, authorised: list[Any]) -> 
     async def purify(request: Request) -> Response:
         engine, form = service.engine, answers.wanted(request.headers.get("accept", ""))
         async with bodies.image(request, service) as pixels:
-            purified = await engine.purify(answers.prepared(pixels, form))
+            purified = await engine.purify(await answers.prepared(pixels, form, service))
             return await answers.respond(purified, form, service, version_headers(engine.models))
 
     @app.post(

@@ -120,7 +120,7 @@ def retry_after_s(headers: Mapping[str, str], now: Callable[[], float] = time.ti
         return float(text)
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - now())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

@@ -29,8 +29,9 @@ class ServeConfig:
     num_threads: torch threads of one replica; None is the machine's cores shared among the replicas.
     max_queued_requests: requests that may wait in a replica beyond one full batch; the next one gets 429.
     max_pixels: of one image, read from its header before anything is decoded.
-    max_pixels_in_flight: of all images a replica works on at once; the next one gets 429 before it is decoded. It
-        bounds the replica's memory. Images of up to 256 x 256 do not count: the number of requests bounds those.
+    max_pixels_in_flight: of all images a replica works on at once; the next one gets 429 before it is decoded. With the
+        bodies not decoded yet (at most max_queued_requests + max_batch_size, of max_body_bytes) it bounds the replica's
+        memory. Images of up to 256 x 256 do not count: the number of requests bounds those.
     request_timeout_s: for the body to arrive (408), and from then on for everything up to the answer (504).
     tile_size: longer sides are purified in overlapping tiles of this side; None is 8 x the purifier's training size.
     tokens_file: digests of bearer tokens (see maep_serve.tokens), besides those of $MAEP_SERVE_TOKEN.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,6 +20,8 @@ from maep_serve.config import ServeConfig
 from maep_serve.loading import Models
 from maep_serve.metrics import Meter
 from maep_serve.problems import Problem
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,15 @@ class Attacked:
     probabilities: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
+@dataclass(frozen=True)
+class _Cut:
+    """Images in pieces: each tile of each image, [1, 3, h, w], those of one place together; `shape` of the whole."""
+
+    shape: torch.Size
+    places: list[tuple[int, int]]
+    pieces: list[torch.Tensor]
+
+
 class Engine:
     """The models of one release and the batches before them. A request keeps the engine that it began with.
 
@@ -75,20 +88,12 @@ class Engine:
 
     async def purify(self, pixels: torch.Tensor) -> torch.Tensor:
         """[B, 3, H, W] -> purified, the same shape and type. Sides longer than a tile are purified in tiles."""
-        models = self.models
-        num_images, _, height, width = pixels.shape
-        padded = tiles.pad(pixels, models.stride)
-        side = tiles.tile_side(models.image_size, models.stride, self._config.tile_size)
-        places = tiles.corners(padded.shape[2], padded.shape[3], side)
-        pieces = [piece for tile in tiles.cut(padded, places, side) for piece in torch.split(tile, 1)]
+        cut = await self._aside(pixels, self._cut, pixels)
         purified: list[torch.Tensor] = []
-        for start in range(0, len(pieces), self._config.max_batch_size):  # one large request must not fill the queue
-            part = pieces[start : start + self._config.max_batch_size]
+        for start in range(0, len(cut.pieces), self._config.max_batch_size):  # one request must not fill the queue
+            part = cut.pieces[start : start + self._config.max_batch_size]
             purified += await asyncio.gather(*map(self.purifying.submit, part))
-        grids = [purified[start : start + num_images] for start in range(0, len(purified), num_images)]
-        whole = tiles.blend([grid[0] if num_images == 1 else torch.cat(grid) for grid in grids], places, padded.shape)
-        whole = whole[..., :height, :width]
-        return images.to_uint8(whole) if pixels.dtype == torch.uint8 else whole.clamp(0, 1)
+        return await self._aside(pixels, self._join, pixels, cut, purified)
 
     async def classify(self, pixels: torch.Tensor) -> Classified:
         """Of one image. `after` is that of the very picture `purify` answers: uint8 is rounded to 8 bits."""
@@ -96,11 +101,12 @@ class Engine:
         asked = asyncio.ensure_future(self._probabilities(pixels))
         try:
             purified = await self.purify(pixels)
+            before = await asked  # first: asyncio complains of an error that nobody took
             after = await self._probabilities(purified)
-            before = await asked
         finally:
             asked.cancel()
-        distance, changed = suspicion.distance(pixels, purified), int(before.argmax()) != int(after.argmax())
+        distance = await self._aside(pixels, suspicion.distance, pixels, purified)
+        changed = int(before.argmax()) != int(after.argmax())
         calibration = self.models.calibration
         if calibration is None or calibration.image_size != tuple(pixels.shape[-2:]):
             return Classified(before, after, distance, changed, None, None)
@@ -126,6 +132,30 @@ class Engine:
         """Raises Problem no-classifier where the endpoint has none."""
         if self.models.classifier is None:
             raise Problem("no-classifier", "start the endpoint with a classifier to compare answers")
+
+    async def _aside(self, pixels: torch.Tensor, function: Callable[..., _T], *arguments: Any) -> _T:
+        """`function(*arguments)`: where `pixels` are many it takes up to a second, so not on the event loop."""
+        if pixels.numel() <= 3 * images.SMALL:
+            return function(*arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+    def _cut(self, pixels: torch.Tensor) -> _Cut:
+        models = self.models
+        padded = tiles.pad(pixels, models.stride)
+        side = tiles.tile_side(models.image_size, models.stride, self._config.tile_size)
+        places = tiles.corners(padded.shape[2], padded.shape[3], side)
+        pieces = [piece for tile in tiles.cut(padded, places, side) for piece in torch.split(tile, 1)]
+        return _Cut(padded.shape, places, pieces)
+
+    def _join(self, pixels: torch.Tensor, cut: _Cut, purified: list[torch.Tensor]) -> torch.Tensor:
+        """The purified pieces as images of the shape and type of `pixels`."""
+        num_images, _, height, width = pixels.shape
+        grids = [purified[start : start + num_images] for start in range(0, len(purified), num_images)]
+        blended = tiles.blend(
+            [grid[0] if num_images == 1 else torch.cat(grid) for grid in grids], cut.places, cut.shape
+        )
+        whole = blended[..., :height, :width]
+        return images.to_uint8(whole) if pixels.dtype == torch.uint8 else whole.clamp(0, 1)
 
     async def _probabilities(self, pixels: torch.Tensor) -> torch.Tensor:
         try:

@@ -2,8 +2,8 @@
 
 Taken: pixels that are grey, grey + alpha, palette, RGB or RGBA with at most 8 bits a channel.
 Converted: grey and palette become RGB; transparency is composited on white; an EXIF orientation is applied.
-Refused: CMYK, 16-bit and animated images, whose meaning a purifier of 8-bit RGB would silently change, and JPEGs of
-more than 100 scans, whose decoding costs far more than their bytes and pixels say.
+Refused: CMYK, 16-bit and animated images, whose meaning a purifier of 8-bit RGB would silently change; and JPEGs of
+more than 100 scans and PNGs of many colour profiles, which cost far more than their bytes and pixels say.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _SMALL_BYTES = 8 * 2**10  # also a header takes time: every chunk is read, and some are inflated to 1 MiB each
 _SCAN = b"\xff\xda"
 _MAX_SCANS = 100  # progressive JPEGs as encoders write them have about 10
+_PROFILE = b"iCCP"
+_MAX_PROFILES = 8  # a PNG has one; the rest of the allowance is for chance bytes
 
 
 Kind = Literal["png", "jpeg"]
@@ -61,6 +63,9 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
     """Reads and judges the header; nothing is decoded yet. Raises Problem as `decode` does."""
     if webp.is_webp(data):
         _judge_webp(data, max_pixels)
+    # Pillow inflates each to 1 MiB, and a body holds thousands; of texts it bounds the sum itself
+    if data.startswith(_PNG) and data.count(_PROFILE) > _MAX_PROFILES:
+        raise Problem("not-an-image", "the PNG has many colour profiles, where there may be one")
     image = _open(data)
     _judge_size(*image.size, max_pixels)
     # May count what is no scan, such as a preview's or chance bytes in metadata, but misses none: in coded data another

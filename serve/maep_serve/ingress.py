@@ -28,8 +28,7 @@ _THROUGHPUT = {
 }
 _BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _WRAPPER = "haproxy-that-ends-with-ray"
-# The kernel ends it with whoever started it (PR_SET_PDEATHSIG, 1): killed, Ray would leave it behind, holding the port
-_ENDS_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
+_PROGRAM = Path(__file__).with_name("haproxy.py")
 _FILES = {
     "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
     "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
@@ -48,7 +47,7 @@ def prepare(folder: Path) -> None:
     if binary is None:
         return
     wrapper = folder / _WRAPPER
-    command = shlex.join([sys.executable, "-IS", "-c", _ENDS_WITH_PARENT, binary])
+    command = shlex.join([sys.executable, "-IS", str(_PROGRAM), binary])
     wrapper.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
     wrapper.chmod(0o700)
     os.environ[_BINARY] = str(wrapper)

@@ -131,16 +131,21 @@ def to_images(header: Header, rest: memoryview) -> torch.Tensor:
     """uint8 or float32 [B, 3, H, W]. Raises Problem invalid-tensor."""
     if header.data is None:
         return tensors.to_images(rest, header.shape, header.dtype)
+    # As objects: of one text among the numbers, numpy would make texts of all, each as long as the longest
     try:
-        array = np.asarray(header.data)
+        array = np.array(header.data, dtype=object).ravel()
     except ValueError:
         raise Problem("invalid-tensor", "data: the lists differ in length") from None
-    if array.dtype.kind not in ("iuf" if header.dtype == "float32" else "iu"):
-        raise Problem("invalid-tensor", f"data: {header.dtype} numbers are needed")
+    types = set(map(type, array))
+    if not types <= ({int, float} if header.dtype == "float32" else {int}):
+        raise Problem("invalid-tensor", f"data: {header.dtype} numbers are needed, in lists of equal length")
     if header.dtype == "uint8" and array.size and not (array.min() >= 0 and array.max() <= 255):
-        raise Problem("invalid-tensor", f"values are {array.min()} to {array.max()}: uint8 is 0 to 255")
-    with np.errstate(over="ignore"):  # to infinity, which is refused like every other value above 1
-        raw = array.astype("u1" if header.dtype == "uint8" else "<f4").tobytes()
+        raise Problem("invalid-tensor", "data: values of uint8 are 0 to 255")
+    try:
+        with np.errstate(over="ignore"):  # to infinity, which is refused like every other value above 1
+            raw = array.astype("u1" if header.dtype == "uint8" else "<f4").tobytes()
+    except OverflowError:
+        raise Problem("invalid-tensor", "data: values of float32 are 0 to 1") from None
     return tensors.to_images(raw, header.shape, header.dtype)
 
 

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 
 from maep.artifact import Artifact
-from maep.errors import ArtifactError, UserError
+from maep.errors import ArtifactError, UnavailableError, UserError
 from maep.tracking.client import TrackingConfig
 from maep_serve import golden
 from maep_serve.config import ServeConfig
@@ -76,18 +76,26 @@ def load(release: Release, config: ServeConfig) -> Models:
 def load_first(config: ServeConfig, tracking: TrackingConfig) -> Models:
     """The models that a new replica begins with.
 
-    Where the version that a followed alias points at is refused, the one before it, so that a replica which starts
-    after a bad promotion serves what its elders serve. Raises UserError where that fails too.
+    Where the version that a followed alias points at is refused, the one that had the alias before it, and so on: a
+    replica which starts after bad promotions serves what its elders serve. Raises what the last one did where there is
+    none before it, and UnavailableError at once: what cannot be fetched now was not refused.
     """
     number = current(config.model, tracking) if moves(config) else None
-    try:
-        return load(find(config.model, tracking, number), config)
-    except UserError as error:
-        before = None if number is None else _previous(config.model, tracking, number)
-        if before is None:
+    refused: list[int | None] = []
+    while True:
+        # A calibration that was given is of the version it was given with
+        given = dataclasses.replace(config, calibration=None) if refused else config
+        try:
+            return load(find(config.model, tracking, number), given)
+        except UnavailableError:
             raise
-        _log.error("version %s is refused, version %s is served: %s", number, before, error)
-    return load(find(config.model, tracking, before), dataclasses.replace(config, calibration=None))
+        except Exception as error:  # whatever is wrong with it, it takes no traffic
+            refused.append(number)
+            before = None if number is None else _previous(config.model, tracking, number)
+            if before is None or before in refused:
+                raise
+            _log.error("version %s is refused, version %s is tried: %s", number, before, error)
+            number = before
 
 
 async def follow(service: Service, tracking: TrackingConfig) -> None:
@@ -101,6 +109,8 @@ async def follow(service: Service, tracking: TrackingConfig) -> None:
                 seen = number
         except UserError as error:  # the registry is away: what is served goes on
             _log.warning("cannot look where %s points: %s", config.model, error)
+        except Exception:  # nor may anything else end the looking
+            _log.exception("cannot look where %s points", config.model)
         await asyncio.sleep(config.follow_s)
 
 
@@ -116,7 +126,7 @@ def take(service: Service, tracking: TrackingConfig, number: int) -> bool:
     try:
         # A calibration that was given is of the models it was given with
         service.use(load(release, dataclasses.replace(service.config, calibration=None)))
-    except UserError as error:
+    except Exception as error:  # whatever is wrong with it, it takes no traffic
         _log.error("version %s is refused, %s stays: %s", number, service.version, error)
         service.sink("maep_refused_version", 1, {"version": sha256[:12]})
         return False

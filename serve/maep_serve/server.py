@@ -148,7 +148,7 @@ def _absolute(name: str | None) -> str | None:
 
 
 def _start_ray(config: ServeConfig, folder: Path) -> None:
-    """A private Ray, reachable from this machine only, its token readable by this user only."""
+    """A private Ray: its dashboard on loopback, its own ports behind a token that only this user can read."""
     prepare_environment()
     ingress.prepare(folder)
     token_without_home()

@@ -22,6 +22,7 @@ import pytest
 import torch
 from PIL import Image
 from serving import serving
+from stack import free_ports
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -102,12 +103,6 @@ def purifier(folder: Path, seed: int) -> Artifact:
     return artifact.write(folder / f"purifier-{seed}", "purifier", values, model.state_dict(), "# A test's\n")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def written(
     folder: Path, port: int, backend: str, changes: dict[str, str], of_maep: dict[str, str] | None = None
 ) -> None:
@@ -172,7 +167,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     services = [Service(each, build_models(saved, each)) for saved, each in zip(artifacts, settings, strict=True)]
     stable, canary = (create_api(service, Tokens((digest_of(TOKEN),))) for service in services)
     behind = Starlette(routes=[Mount("/canary", canary), Mount("/", stable)])
-    port = free_port()
+    port = free_ports(1)[0]
     versions = [service.models.purifier_sha256 for service in services]
     with serving(behind) as backend:
         written(folder, port, backend, {"# 5%  canary;": "25%  canary;"})
@@ -228,7 +223,7 @@ def test_too_many_from_one_address_are_told_when_to_come_back_and_the_client_doe
 ) -> None:
     """Two a second after a burst of two: plain requests see 429 with Retry-After, the client only takes longer."""
     tmp_path.chmod(0o755)
-    port = free_port()
+    port = free_ports(1)[0]
     written(tmp_path, port, front.backend, {"rate=100r/s": "rate=2r/s"}, {"burst=200": "burst=2"})
     with running(tmp_path, port):
         narrow = dataclasses.replace(front, url=f"https://127.0.0.1:{port}", folder=tmp_path)
@@ -289,8 +284,8 @@ def test_old_tls_and_plain_http_are_refused(front: Front) -> None:
 
 def test_a_backend_that_is_gone_is_a_503_that_says_when_to_come_back(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
-    port = free_port()
-    written(tmp_path, port, f"http://127.0.0.1:{free_port()}", {})
+    port = free_ports(1)[0]
+    written(tmp_path, port, f"http://127.0.0.1:{free_ports(1)[0]}", {})
     with running(tmp_path, port):
         trust = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
         answer = httpx.get(f"https://127.0.0.1:{port}/readyz", verify=trust, trust_env=False)

@@ -154,6 +154,19 @@ def test_what_would_be_lost_is_refused_before_anything_is_written(
     assert everything() == before | {"photos/a.jpg"}
 
 
+def test_what_others_made_is_not_overwritten_in_a_folder(
+    maep: Any, make_purifier: Callable[[int], Artifact], photos: Path
+) -> None:
+    model = make_purifier(0).folder
+    kept = save(photos.parent / "album" / "b.png", pixels(7)).read_bytes()
+    refused = maep("purify", "photos", "-o", "album", "--model", model)
+    assert refused.is_mistake("album/b.png is there, and not made by maep purify")
+    assert [path.name for path in (photos.parent / "album").iterdir()] == ["b.png"]
+    assert (photos.parent / "album" / "b.png").read_bytes() == kept
+    assert maep("purify", "photos/b.png", "-o", "album/b.png", "--model", model).status == 0  # it was named
+    assert "3 purified" in maep("purify", "photos", "-o", "album", "--model", make_purifier(1).folder).out
+
+
 def test_a_dry_run_counts_and_writes_nothing(maep: Any, photos: Path, everything: Callable[[], set[str]]) -> None:
     before = everything()
     ran = maep("purify", "--server", "http://gone.invalid", "photos", "-o", "clean", "--dry-run")

@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -93,6 +95,58 @@ def test_haproxys_files_and_ports_are_an_endpoints_own(tmp_path, monkeypatch):
     assert first["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
     said = subprocess.run([first["RAY_SERVE_HAPROXY_BINARY_PATH"], "-v"], capture_output=True, text=True, timeout=60)
     assert said.stdout.startswith("HAProxy version")
+
+
+@pytest.fixture
+def haproxy_of_ray(tmp_path, monkeypatch) -> Iterator[dict[str, int]]:
+    """HAProxy as Ray configures it and our program starts it, before a replica that is not there: its ports."""
+    from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+    from ray.serve.config import HTTPOptions
+
+    monkeypatch.setattr(os, "environ", {**os.environ})
+    ingress.prepare(tmp_path)
+    ports = {name: ingress._free_port() for name in ("public", "metrics", "stats", "nobody")}
+    config = HAProxyConfig(
+        socket_path=str(tmp_path / "socket"),
+        server_state_base=str(tmp_path),
+        server_state_file=str(tmp_path / "state"),
+        stats_port=ports["stats"],
+        metrics_port=ports["metrics"],
+        metrics_enabled=False,
+        http_options=HTTPOptions(host="0.0.0.0", port=ports["public"]),
+        is_head=True,
+    )
+    backend = BackendConfig("maep", "/", app_name="maep", servers=[ServerConfig("one", "127.0.0.1", ports["nobody"])])
+    file = tmp_path / "haproxy.cfg"
+    HAProxyApi(config, {"maep": backend}, str(file))._generate_config_file_internal()
+    process = subprocess.Popen([os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(file)])
+    try:
+        deadline = time.monotonic() + 60
+        while ports["stats"] not in (port for _, port in listening()):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield ports
+    finally:
+        process.kill()
+        process.wait(60)
+
+
+def listening() -> set[tuple[str, int]]:
+    """IPv4 addresses, as they stand in /proc/net/tcp, and ports on which somebody listens."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {(row[1].partition(":")[0], int(row[1].partition(":")[2], 16)) for row in rows if row[3] == "0A"}
+
+
+def test_haproxy_shows_other_machines_neither_its_figures_nor_rays_routes(haproxy_of_ray):
+    addresses = {port: address for address, port in listening()}
+    assert addresses[haproxy_of_ray["public"]] == "00000000"
+    assert addresses[haproxy_of_ray["metrics"]] == addresses[haproxy_of_ray["stats"]] == "0100007F"
+    with httpx.Client(base_url=f"http://127.0.0.1:{haproxy_of_ray['public']}", trust_env=False, timeout=60) as client:
+        for path in ("/-/routes", "/-/healthz", "/-/Routes", "/%2D/routes"):
+            answer = client.get(path)
+            assert (answer.status_code, answer.json()["code"]) == (404, "not-found")
+        assert client.get("/readyz").status_code == 500  # passed on, to nobody
 
 
 def test_haproxy_ends_with_whoever_started_it(tmp_path, monkeypatch):

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +19,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from serving import serving
+from stack import free_ports
 
+from maep.tracking.resolve import resolve
 from maep_serve.api import create_api
+from maep_serve.config import ServeConfig
+from maep_serve.loading import build_models
 from maep_serve.problems import CODES
 from maep_serve.service import Service
 
@@ -42,19 +51,30 @@ def url(config: Any, models: Any) -> Iterator[str]:
 
 
 @pytest.fixture
-def folder(url: str, tmp_path: Path, picture: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The files that the lines name, and a home whose curl finds the printed address at the test's port."""
+def files(tmp_path: Path, picture: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files that the lines name, in a folder that is also the home."""
     pixels = picture(SIDE, SIDE)
     for name in ("image.png", "image.jpg"):
         Image.fromarray(pixels).save(tmp_path / name)
     (tmp_path / "pixels.raw").write_bytes(pixels.tobytes())
-    port = url.rpartition(":")[2]
-    options = [f'connect-to = "127.0.0.1:8000:127.0.0.1:{port}"', "fail-with-body", "silent", "show-error"]
-    (tmp_path / ".curlrc").write_text("\n".join(options))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("http_proxy", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def folder(url: str, files: Path) -> Path:
+    """`files`, for lines that ask the application of this process."""
+    lead_to(url, files)
+    return files
+
+
+def lead_to(url: str, home: Path) -> None:
+    """Lets the curl of `home` find the printed address at `url`."""
+    port = url.rpartition(":")[2]
+    options = [f'connect-to = "127.0.0.1:8000:127.0.0.1:{port}"', "fail-with-body", "silent", "show-error"]
+    (home / ".curlrc").write_text("\n".join(options))
 
 
 def opened(file: Path) -> Image.Image:
@@ -79,6 +99,41 @@ def test_every_curl_line_works_as_printed(folder: Path, models: Any, png: Callab
     assert opened(folder / "clean.jpg").format == "JPEG"
     assert any('"before"' in text for text in said.values())
     assert any(models.purifier_sha256 in text for text in said.values())
+
+
+@pytest.mark.slow
+@pytest.mark.shared_data
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_the_readmes_lines_from_maep_serve_to_its_answers(files: Path, shared_data: Path, offline: Any) -> None:
+    """As printed, but for the port, on Ray, with the purifier that ships."""
+    (line,) = [line for line in "".join(blocks(README)).splitlines() if line.startswith("maep serve ")]
+    words = shlex.split(line.removesuffix("&"))[1:]
+    assert words[1:3] == ["--model", "bundled:cifar10"]
+    command = [sys.executable, "-m", "maep_jobs.cli", *words, "--port", str(free_ports(1)[0]), "--json"]
+    server = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "MAEP_DATA": str(shared_data)}
+    )
+    assert server.stdout is not None
+    with server.stdout:
+        try:
+            started = json.loads(server.stdout.readline())
+            lead_to(started["url"], files)
+            said = [run(line, files) for line in curl_lines(README)]
+        finally:
+            server.send_signal(signal.SIGINT)
+            try:
+                server.wait(120)
+            finally:
+                server.kill()
+    assert server.returncode == 0
+    served = resolve("bundled:cifar10")
+    assert started["purifier_sha256"] == served.sha256
+    models = build_models(served, ServeConfig(str(served.folder)))
+    expected = offline(models, (files / "image.png").read_bytes())[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(np.asarray(opened(files / "clean.png")), expected)
+    answer = json.loads(said[-1])
+    assert answer["classifier"] == "cifar10_resnet20"
+    assert 0 <= answer["suspicion"]["score"] < 1
 
 
 def test_the_python_lines_work_but_for_the_port(folder: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:

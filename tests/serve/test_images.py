@@ -140,6 +140,15 @@ def test_a_progressive_jpeg_is_taken_but_not_one_of_endless_scans(picture):
         images.num_pixels(repeated(101), LIMIT)
 
 
+def test_a_colour_profile_is_taken_but_not_thousands(picture):
+    """Each is a kilobyte that is inflated to a megabyte."""
+    data = encoded(Image.fromarray(picture(8, 8)))
+    profile = with_chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(2**20)))[33 : -len(png_header(8, 8)) + 33]
+    assert images.decode(data[:33] + profile + data[33:], LIMIT).shape == (1, 3, 8, 8)
+    with pytest.raises(Problem, match="many colour profiles"):
+        images.num_pixels(data[:33] + 8000 * profile + data[33:], LIMIT)
+
+
 def test_pixels_are_counted_from_the_header_alone():
     assert images.num_pixels(png_header(90, 100), LIMIT) == 90 * 100
     with pytest.raises(Problem, match="101 x 100 pixels"):

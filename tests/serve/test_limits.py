@@ -8,6 +8,7 @@ import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 import httpx
 import pytest
@@ -16,6 +17,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from starlette.testclient import TestClient
 
+from maep.models import tiles
+from maep_serve import images
 from maep_serve.api import create_api
 from maep_serve.config import ServeConfig
 from maep_serve.service import Service
@@ -272,6 +275,32 @@ def test_what_may_decode_slowly_does_so_off_the_event_loop(config, models, png, 
         await service.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("accept", ["image/png", "application/octet-stream;dtype=float32"])
+def test_nothing_is_done_to_a_large_image_on_the_event_loop(config, models, png, monkeypatch, accept):
+    """Each step takes up to a second at 16 million pixels, in which no one else would be answered."""
+    threads: dict[str, set[str]] = {}
+
+    def watch(module: ModuleType, name: str) -> None:
+        function = getattr(module, name)
+
+        def watched(*arguments: object) -> object:
+            threads.setdefault(name, set()).add(threading.current_thread().name.partition("_")[0])
+            return function(*arguments)
+
+        monkeypatch.setattr(module, name, watched)
+
+    service = Service(config, models)
+    watch(tiles, "pad")
+    watch(tiles, "blend")
+    watch(images, "to_float")
+    watch(images, "to_uint8")
+    with TestClient(create_api(service)) as client:
+        answer = client.post("/v1/purify", content=png(299, 300), headers={**PNG, "accept": accept})
+        assert answer.status_code == 200
+    assert {"pad", "blend", "to_float"} <= set(threads)
+    assert set().union(*threads.values()) <= {"inference", "coding"}
 
 
 def test_decoding_counts_towards_the_time_limit(config, models, is_problem):

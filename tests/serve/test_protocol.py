@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import uvicorn
 
+from maep_serve import protocol
 from maep_serve.api import create_api
+from maep_serve.problems import Problem
 from maep_serve.service import Service
 from maep_serve.tokens import Tokens, digests_in
 
@@ -161,6 +164,12 @@ def test_a_single_image_and_nested_lists(client, models):
         (body(data=[[1, 2], [3]]), "invalid-tensor"),
         (body(data=[None] * 12), "invalid-tensor"),
         (body(data=[10**30] * 12), "invalid-tensor"),
+        (body(data=[True] * 12), "invalid-tensor"),
+        (body(data=[[[[1, 2, 3]], [[1, 2], [3]]]]), "invalid-tensor"),
+        (body(data=json.loads("[" * 60 + "1" + "]" * 60)), "invalid-tensor"),
+        (body(data=json.loads("[" * 900 + "1" + "]" * 900)), "invalid-tensor"),
+        (body(datatype="FP32", data=["0.5"] * 12), "invalid-tensor"),
+        (body(datatype="FP32", data=[10**400] * 12), "invalid-tensor"),
         (body(datatype="FP32", data=[1e300] * 12), "invalid-tensor"),
         (body(datatype="FP32", data=[float("nan")] * 12), "invalid-tensor"),
     ],
@@ -170,6 +179,18 @@ def test_what_is_refused_has_a_code(client, is_problem, sent, code):
     answer = client.post(INFER, content=text, headers={"content-type": "application/json"})
     assert is_problem(answer, code)
     assert answer.json()["error"].startswith(f"{code}: ")
+
+
+def test_texts_among_the_numbers_cost_no_more_than_they_are():
+    """As an array of texts, each as long as the longest, they would take 2 GB."""
+    header, rest = protocol.parse(json.dumps(body(data=["x" * 100_000, *[""] * 5_000])).encode(), None)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Problem, match="numbers are needed"):
+            protocol.to_images(header, rest)
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("length", ["0", "-1", "many", "1e3", "99999", "9" * 5000])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -20,6 +21,7 @@ from maep.tracking.registry import register, roll_back, set_alias
 from maep_serve import golden, releases
 from maep_serve.api import create_api
 from maep_serve.config import ServeConfig
+from maep_serve.loading import Models
 from maep_serve.service import Service
 
 PNG = {"content-type": "image/png"}
@@ -160,6 +162,58 @@ def test_a_bad_version_takes_no_traffic_and_the_old_one_stays(
     assert releases.load_first(following, tracking).purifier_sha256 == purifier_artifact.sha256
     with pytest.raises(ArtifactError):  # and a new endpoint does not start with it at all
         releases.load(releases.find(CHAMPION, tracking), following)
+
+
+def test_a_replica_that_starts_after_two_bad_promotions_serves_what_its_elders_serve(
+    purifier_artifact, models, following, tracking, tmp_path
+):
+    promote(tracking, purifier_artifact)
+    outputs = golden.record(models.purifier)
+    for value in (1.5, 1.6):
+        promote(tracking, another(purifier_artifact, tmp_path / str(value), value), outputs)
+        assert releases.load_first(following, tracking).purifier_sha256 == purifier_artifact.sha256
+
+
+def test_where_all_who_had_the_alias_are_refused_it_says_so(purifier_artifact, models, following, tracking, tmp_path):
+    outputs = golden.record(models.purifier)
+    first, _ = (promote(tracking, another(purifier_artifact, tmp_path / str(v), v), outputs) for v in (1.5, 1.6))
+    set_alias(tracking, "champion", first)  # each had it before the other
+    with pytest.raises(ArtifactError, match="golden outputs differ"):
+        releases.load_first(following, tracking)
+
+
+def test_no_error_of_a_version_ends_the_looking(purifier_artifact, following, tracking, tmp_path, monkeypatch):
+    """Also one that is no UserError, as of a library that meets weights it was not made for."""
+    promote(tracking, purifier_artifact)
+    service = Service(following, releases.load_first(following, tracking))
+    bad, good = (another(purifier_artifact, tmp_path / name, value) for name, value in (("bad", 1.5), ("good", 1.01)))
+    build = releases.build_models
+
+    def build_or_fail(given: Artifact, config: ServeConfig) -> Models:
+        if given.sha256 == bad.sha256:
+            raise RuntimeError("size mismatch")
+        return build(given, config)
+
+    monkeypatch.setattr(releases, "build_models", build_or_fail)
+    seen: list[str] = []
+    service.sink = lambda name, value, tags: seen.append(tags["version"]) if name == "maep_refused_version" else None
+
+    async def until(reached: Callable[[], bool]) -> None:
+        async with asyncio.timeout(120):
+            while not reached():
+                await asyncio.sleep(0.01)
+
+    async def main() -> None:
+        follower = asyncio.create_task(releases.follow(service, tracking))
+        await asyncio.to_thread(promote, tracking, bad)
+        await until(lambda: seen == [bad.sha256[:12]])
+        assert service.models.purifier_sha256 == purifier_artifact.sha256
+        await asyncio.to_thread(promote, tracking, good)
+        await until(lambda: service.models.purifier_sha256 == good.sha256)
+        follower.cancel()
+        await service.close()
+
+    asyncio.run(main())
 
 
 def test_a_registry_that_is_away_changes_nothing(config, models, tmp_path, png):

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from stack import free_ports
 
 from maep_serve.config import ServeConfig
 from maep_serve.server import start
 
 pytestmark = pytest.mark.slow
 PNG = {"content-type": "image/png"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def running() -> int:
@@ -43,7 +37,7 @@ def test_from_none_to_two_and_back(config: ServeConfig, png, monkeypatch, tmp_pa
     monkeypatch.setenv("HOME", str(tmp_path))
     settings = dataclasses.replace(
         config,
-        port=free_port(),
+        port=free_ports(1)[0],
         num_threads=1,
         min_replicas=0,
         max_replicas=2,
@@ -78,7 +72,8 @@ def test_from_none_to_two_and_back(config: ServeConfig, png, monkeypatch, tmp_pa
 
 def test_what_was_taken_is_answered_before_the_end(config: ServeConfig, png, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    settings = dataclasses.replace(config, port=free_port(), num_threads=1, max_pixels=4_000_000, max_body_bytes=10**7)
+    limits = {"max_pixels": 4_000_000, "max_body_bytes": 10**7}
+    settings = dataclasses.replace(config, port=free_ports(1)[0], num_threads=1, **limits)
     body = png(1500, 2000)
     server = start(settings, wait_ready_s=280)
     with ThreadPoolExecutor(3) as callers:

@@ -15,6 +15,8 @@ import httpx
 import pytest
 import ray
 import torch
+from processes import children, is_running
+from stack import free_ports
 
 from maep import artifact
 from maep.config import to_yaml
@@ -25,17 +27,11 @@ from maep_serve.config import ServeConfig
 from maep_serve.server import Server, start
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def server(config: ServeConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        running = start(dataclasses.replace(config, port=free_port(), num_threads=1), wait_ready_s=200)
+        running = start(dataclasses.replace(config, port=free_ports(1)[0], num_threads=1), wait_ready_s=200)
         try:
             yield running
         finally:
@@ -84,7 +80,7 @@ def test_a_second_endpoint_on_the_port_is_refused(server: Server, config: ServeC
 
 def test_a_second_endpoint_in_the_same_ray_is_refused(server: Server, config: ServeConfig):
     with pytest.raises(UnavailableError, match="already runs"):
-        start(dataclasses.replace(config, port=free_port()))
+        start(dataclasses.replace(config, port=free_ports(1)[0]))
     assert httpx.get(f"{server.url}/readyz", trust_env=False).status_code == 200
 
 
@@ -118,7 +114,7 @@ class TestRefusedBeforeAnythingStarts:
         self.refused(dataclasses.replace(config, host="192.0.2.1"), ConfigError, "cannot listen on 192.0.2.1")
 
     def test_a_model_that_is_not_there(self, config: ServeConfig, tmp_path: Path):
-        missing = dataclasses.replace(config, model=str(tmp_path / "none"), port=free_port())
+        missing = dataclasses.replace(config, model=str(tmp_path / "none"), port=free_ports(1)[0])
         self.refused(missing, UserError, "none")
 
     def test_a_tampered_model(self, config: ServeConfig, tmp_path: Path):
@@ -127,14 +123,14 @@ class TestRefusedBeforeAnythingStarts:
         weights = bytearray((copy / artifact.WEIGHTS).read_bytes())
         weights[-1] ^= 1
         (copy / artifact.WEIGHTS).write_bytes(weights)
-        self.refused(dataclasses.replace(config, model=str(copy), port=free_port()), ArtifactError, "was changed")
+        self.refused(dataclasses.replace(config, model=str(copy), port=free_ports(1)[0]), ArtifactError, "was changed")
 
     def test_an_unknown_classifier(self, config: ServeConfig):
-        unknown = dataclasses.replace(config, classifier="cifar10_resnet21", port=free_port())
+        unknown = dataclasses.replace(config, classifier="cifar10_resnet21", port=free_ports(1)[0])
         self.refused(unknown, ConfigError, "did you mean 'cifar10_resnet20'")
 
     def test_a_classifier_is_no_purifier(self, config: ServeConfig, classifier_folder: Path):
-        swapped = dataclasses.replace(config, model=str(classifier_folder), port=free_port())
+        swapped = dataclasses.replace(config, model=str(classifier_folder), port=free_ports(1)[0])
         self.refused(swapped, ArtifactError, "not a purifier")
 
 
@@ -150,20 +146,11 @@ print("stopped", flush=True)
 """
 
 
-def descendants(pid: int) -> set[int]:
-    """Process ids of `pid`'s children and theirs."""
-    found: set[int] = set()
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, path.read_text().split()):
-            found |= {child} | descendants(child)
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_and_nothing_is_left(config: ServeConfig, tmp_path: Path, number: signal.Signals):
     file = tmp_path / "serve.yaml"
-    file.write_text(to_yaml(dataclasses.replace(config, port=free_port(), num_threads=1)))
+    file.write_text(to_yaml(dataclasses.replace(config, port=free_ports(1)[0], num_threads=1)))
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(file)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     with process.stdout:
@@ -171,8 +158,8 @@ def test_a_signal_ends_it_and_nothing_is_left(config: ServeConfig, tmp_path: Pat
             word, url = process.stdout.readline().split()
             assert word == "ready"
             assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
-            children = descendants(process.pid)
-            assert len(children) >= 3
+            started = children(process.pid)
+            assert len(started) >= 3
             process.send_signal(number)
             assert process.stdout.readline().strip() == "stopped"
             assert process.wait(60) == 0
@@ -180,8 +167,8 @@ def test_a_signal_ends_it_and_nothing_is_left(config: ServeConfig, tmp_path: Pat
             process.kill()
             process.wait(60)
     deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < deadline:
+    while any(map(is_running, started)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
+    assert list(filter(is_running, started)) == []
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/healthz", trust_env=False)

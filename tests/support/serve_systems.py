@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from stack import free_ports
 
 PROGRAMS = Path(__file__).parents[1] / "benchmarks"
 Row = dict[str, Any]
@@ -38,13 +38,6 @@ class Case:
     seconds: float = 6
 
 
-def free_port() -> int:
-    """One that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def command(program: str, wait_ms: float, case: Case, *more: str) -> list[str]:
     """The line that starts `program` of serve_rivals.py."""
     words = ["--model", case.model, "--kind", case.kind, "--cores", case.cores, "--workers", str(case.workers)]
@@ -54,7 +47,7 @@ def command(program: str, wait_ms: float, case: Case, *more: str) -> list[str]:
 @contextlib.contextmanager
 def running(program: str, wait_ms: float, case: Case, libraries: str = "") -> Iterator[tuple[int, int]]:
     """The port of a server that is ready, and its process id."""
-    port = free_port()
+    port = free_ports(1)[0]
     log = case.bodies.parent / f"{program}.log"
     with log.open("w") as file:
         process = subprocess.Popen(

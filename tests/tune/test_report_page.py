@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chromium import Watch
 from searches import grid, settings, trial, write
 
 from maep.tune import report, results
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: apt install chromium"),
-]
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
@@ -29,24 +24,14 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return report.write_report(results.read(write(folder, [*grid(), conv, failed], asked)), "y" * 400)[0]
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[playwright.Browser]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.mark.parametrize("width", [360, 1200])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_opens_clean_and_needs_no_sideways_scrolling(
     browser: playwright.Browser, file: Path, scheme: str, width: int
 ) -> None:
     with browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme) as context:
-        page, errors, asked = context.new_page(), [], []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.on("request", lambda request: asked.append(request.url))
+        page = context.new_page()
+        watch = Watch(page)
         page.goto(file.as_uri())
         assert page.locator("html").evaluate("e => e.scrollWidth") <= width
         assert page.locator("img").evaluate_all("all => all.every(e => e.complete && e.naturalWidth > 0)")
@@ -56,8 +41,8 @@ def test_it_opens_clean_and_needs_no_sideways_scrolling(
             assert box["x"] >= 0
             assert box["x"] + box["width"] <= width
             assert box["width"] > 0.75 * min(width, 320)
-        assert errors == []
-        assert [url for url in asked if not url.startswith((file.as_uri(), "data:"))] == []
+        assert watch.errors == []
+        assert watch.outside(file.as_uri()) == []
 
 
 def test_on_paper_the_tables_of_the_charts_are_there(browser: playwright.Browser, file: Path) -> None:
