@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import io
 import logging
 import os
 import shutil
@@ -250,17 +251,18 @@ def _stop(ours: Path | None) -> None:
     """Drains the endpoint: requests that were taken are answered. `ours`: the folder of a Ray that we started."""
     import ray
 
-    try:
-        if ray.is_initialized() and _serve_is_running():
-            from ray import serve
+    with contextlib.redirect_stdout(io.StringIO()):  # where Ray may say that its controller is dead, as it has to be
+        try:
+            if ray.is_initialized() and _serve_is_running():
+                from ray import serve
 
-            for name in serve.status().applications:
-                serve.delete(name)
-            serve.shutdown()
-    finally:
-        if ours is not None:
-            ray.shutdown()
-            shutil.rmtree(ours, ignore_errors=True)
+                for name in serve.status().applications:
+                    serve.delete(name)
+                serve.shutdown()
+        finally:
+            if ours is not None:
+                ray.shutdown()
+                shutil.rmtree(ours, ignore_errors=True)
 
 
 def _last_line(text: str) -> str:
