@@ -200,44 +200,6 @@ def test_a_large_image_is_decoded_smaller_and_looks_the_same(shared_data: Path) 
         assert np.abs(crop.astype(int) - torchvisions(data, box)).mean() < 1.5
 
 
-KINDS: dict[str, dict[str, Any]] = {
-    "4:4:4": {"subsampling": 0},
-    "4:2:2": {"subsampling": 1},
-    "4:2:0": {"subsampling": 2},
-    "grey": {"mode": "L"},
-    "restarts": {"restart_marker_rows": 1},
-    "progressive": {"progressive": True},
-}
-
-
-@pytest.mark.usefixtures("decoder")
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_is_not_decoded_below_the_box_changes_no_pixel(kind: str, noise: Any) -> None:
-    (pixels,) = noise(1, 60, 80)
-    data = jpeg(pixels, (80, 60), **KINDS[kind])
-    whole = np.asarray(decode(data))
-    for top in range(41):
-        crop = decode_crop(data, 20, lambda size, top=top: CropBox(top, 7, 20, 20, False))
-        assert (crop == whole[top : top + 20, 7:27]).all()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_rows_below_the_box_are_not_decoded(kind: str, noise: Any) -> None:
-    pytest.importorskip("simplejpeg")
-    (pixels,) = noise(1, 60, 80)
-    decoded = decoding._decode_soon(jpeg(pixels, (80, 60), **KINDS[kind]), 20, lambda size: CropBox(5, 7, 20, 20, True))
-    assert decoded is not None
-    assert decoded[0].shape == (60 if kind == "progressive" else 27, 80, 3)
-
-
-@pytest.mark.usefixtures("decoder")
-def test_a_file_that_lost_its_end_is_undecodable_though_the_box_is_whole(noise: Any) -> None:
-    (pixels,) = noise(1, 60, 80)
-    data = jpeg(pixels, (80, 60))
-    with pytest.raises(Undecodable):
-        decode_crop(data[: len(data) * 3 // 4], 20, lambda size: CropBox(0, 0, 20, 20, False))
-
-
 @pytest.mark.usefixtures("decoder")
 def test_what_is_no_colour_jpeg_is_cropped_too(noise: Any) -> None:
     (pixels,) = noise(1, 60, 80)

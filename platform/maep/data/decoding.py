@@ -19,12 +19,6 @@ from maep.data.augmentation import CropBox
 FORMATS = ("PNG", "JPEG")
 MAX_PIXELS = 50_000_000
 """More pixels than this are not decoded: a few kB of PNG can unpack to gigabytes."""
-_END, _TAIL = b"\xff\xd9", 64
-"""The marker that a whole JPEG ends with, but for some bytes that others have put behind it."""
-_BASELINE, _SCAN = (0xC0, 0xC1), 0xDA
-"""Markers of a JPEG: of a frame whose rows come one after the other, and of where these begin."""
-_CONTEXT = 2
-"""So many rows below a row have a say in its colours, which are stored at half the size and smoothed."""
 
 
 class Undecodable(Exception):
@@ -70,7 +64,7 @@ def decode_crop(data: bytes, side: int, box_of: Callable[[tuple[int, int]], Crop
     box_of   maps the whole image's (height, width) to the box
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that still leaves `side` pixels in each direction of the box:
     half a grey level off on average. Else the result is, bit for bit, that of torchvision's resized_crop. simplejpeg,
-    where it is installed, decodes the same pixels sooner than Pillow, and none below the box.
+    where it is installed, decodes the same pixels sooner than Pillow.
     Raises Undecodable.
     """
     pixels, box, shrink = _decode_soon(data, side, box_of) or _decode_surely(data, side, box_of)
@@ -86,8 +80,7 @@ def decode_crop(data: bytes, side: int, box_of: Callable[[tuple[int, int]], Crop
 
 
 Decoded = tuple[NDArray[np.uint8], CropBox, int]
-"""uint8 [H, W, 3] of the image divided by the integer at the end, whole or down to the box, and the box, in pixels of
-the whole image."""
+"""uint8 [H, W, 3] of the whole image divided by the integer at the end, and the box, in pixels of the whole image."""
 
 
 def _decode_soon(data: bytes, side: int, box_of: Callable[[tuple[int, int]], CropBox]) -> Decoded | None:
@@ -103,30 +96,11 @@ def _decode_soon(data: bytes, side: int, box_of: Callable[[tuple[int, int]], Cro
         return None
     box = box_of((height, width))
     shrink = _shrink(box, side)
-    above = _rows_above(data, box.top + box.height + _CONTEXT, height) if shrink == 1 else None
     try:
-        if above is not None:  # not strict: the bytes that are left over are no damage
-            return library.decode_jpeg(above, "RGB", strict=False), box, shrink
         least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)}
         return library.decode_jpeg(data, "RGB", **least), box, shrink
     except ValueError:
         return None
-
-
-def _rows_above(data: bytes, bottom: int, height: int) -> bytes | None:
-    """The JPEG of that height with a header that says it ends at row `bottom`: the rows above are the same to the bit.
-
-    None where there is nothing to save, where rows do not come one after the other (progressive), and where the end is
-    missing, which would be noticed no more.
-    """
-    if bottom >= height or data.find(_END, -_TAIL) < 0:
-        return None
-    place = 2
-    while place + 9 < len(data) and data[place] == 0xFF and data[place + 1] != _SCAN:
-        if data[place + 1] in _BASELINE:
-            return data[: place + 5] + bottom.to_bytes(2) + data[place + 7 :]
-        place += 2 + int.from_bytes(data[place + 2 : place + 4])
-    return None
 
 
 def _decode_surely(data: bytes, side: int, box_of: Callable[[tuple[int, int]], CropBox]) -> Decoded:
