@@ -113,7 +113,7 @@ def seaweedfs(folder: Path, bucket: str = "maep") -> Iterator[S3]:
     (folder / "data").mkdir()
     command = [
         *(str(weed_binary()), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", "-s3"),
-        *("-master.electionTimeout=1s", "-master.telemetry=false", "-s3.port.iceberg=0"),
+        *("-master.electionTimeout=1s", "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"),
         *("-master.volumeSizeLimitMB=64", "-volume.max=50", f"-s3.config={folder / 's3.json'}"),
         *(
             f"-{name.replace('.grpc', '')}.port{'.grpc' if name.endswith('.grpc') else ''}={port}"
