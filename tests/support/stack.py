@@ -105,7 +105,7 @@ def seaweedfs(folder: Path, bucket: str = "maep") -> Iterator[S3]:
             {
                 "name": "maep",
                 "credentials": [{"accessKey": key, "secretKey": secret}],
-                "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+                "actions": [f"{verb}:{bucket}" for verb in ("Admin", "Read", "Write", "List", "Tagging")],
             }
         ]
     }
