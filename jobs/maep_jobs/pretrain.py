@@ -9,7 +9,7 @@ from maep_jobs.arguments import parse, parser
 from maep_jobs.training import run_training
 
 _EXAMPLES = """  maep pretrain --config cifar10/pretrain --output outputs/mae
-  maep pretrain --config digits/pretrain --mask_ratio 0.5 --dry-run --measure
+  maep pretrain --config digits/pretrain --mask_ratio 0.5 --dry-run
   maep pretrain --config cifar10/pretrain --workers.num_workers 2
   maep pretrain --config imagenet/slice --output s3://bucket/runs/mae
   maep pretrain --config cifar10/pretrain --init outputs/earlier/model --output outputs/longer
@@ -19,7 +19,6 @@ _EXAMPLES = """  maep pretrain --config cifar10/pretrain --output outputs/mae
 def main(argv: Sequence[str]) -> int:
     """Runs the verb."""
     made = parser("pretrain", "Train a masked autoencoder; the same line after a kill goes on.", _EXAMPLES, remote=True)
-    made.add_argument("--measure", action="store_true", help="with --dry-run: also measure how long it would take")
     made.add_argument("--resume", metavar="URI", help="go on from this checkpoint (runs:/ID, s3://, a folder)")
     made.add_argument("--address", help="Ray cluster to run the workers on (default: this machine)")
     run_training(parse(made, PretrainConfig, argv), "pretrain")

@@ -56,7 +56,8 @@ def reconstruction_strip(saved: Artifact, data: DataConfig) -> Image.Image | Non
 def _shown(data: DataConfig, root: str) -> torch.Tensor:
     """float32 [8, 3, H, W] in [0, 1], fewer where dev has fewer: the same for each checkpoint of a run."""
     if not is_remote(root):
-        return load(data, "dev").batch(range(_IMAGES))[0]
+        images = load(data, "dev")
+        return images.batch(range(min(_IMAGES, len(images))))[0]
     size = data.image_size or imagenet.IMAGE_SIZE
     return to_float(torch.from_numpy(imagenet.first_of_dev(root, _IMAGES, size, data.read_timeout_s)))
 

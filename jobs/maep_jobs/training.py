@@ -9,6 +9,7 @@ import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 from maep import artifact, config, storage
@@ -43,11 +44,9 @@ def run_training(job: Job[Settings], phase: str) -> Artifact | None:
     if options.dry_run:
         lines = plan(settings, output)
         if isinstance(settings, PretrainConfig):
-            lines += costs(settings, getattr(options, "measure", False))
+            lines += costs(settings)
         print(plan_text(job, lines), end="")
         return None
-    if getattr(options, "measure", False):
-        raise ConfigError("--measure goes with --dry-run: a run reports its own rate")
     address = getattr(options, "address", None)
     if address is not None and settings.workers.most == 0:
         raise ConfigError(f"--address {address}: no worker would run there: give --workers.num_workers, 1 or more")
@@ -110,22 +109,25 @@ def _loading(settings: Settings) -> str:
     )
 
 
-def costs(settings: PretrainConfig, measured: bool) -> list[str]:
-    """What pretraining takes; with `measured`, in time too, which costs a few seconds."""
+def costs(settings: PretrainConfig) -> list[str]:
+    """What pretraining takes: weights, operations, and time, which two short steps on this machine tell."""
     model, ratio = settings.model, settings.mask_ratio
     forward, training = (flops.forward(model, ratio) / 1e9, flops.training(model, ratio) / 1e9)
-    lines = [
+    return [
         f"model: {flops.parameters(model):,} parameters",
         f"an image: {forward:.4g} GFLOP forward, {training:.4g} GFLOP in training",
+        _time(settings),
     ]
-    if measured:
+
+
+def _time(settings: PretrainConfig) -> str:
+    try:
         rate, how = estimate(settings)
-        hours = settings.loop.num_steps * settings.loop.batch_size / rate / 3600
-        where = "on one worker like this process" if settings.workers.num_workers else "in this process"
-        lines.append(f"time: {hours:.3g} hours {where} at {rate:,.4g} images/s ({how})")
-    else:
-        lines.append("time: not measured (--measure does so, in some seconds)")
-    return lines
+    except ConfigError as error:  # a plan for another machine: it has a GPU, or a compiler
+        return f"time: not known here, {error}"
+    length = timedelta(seconds=round(settings.loop.num_steps * settings.loop.batch_size / rate))
+    where = "on one worker like this process" if settings.workers.num_workers else "in this process"
+    return f"time: {length} {where} at {rate:,.4g} images/s ({how})"
 
 
 def make_callbacks(phase: str, settings: Settings, tracking: TrackingConfig, output: str | Path) -> Sequence[Callback]:

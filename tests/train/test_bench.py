@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from typing import Any
@@ -17,6 +18,7 @@ from maep.train.config import PretrainConfig
 from maep.train.hardware import peak_flops, peak_memory_mib
 from maep.train.stopwatch import Stopwatch
 from maep_jobs import cli
+from maep_jobs.arguments import find
 
 TINY = ("--preset", "Ti/16", "--image_size", "32", "--batch_size", "8", "--steps", "3", "--device", "cpu")
 TINY += ("--model.depth", "12", "--model.decoder_depth", "1")
@@ -68,20 +70,22 @@ def test_mistakes_are_one_line(words: tuple[str, ...], message: str, capsys: pyt
 
 
 def test_a_dry_run_says_what_it_costs(capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["pretrain", "--config", "digits/pretrain", "--dry-run"]
-    assert cli.main(line) == 0
-    plain = capsys.readouterr().out
-    settings = config.build(PretrainConfig, {"model": {"image_size": 16}})
-    assert flops.parameters(settings.model) > 0
-    assert "parameters\n" in plain
-    assert "GFLOP forward" in plain
-    assert "# time: not measured (--measure does so" in plain
-    assert cli.main([*line, "--measure"]) == 0
-    measured = capsys.readouterr().out
-    assert measured.startswith(plain.partition("# time: ")[0])
-    assert "images/s (measured in two steps of" in measured
-    assert cli.main(["pretrain", "--config", "digits/pretrain", "--measure"]) == 2
-    assert "--measure goes with --dry-run" in capsys.readouterr().err
+    settings = config.load(PretrainConfig, find("digits/pretrain"), ())
+    assert cli.main(["pretrain", "--config", "digits/pretrain", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert f"# model: {flops.parameters(settings.model):,} parameters\n" in said
+    assert "GFLOP forward" in said
+    found = re.search(r"# time: (\d+):(\d\d):(\d\d) in this process at (\S+) images/s \(measured in two steps of", said)
+    assert found, said
+    hours, minutes, seconds, rate = (float(each.replace(",", "")) for each in found.groups())
+    length = 3600 * hours + 60 * minutes + seconds
+    assert length == pytest.approx(settings.loop.samples / rate, abs=1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has the GPU that the plan asks for")
+def test_a_plan_for_another_machine_is_one_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["pretrain", "--config", "digits/pretrain", "--loop.device", "cuda", "--dry-run"]) == 0
+    assert "# time: not known here, loop.device: cuda is not available" in capsys.readouterr().out
 
 
 def test_a_model_too_large_to_try_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
