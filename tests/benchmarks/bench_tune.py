@@ -7,7 +7,8 @@ before its second ones, a pretraining counts in full, a stopped trial as far as 
 that random search saw to find its best; beside it stands how many it had seen when it first reached the target, which
 is luck in good part. A search that does not reach the target is said not to. About an hour on one core.
 
-`BENCH_TUNE_SEEDS=0` (a list; 0,1,2,3,4 by default) chooses the seeds.
+`BENCH_TUNE_SEEDS=0` (a list; 0,1,2,3,4 by default) chooses the seeds. The searches lie in `BENCH_TUNE_OUTPUT`, if that is
+given: what has ended there is not done again, so that processes of some seeds each may work at once, before one of all.
 """
 
 from __future__ import annotations
@@ -68,11 +69,12 @@ def best(ended: list[TrialRecord]) -> float:
 def test_asha_with_tpe_reaches_random_searchs_best_with_half_its_images(tmp_path: Path) -> None:
     seeds = [int(word) for word in os.environ.get("BENCH_TUNE_SEEDS", "0,1,2,3,4").split(",")]
     found: dict[int, dict[str, list[TrialRecord]]] = {}
-    shared = tmp_path / "shared"  # one classifier, and so one set of attacked images, for all searches
+    place = Path(os.environ.get("BENCH_TUNE_OUTPUT", tmp_path)).absolute()
+    shared = place / "shared"  # one classifier, and so one set of attacked images, for all searches
     for seed in seeds:
         found[seed] = {}
         for name, settings in searches(seed).items():
-            output = tmp_path / f"{name}-{seed}"
+            output = place / f"{name}-{seed}"
             execute.here(Search(with_classifiers(settings, shared), output))
             found[seed][name] = record.read_all(output)
     bests = {seed: best(runs["random"]) for seed, runs in found.items()}
@@ -87,7 +89,7 @@ def test_asha_with_tpe_reaches_random_searchs_best_with_half_its_images(tmp_path
     shares = []
     for seed, runs in found.items():
         (random, by_random), (ours, by_us) = (
-            images_to(target, searches(seed)[name], tmp_path / f"{name}-{seed}") for name in ("random", "asha+tpe")
+            images_to(target, searches(seed)[name], place / f"{name}-{seed}") for name in ("random", "asha+tpe")
         )
         whole = sum(each.budget.samples_seen for each in runs["random"])
         shares.append(ours / whole if by_us else math.inf)
