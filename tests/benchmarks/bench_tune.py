@@ -7,8 +7,8 @@ before its second ones, a pretraining counts in full, a stopped trial as far as 
 that random search saw to find its best; beside it stands how many it had seen when it first reached the target, which
 is luck in good part. A search that does not reach the target is said not to. About an hour on one core.
 
-`BENCH_TUNE_SEEDS=0` (a list; 0,1,2,3,4 by default) chooses the seeds. The searches lie in `BENCH_TUNE_OUTPUT`, if that is
-given: what has ended there is not done again, so that processes of some seeds each may work at once, before one of all.
+`BENCH_TUNE_SEEDS=0` (a list; 0,1,2,3,4 by default) chooses the seeds. The searches lie in `BENCH_TUNE_OUTPUT`, where
+that is given: what has ended there is not done again, so processes of some seeds each may work before one of all.
 """
 
 from __future__ import annotations
