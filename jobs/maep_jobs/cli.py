@@ -8,11 +8,13 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from types import FrameType
 
 from maep.errors import Stopped, UserError, nearest
 from maep_jobs.failure import JobFailed
 from maep_jobs.parent import end_with_parent
+from maep_jobs.standard_output import json_alone
 
 VERBS = {
     "demo": "the whole path on scikit-learn's digits in minutes, with a picture",
@@ -77,8 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         signal.signal(signal.SIGTERM, _end)
         end_with_parent()
+    # a plan is for people, whatever form they asked the result in
+    output = json_alone() if "--json" in rest and "--dry-run" not in rest else nullcontext()
     try:
-        status: int = importlib.import_module(f"maep_jobs.{verb}").main(rest)
+        with output:
+            status: int = importlib.import_module(f"maep_jobs.{verb}").main(rest)
     except UserError as error:
         print(f"maep {verb}: {error}", file=sys.stderr)
         return 2

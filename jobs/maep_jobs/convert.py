@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from maep.errors import ConfigError
 from maep.models.vitmae_folder import export_vitmae, import_vitmae, is_vitmae
 from maep.tracking.resolve import resolve
 from maep_jobs.arguments import Parser, local_folder
+from maep_jobs.standard_output import print_json
 
 _EXAMPLES = """examples:
   maep convert downloads/vit-mae-base -o outputs/vit-mae-base
@@ -38,5 +38,8 @@ def main(argv: Sequence[str]) -> int:
         folder = export_vitmae(resolve(options.source), output)
         found = {"model": str(folder), "kind": "vit_mae"}
         text = f"convert: {folder}  vit_mae, for ViTMAEForPreTraining.from_pretrained"
-    print(json.dumps(found) if options.json else text)
+    if options.json:
+        print_json(found)
+    else:
+        print(text)
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from maep.data.pack_plan import OFFICIAL, Plan, plan_pack
 from maep.errors import ConfigError, DataError, UserError, nearest
 from maep_jobs.arguments import Parser
 from maep_jobs.progress import Bar
+from maep_jobs.standard_output import print_json
 
 _NAMES = ("digits", "cifar10", "imagenet")
 _SPLITS: tuple[Split, ...] = ("train", "dev", "test")
@@ -59,7 +59,10 @@ def _show(argv: Sequence[str]) -> int:
     options = _options(made, argv)
     config = build(DataConfig, {"name": options.name, "root": options.root, "max_corrupt": options.max_corrupt})
     found = [_describe(config, split) for split in _SPLITS]
-    print(json.dumps(found) if options.json else "\n".join(map(_line, found)))
+    if options.json:
+        print_json(found)
+    else:
+        print(*map(_line, found), sep="\n")
     return 0
 
 
@@ -88,7 +91,10 @@ def _pack(argv: Sequence[str]) -> int:
     else:
         with closing(Bar("pack")) as bar:
             told = _packed(plan, pack(plan, options.max_corrupt, bar.show))
-    print(json.dumps(told) if options.json else _line(told))
+    if options.json:
+        print_json(told)
+    else:
+        print(_line(told))
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from maep.tracking.resolve import resolve
 from maep_jobs import report
 from maep_jobs.arguments import Job, parse, parser, plan_text
 from maep_jobs.progress import Bar, wide
+from maep_jobs.standard_output import print_json
 
 _EXAMPLES = """  maep evaluate --config cifar10/evaluate --purifier maep=bundled:cifar10
   maep evaluate --purifier mine=outputs/purifier/model --purifier conv=outputs/conv/model --num_images 256
@@ -60,7 +60,7 @@ def _measure(job: Job[EvaluateConfig], argv: Sequence[str]) -> int:
     command = hide_secrets(shlex.join(["maep", "evaluate", *argv]))
     page = report.write(result, job.settings, artifacts, command)
     if job.options.json:
-        print(json.dumps(result.values))
+        print_json(result.values)
     elif job.options.markdown:
         print(markdown(headline(result), notes(result)), end="")
     else:
@@ -80,7 +80,7 @@ def _compare(options: argparse.Namespace) -> int:
         return 0
     found = compare.compare(results.read(a), results.read(b), a_name, b_name)
     if options.json:
-        print(json.dumps(found.values))
+        print_json(found.values)
     elif options.markdown:
         print(compare.to_markdown(found), end="")
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -11,6 +10,7 @@ from maep.evaluate.gate import GateConfig
 from maep.tracking.resolve import resolve
 from maep_jobs.arguments import parse, parser, plan_text
 from maep_jobs.gate import send_through_gate
+from maep_jobs.standard_output import print_json
 
 _EXAMPLES = """  maep promote outputs/purifier/model
   maep promote runs:/RUN_ID --gate.clean_floor 0.87
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         candidate, settings.evaluate, settings.gate, job.tracking, options.output, options.force
     )
     if options.json:
-        print(json.dumps(asdict(verdict)))
+        print_json(asdict(verdict))
     else:
         print(f"purifier version {verdict.version}: {'champion' if verdict.champion else 'refused'}")
         print("\n".join(f"  {reason}" for reason in verdict.reasons))

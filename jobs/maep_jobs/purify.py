@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
@@ -20,6 +19,7 @@ from maep_jobs.arguments import Job, local_folder, parse, parser, plan_text
 from maep_jobs.failure import JobFailed
 from maep_jobs.image_files import Found, Pair
 from maep_jobs.progress import Bar
+from maep_jobs.standard_output import print_json
 from maep_serve.client import AsyncClient, token_of_environment
 from maep_serve.config import ServeConfig
 from maep_serve.in_process import InProcess
@@ -94,7 +94,11 @@ def main(argv: Sequence[str]) -> int:
         return 0
     with closing(Bar("purify")) as bar:
         outcome, purifier = asyncio.run(_run(job, found.pairs, bar))
-    print(_told(job, outcome, purifier))
+    if job.options.json:
+        counts = {"purified": outcome.purified, "skipped": outcome.skipped, "failed": outcome.failed}
+        print_json(counts | {"output": str(job.options.output), "purifier": purifier})
+    else:
+        print(_told(job, outcome, purifier))
     return 1 if outcome.failed else 0
 
 
@@ -193,9 +197,6 @@ def _plan(job: Job[PurifyConfig], found: Found) -> str:
 
 
 def _told(job: Job[PurifyConfig], outcome: Outcome, purifier: str) -> str:
-    if job.options.json:
-        counts = {"purified": outcome.purified, "skipped": outcome.skipped, "failed": outcome.failed}
-        return json.dumps(counts | {"output": str(job.options.output), "purifier": purifier})
     parts = [f"{outcome.purified:,} purified"]
     parts += [f"{outcome.skipped:,} were done already"] if outcome.skipped else []
     parts += [f"{len(outcome.failed):,} failed"] if outcome.failed else []

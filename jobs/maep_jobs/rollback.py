@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from maep.tracking.registry import by_alias, roll_back
 from maep_jobs.arguments import parse, parser, plan_text
+from maep_jobs.standard_output import print_json
 
 _EXAMPLES = """  maep rollback
   maep rollback --to 3
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     holder = by_alias(job.tracking, "champion")
     assert holder is not None
     if job.options.json:
-        print(json.dumps({"left": left, "champion": reached, "sha256": holder.sha256}))
+        print_json({"left": left, "champion": reached, "sha256": holder.sha256})
     else:
         print(f"{job.tracking.model} version {reached}, {holder.sha256[:12]}, is champion again (it was {left})")
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ from maep.errors import ConfigError
 from maep_jobs.arguments import Job, Parser, parse, parser, plan_text
 from maep_jobs.pipeline import PipelineConfig, run_pipeline, stages
 from maep_jobs.progress import wide
+from maep_jobs.standard_output import print_json
 
 _SUMMARY = "Pretrain, finetune, gate, promote, evaluate, serve, check, stop. Finished stages are not run again."
 _EXAMPLES = """  maep run digits/pipeline
@@ -47,10 +47,9 @@ def execute(job: Job[PipelineConfig]) -> int:
         then = "then: gate on dev images, promote, evaluate on test images, serve, check one golden request"
         print(plan_text(job, [*lines, then]), end="")
         return 0
-    table = wide(Console(stderr=options.json))  # standard output is the JSON's alone
-    outcome = run_pipeline(job.settings, job.tracking, options.output, options.keep, options.force, table)
+    outcome = run_pipeline(job.settings, job.tracking, options.output, options.keep, options.force, wide(Console()))
     if options.json:
-        print(json.dumps(outcome))
+        print_json(outcome)
     if not outcome["champion"]:
         print("the gate refused the purifier: what was champion before stays it", file=sys.stderr)
     return 0 if outcome["champion"] else 1

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from maep.tracking.resolve import resolve
 from maep_jobs.arguments import Job, parse, parser, plan_text
+from maep_jobs.standard_output import print_json
 from maep_serve.config import ServeConfig
 
 _EXAMPLES = """  maep serve --model bundled:cifar10 --classifier cifar10_resnet20
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
 
     server = start(settings, job.tracking)
     if job.options.json:
-        print(json.dumps({"url": server.url, "purifier_sha256": server.purifier_sha256}), flush=True)
+        print_json({"url": server.url, "purifier_sha256": server.purifier_sha256})
     else:
         print(f"{server.url}/  purifier {server.purifier_sha256[:12]}  (Ctrl-C stops it)", flush=True)
     server.wait()
@@ -63,7 +63,7 @@ def _calibrate(job: Job[ServeConfig]) -> int:
         "false_positive_rate": FALSE_POSITIVE_RATE,
     }
     if job.options.json:
-        print(json.dumps(figures))
+        print_json(figures)
     else:
         print(
             f"{figures['file']}: {figures['num_images']} clean images of {figures['images']},"

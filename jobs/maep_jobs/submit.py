@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import shlex
 import sys
@@ -21,6 +20,7 @@ from maep.errors import ConfigError, UnavailableError, nearest
 from maep.tracking.client import TrackingConfig, absolute
 from maep_jobs.arguments import Parser, default_output, find
 from maep_jobs.shell import program
+from maep_jobs.standard_output import print_json
 
 _VERBS = ("run", "pretrain", "finetune", "tune", "evaluate", "classifier", "promote", "demo")
 _REMOTE = ("pretrain", "finetune")
@@ -111,7 +111,7 @@ def _submit(job: dict[str, Any], options: argparse.Namespace) -> int:
             return 130
     status = str(client.get_job_status(job_id))
     if options.json:
-        print(json.dumps({"job": job_id, "status": status, "address": options.address}))
+        print_json({"job": job_id, "status": status, "address": options.address})
     else:
         print(f"job {job_id}: {status}")
         if not options.follow:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import tempfile
 import uuid
@@ -32,6 +31,7 @@ from maep.train.ray_loader import store_bytes
 from maep.train.validation import Validation
 from maep_jobs.arguments import Job, plan_text
 from maep_jobs.progress import Bar
+from maep_jobs.standard_output import print_json
 
 _log = logging.getLogger("maep.train")
 
@@ -63,7 +63,7 @@ def run_training(job: Job[Settings], phase: str) -> Artifact | None:
         )
     model = storage.join(output, MODEL)
     if options.json:
-        print(json.dumps({"model": model, "kind": result.kind, "sha256": result.sha256}))
+        print_json({"model": model, "kind": result.kind, "sha256": result.sha256})
     else:
         print(f"{phase}: {model}  sha256 {result.sha256[:12]}")
         if job.tracking.enabled:

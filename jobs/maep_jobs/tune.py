@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from maep.tune.trial import check_length
 from maep_jobs import tuning, winner
 from maep_jobs.arguments import Job, Parser, parse, parser, plan_text
 from maep_jobs.failure import JobFailed
+from maep_jobs.standard_output import print_json
 from maep_jobs.tune_plan import plan
 
 _EXAMPLES = """  maep tune --config digits/tune --output outputs/search
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
         if gate is not None:
             promoted = winner.promote_winner(result, gate, tracking, trained, options.force, command)
     if options.json:
-        print(json.dumps(_values(result) | {"promoted": promoted and promoted.values}))
+        print_json(_values(result) | {"promoted": promoted and promoted.values})
     else:
         print("\n".join([*_lines(result, page), *(promoted.lines if promoted else ())]))
         if tracking.enabled:

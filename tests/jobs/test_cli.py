@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from maep import __version__
+from maep.data.datasets import load
+from maep.data.image_set import ImageSet
 from maep_jobs.cli import VERBS
 
 
@@ -90,6 +92,19 @@ def test_data_show_counts_in_lines_and_in_json(maep: Any) -> None:
         ("test", 300),
     ]
     assert "split dev  images 300  size 16x16" in maep("data", "show", "digits").out
+
+
+def test_what_others_print_is_kept_out_of_the_json(maep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray says on standard output that a worker has died."""
+
+    def noisy(*words: Any) -> ImageSet:
+        print("(raylet) A worker died")
+        return load(*words)
+
+    monkeypatch.setattr("maep_jobs.data.load", noisy)
+    ran = maep("data", "show", "digits", "--json")
+    assert len(json.loads(ran.out)) == 3
+    assert ran.err.count("(raylet) A worker died\n") == 3
 
 
 def test_stopped_by_the_user_it_says_so_and_goes_on_from_its_checkpoint(
