@@ -12,6 +12,7 @@ import dataclasses
 import logging
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from maep.artifact import Artifact
 from maep.errors import ArtifactError, UnavailableError, UserError
@@ -20,6 +21,9 @@ from maep_serve import golden
 from maep_serve.config import ServeConfig
 from maep_serve.loading import Models, build_models
 from maep_serve.service import Service
+
+if TYPE_CHECKING:
+    from maep.tracking.registry import Version
 
 GOLDEN_TAG = "evaluation.golden"
 _ALIAS = re.compile(r"models:/*([^/@']+)@([\w.-]+)")
@@ -59,7 +63,7 @@ def find(uri: str, tracking: TrackingConfig, version: int | None = None) -> Rele
     if match is None or (number := version or current(uri, tracking)) is None:
         return Release(resolve(uri, tracking))
     artifact = resolve(f"models:/{match[1]}/{number}", tracking)
-    return Release(artifact, _tags(uri, tracking, number).get(GOLDEN_TAG))
+    return Release(artifact, _registered(uri, tracking, number).tags.get(GOLDEN_TAG))
 
 
 def load(release: Release, config: ServeConfig) -> Models:
@@ -117,15 +121,17 @@ async def follow(service: Service, tracking: TrackingConfig) -> None:
 def take(service: Service, tracking: TrackingConfig, number: int) -> bool:
     """Gives `service` version `number`, unless it serves it already or refuses it. Blocks for seconds.
 
-    Raises UserError where the version cannot be fetched now; that may be tried again.
+    Raises UnavailableError where the version cannot be fetched now; that may be tried again.
     """
-    release = find(service.config.model, tracking, number)
-    sha256 = release.artifact.sha256
+    sha256 = _registered(service.config.model, tracking, number).sha256
     if sha256 == service.models.purifier_sha256:
         return True
     try:
+        release = find(service.config.model, tracking, number)
         # A calibration that was given is of the models it was given with
         service.use(load(release, dataclasses.replace(service.config, calibration=None)))
+    except UnavailableError:
+        raise
     except Exception as error:  # whatever is wrong with it, it takes no traffic
         _log.error("version %s is refused, %s stays: %s", number, service.version, error)
         service.sink("maep_refused_version", 1, {"version": sha256[:12]})
@@ -138,13 +144,14 @@ def _previous(uri: str, tracking: TrackingConfig, version: int) -> int | None:
     """The version that had the alias before `version`."""
     match = _ALIAS.fullmatch(uri)
     assert match is not None
-    number = _tags(uri, tracking, version).get(f"{match[2]}.previous")
+    number = _registered(uri, tracking, version).tags.get(f"{match[2]}.previous")
     return None if number is None else int(number)
 
 
-def _tags(uri: str, tracking: TrackingConfig, version: int) -> dict[str, str]:
+def _registered(uri: str, tracking: TrackingConfig, version: int) -> Version:
+    """What the registry knows of `version` of the model of the alias `uri`."""
     from maep.tracking import registry
 
     match = _ALIAS.fullmatch(uri)
     assert match is not None
-    return registry.by_version(dataclasses.replace(tracking, model=match[1]), version).tags
+    return registry.by_version(dataclasses.replace(tracking, model=match[1]), version)
