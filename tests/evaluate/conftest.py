@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from purifier_toys import small_unet
 
-from maep import artifact, config
+from maep import artifact
 from maep.data.datasets import DataConfig, load
 from maep.evaluate.config import EvaluateConfig
 from maep.evaluate.protocol import evaluate
 from maep.evaluate.results import Result
 from maep.models.classifiers import CifarResNet, Classifier, load_classifier
-from maep.models.conv import ConvConfig, ConvPurifier
 
 
 @pytest.fixture(scope="session")
@@ -51,13 +51,7 @@ def classifier(digits_classifier: Path) -> Classifier:
 @pytest.fixture(scope="session")
 def purifier(tmp_path_factory: pytest.TempPathFactory) -> artifact.Artifact:
     """A small U-Net that changes images a little: honest, and of no use."""
-    described = ConvConfig(image_size=(16, 16), channels=(4, 8), blocks=1)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = ConvPurifier(described)
-        torch.nn.init.normal_(model.output.weight, std=0.005)
-    folder = tmp_path_factory.mktemp("purifier") / "conv"
-    return artifact.write(folder, "purifier", {"model": config.to_dict(described)}, model.state_dict(), "A test's.")
+    return small_unet(tmp_path_factory.mktemp("purifier") / "conv", 1, 0.005)
 
 
 @pytest.fixture(scope="session")

@@ -19,16 +19,13 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 from PIL import Image
+from purifier_toys import small_unet
 from serving import serving
 from stack import free_ports
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from maep import artifact, config
-from maep.artifact import Artifact
-from maep.models.conv import ConvConfig, ConvPurifier
 from maep_serve.api import create_api
 from maep_serve.client import Client, ProblemError
 from maep_serve.config import ServeConfig
@@ -94,15 +91,6 @@ class Front:
         raise AssertionError(f"{request_id} is not logged")
 
 
-def purifier(folder: Path, seed: int) -> Artifact:
-    torch.manual_seed(seed)
-    described = ConvConfig(image_size=(16, 16), channels=(4, 8), blocks=1)
-    model = ConvPurifier(described)
-    torch.nn.init.normal_(model.output.weight, std=0.01)
-    values = {"model": config.to_dict(described)}
-    return artifact.write(folder / f"purifier-{seed}", "purifier", values, model.state_dict(), "# A test's\n")
-
-
 def written(
     folder: Path, port: int, backend: str, changes: dict[str, str], of_maep: dict[str, str] | None = None
 ) -> None:
@@ -162,7 +150,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     """A quarter of the requests to the canary."""
     folder = tmp_path_factory.mktemp("nginx")
     folder.chmod(0o755)  # the workers may run as another user
-    artifacts = [purifier(folder, seed) for seed in (0, 1)]
+    artifacts = [small_unet(folder / f"purifier-{seed}", seed, 0.01) for seed in (0, 1)]
     settings = [ServeConfig(str(each.folder), playground=False) for each in artifacts]
     services = [Service(each, build_models(saved, each)) for saved, each in zip(artifacts, settings, strict=True)]
     stable, canary = (create_api(service, Tokens((digest_of(TOKEN),))) for service in services)

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from purifier_toys import small_unet
 from train_toys import MAE
 
 from maep import artifact, config
 from maep.artifact import Artifact
-from maep.models.conv import ConvConfig, ConvPurifier
 from maep.models.mae import MaeConfig, MaskedAutoencoder
 from maep_jobs import cli
 
@@ -117,15 +117,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_purifier(tmp_path: Path) -> Callable[[int], Artifact]:
     """`make_purifier(seed)`: a small U-Net that changes images a little; each seed another artifact."""
 
-    def make(seed: int) -> Artifact:
-        torch.manual_seed(seed)
-        described = ConvConfig(image_size=(16, 16), channels=(4, 8), blocks=1)
-        model = ConvPurifier(described)
-        torch.nn.init.normal_(model.output.weight, std=0.002)
-        values = {"model": config.to_dict(described)}
-        return artifact.write(tmp_path / f"purifier-{seed}", "purifier", values, model.state_dict(), "# A test's\n")
-
-    return make
+    return lambda seed: small_unet(tmp_path / f"purifier-{seed}", seed, 0.002)
 
 
 @pytest.fixture
