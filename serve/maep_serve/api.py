@@ -47,7 +47,7 @@ def create_api(
     )
     add_handlers(app)
     app.add_middleware(Front, service=service, adds_request_id=own_request_id)
-    authorised = [Depends(_bearer(tokens))]
+    authorised = [] if tokens is None else [Depends(_bearer(tokens))]  # a dependency has its price for each request
     _add_state_routes(app, service)
     _add_model_routes(app, service, authorised)
     protocol.add_routes(app, service, authorised)
@@ -140,9 +140,9 @@ def _classified(answer: Classified, models: Models, top_k: int) -> dict[str, Any
     }
 
 
-def _bearer(tokens: Tokens | None) -> Callable[[Request], Awaitable[None]]:
+def _bearer(tokens: Tokens) -> Callable[[Request], Awaitable[None]]:
     async def check(request: Request) -> None:
-        if tokens is not None and not tokens.allow(request.headers.get("authorization", "")):
+        if not tokens.allow(request.headers.get("authorization", "")):
             headers = {"WWW-Authenticate": "Bearer", **bodies.CLOSE}
             raise Problem("unauthorized", "send Authorization: Bearer TOKEN", headers)
 

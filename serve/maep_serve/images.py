@@ -82,7 +82,8 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
 def to_pixels(image: Image.Image) -> torch.Tensor:
     """Decodes an opened image to uint8 [1, 3, H, W]. Raises Problem not-an-image where it is damaged."""
     try:
-        rgb = _to_rgb(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)  # else an image that lies right is copied
+        rgb = _to_rgb(image)
     except Exception as error:  # Pillow's decoders raise many kinds on damaged data
         raise Problem("not-an-image", f"the image is damaged: {_line(error)}") from None
     pixels_HWC = np.array(rgb, dtype=np.uint8)
