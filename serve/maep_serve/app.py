@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from maep import config as configuration
+from maep import memory
 from maep.tracking.client import TrackingConfig
 from maep_serve import releases
 from maep_serve.api import create_api
@@ -29,6 +30,7 @@ class PurifierDeployment:
 
     def __init__(self, config: ServeConfig, tracking: TrackingConfig, digests: tuple[str, ...]) -> None:
         torch.set_num_threads(config.num_threads or max(1, (os.cpu_count() or 1) // config.most_replicas))
+        memory.keep_freed()  # a batch asks for the megabytes that the one before it has freed
         self._tracking = tracking
         self._tokens = Tokens.of(config, digests)
         models = releases.load_first(config, tracking)

@@ -122,7 +122,7 @@ class Bench:
             folders = dict(self.setup.purifiers)
             if name in folders:
                 source = artifact.read(folders[name])
-                own = load_purifier_artifact(source).to(memory_format=torch.channels_last)
+                own = load_purifier_artifact(source)
                 module = for_size(own, self.image_set.image_shape, self.config.sizes)
                 traits = Traits(name, False, True, bool(getattr(own, "randomised", False)))
                 made = Defence(source.sha256, module, traits)
