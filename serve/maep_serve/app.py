@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from fastapi import FastAPI
 from ray import serve
+from ray.serve.config import BackpressureConfig
 
 from maep import config as configuration
 from maep import memory
@@ -50,15 +51,15 @@ def build_app(
 
     tracking: where replicas look up `config.model`; its URIs must not depend on the working directory.
     digests: hex sha256 of bearer tokens, so that the tokens themselves are in no cluster state.
-    Serve's own limits lie above the service's, whose refusals are problem documents.
+    Serve's own limits lie far above the service's, whose refusals are problem documents: a burst counts as queued by
+    Serve until the service has seen it.
     """
-    limit = config.max_queued_requests + config.max_batch_size
-    ongoing = max(4 * config.max_batch_size, limit + 64)
     deployment = serve.deployment(
         name="purifier",
         **replicas(config),
-        max_ongoing_requests=ongoing,
-        max_queued_requests=4 * (limit + 64),
+        max_ongoing_requests=8 * config.most_in_flight,
+        max_queued_requests=8 * config.most_in_flight,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         max_surge_percent=25,  # of one replica: one more, so that the old one answers until the new one does
         ray_actor_options={"num_cpus": 1},
         graceful_shutdown_timeout_s=config.request_timeout_s,

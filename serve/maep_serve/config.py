@@ -105,6 +105,11 @@ class ServeConfig:
         return self.num_replicas if self.max_replicas is None else self.max_replicas
 
     @property
+    def most_in_flight(self) -> int:
+        """How many requests one replica takes at once."""
+        return self.max_queued_requests + self.max_batch_size
+
+    @property
     def playground_is_on(self) -> bool:
         """Whether POST /v1/attack exists (it also needs a classifier)."""
         return is_loopback(self.host) if self.playground is None else self.playground

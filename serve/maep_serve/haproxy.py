@@ -1,13 +1,15 @@
 """HAProxy as Ray Serve configures it, less what it would show to other machines; it ends with whoever started it.
 
-    python haproxy.py BINARY [HAPROXY'S OWN ARGUMENTS]
+    python haproxy.py MOST BINARY [HAPROXY'S OWN ARGUMENTS]
 
-Ray starts this program where it wants HAProxy (maep_serve.ingress), so it is alone: the standard library, no maep.
+MOST: requests that one replica takes at once. Ray starts this program where it wants HAProxy (maep_serve.ingress), so
+it is alone: the standard library, no maep.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
 import signal
@@ -17,31 +19,48 @@ from pathlib import Path
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl(2): killed, Ray would leave HAProxy behind, holding the port
 _SECTIONS_FOR_US = re.compile(r"^((?:frontend prometheus|listen stats)\n +bind )\S*:(\d+)$", re.M)
 _PUBLIC_SECTION = re.compile(r"^(frontend http_frontend\n +bind \S+\n)", re.M)
+_REPLICAS_SECTION = re.compile(r"^(backend (?!default_backend$)\S+\n)", re.M)
 _ERROR_FILE = re.compile(r"^ +errorfile 503 (\S+)$", re.M)
-_NO_REPLICA = (
-    '{"type":"urn:maep:problem:not-ready","title":"The endpoint cannot be reached","status":503,'
-    '"detail":"no replica answered; the request may be sent again","code":"not-ready"}'
+_TYPE = "application/problem+json"
+
+
+def _problem(status: int, code: str, title: str, detail: str) -> str:
+    """A document as those of maep_serve.problems."""
+    members = {"type": f"urn:maep:problem:{code}", "title": title, "status": status, "detail": detail, "code": code}
+    return json.dumps({**members, "error": f"{code}: {detail}"}, separators=(",", ":"))
+
+
+_NO_REPLICA = _problem(
+    503, "not-ready", "The model is not loaded yet", "no replica answered; the request may be sent again"
 )
-_OURS = """\
+_NOT_FOUND = _problem(404, "not-found", "There is nothing at this address", "below /-/ lies nothing of the endpoint")
+_TOO_MANY = _problem(429, "queue-full", "Too many requests are waiting", "all replicas have as many as they take")
+_OF_THE_PUBLIC_SECTION = f"""\
     timeout http-request 10s
-    http-request return status 404 content-type application/problem+json string '{body}' if {{ {hidden} }}
-""".format(
-    body='{"type":"urn:maep:problem:not-found","title":"There is nothing at this address","status":404,'
-    '"detail":"below /-/ lies nothing of the endpoint","code":"not-found"}',
-    hidden="path,url_dec -m beg -i /-/",
-)
+    http-request return status 404 content-type {_TYPE} string '{_NOT_FOUND}' if {{ path,url_dec -m beg -i /-/ }}
+"""
 
 
-def private(configuration: str) -> str:
+def _of_the_replicas_section(most: int) -> str:
+    too_many = "METH_POST { nbsrv gt 0 } { be_conn,sub(txn.most) gt 0 }"
+    return f"""\
+    http-request set-var(txn.most) nbsrv,mul({most})
+    http-request return status 429 content-type {_TYPE} hdr retry-after 1 string '{_TOO_MANY}' if {too_many}
+"""
+
+
+def private(configuration: str, most: int) -> str:
     """`configuration` with HAProxy's own figures on loopback only, and a public port that takes no more than it must.
 
-    Ray binds the figures to every address. Its routes, below /-/, tell which applications there are. And it lets a
-    caller take an hour for the lines before the body, whose own time is the endpoint's.
+    Ray binds the figures to every address. Its routes, below /-/, tell which applications there are. It lets a caller
+    take an hour for the lines before the body, whose own time is the endpoint's. And it passes on whatever comes: at
+    twice its capacity a replica has no time for anything but refusing, which costs HAProxy a tenth of it.
     """
     configuration = _SECTIONS_FOR_US.sub(r"\g<1>127.0.0.1:\2", configuration)
-    if _OURS in configuration:
+    if _OF_THE_PUBLIC_SECTION in configuration:
         return configuration
-    return _PUBLIC_SECTION.sub(lambda found: found[1] + _OURS, configuration)
+    configuration = _PUBLIC_SECTION.sub(lambda found: found[1] + _OF_THE_PUBLIC_SECTION, configuration)
+    return _REPLICAS_SECTION.sub(lambda found: found[1] + _of_the_replicas_section(most), configuration)
 
 
 def unanswered() -> bytes:
@@ -49,18 +68,18 @@ def unanswered() -> bytes:
 
     Ray makes a plain 500 of it, which says that the request is at fault.
     """
-    head = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\nretry-after: 1\r\n"
+    head = f"HTTP/1.1 503 Service Unavailable\r\ncontent-type: {_TYPE}\r\nretry-after: 1\r\n"
     return f"{head}cache-control: no-cache\r\ncontent-length: {len(_NO_REPLICA)}\r\n\r\n{_NO_REPLICA}".encode("ascii")
 
 
 def main() -> None:
     """Becomes HAProxy."""
-    binary, *arguments = sys.argv[1:]
+    most, binary, *arguments = sys.argv[1:]
     ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     if "-f" in arguments:
         file = Path(arguments[arguments.index("-f") + 1])
         configuration = file.read_text(encoding="utf-8")
-        file.write_text(private(configuration), encoding="utf-8")
+        file.write_text(private(configuration, int(most)), encoding="utf-8")
         for path in set(_ERROR_FILE.findall(configuration)):
             Path(path).write_bytes(unanswered())
     os.execv(binary, [binary, *arguments])

@@ -37,8 +37,10 @@ _FILES = {
 }
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, most: int) -> None:
     """Sets what a Ray that is started next shall do, where the user has not; HAProxy's files go into `folder`.
+
+    most: requests that are worked on at once, for each replica; HAProxy refuses more than that by itself.
 
     Without HAProxy (Ray brings it along on Linux) Ray Serve's own proxy is used.
     """
@@ -47,7 +49,7 @@ def prepare(folder: Path) -> None:
     if binary is None:
         return
     wrapper = folder / _WRAPPER
-    command = shlex.join([sys.executable, "-IS", str(_PROGRAM), binary])
+    command = shlex.join([sys.executable, "-IS", str(_PROGRAM), str(most), binary])
     wrapper.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
     wrapper.chmod(0o700)
     os.environ[_BINARY] = str(wrapper)

@@ -153,7 +153,7 @@ def _absolute(name: str | None) -> str | None:
 def _start_ray(config: ServeConfig, folder: Path) -> None:
     """A private Ray: its dashboard on loopback, its own ports behind a token that only this user can read."""
     prepare_environment()
-    ingress.prepare(folder)
+    ingress.prepare(folder, config.most_in_flight)
     token_without_home()
     import ray
 

@@ -76,7 +76,7 @@ class Service:
     @contextmanager
     def admission(self) -> Iterator[None]:
         """Counts a request while it is worked on. Raises Problem queue-full beyond the bound."""
-        if self.num_in_flight >= self.config.max_queued_requests + self.config.max_batch_size:
+        if self.num_in_flight >= self.config.most_in_flight:
             raise Problem("queue-full", f"{self.num_in_flight} requests are being worked on", _RETRY)
         self.num_in_flight += 1
         try:

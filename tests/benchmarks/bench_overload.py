@@ -1,6 +1,6 @@
 """Twice what the endpoint can carry, for minutes: it refuses what is too much, and stays the size it was.
 
-`MAEP_SOAK_MINUTES` says for how long (10).
+`BENCH_SOAK_MINUTES` says for how long (10).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 from processes import memory_mib
 from serve_systems import Case, apply_load, pictures, running
 
-MINUTES = float(os.environ.get("MAEP_SOAK_MINUTES", "10"))
+MINUTES = float(os.environ.get("BENCH_SOAK_MINUTES", "10"))
 ALLOWED = {"200", "429", "503"}
 
 

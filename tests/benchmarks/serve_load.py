@@ -41,7 +41,7 @@ class Load:
         """One request that was due at `due`, over an idle connection or a new one."""
         status = 0
         try:
-            reader, writer = self.idle.pop() if self.idle else await asyncio.open_connection("127.0.0.1", self.port)
+            reader, writer = self.kept() or await asyncio.open_connection("127.0.0.1", self.port)
             writer.write(next(self.requests))
             head = await reader.readuntil(b"\r\n\r\n")
             status = int(head[9:12])
@@ -60,6 +60,15 @@ class Load:
             self.statuses[status] += 1
             if status == 200:
                 self.latencies.append(time.monotonic() - due)
+
+    def kept(self) -> Connection | None:
+        """An idle connection that the server has not closed since."""
+        while self.idle:
+            reader, writer = self.idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return None
 
     async def closed(self, clients: int, warm_s: float, seconds: float) -> float:
         """`clients` at once for `seconds`; the answer is how long was counted."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import http.server
 import importlib.resources
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import yaml
 from maep.errors import ConfigError
 from maep_serve import ingress
 from maep_serve.config import ServeConfig
+from maep_serve.problems import CODES
 from maep_serve.tokens import digest_of
 
 
@@ -47,8 +51,8 @@ def test_replicas_are_fixed_or_follow_the_load(app):
 def test_serves_limits_lie_above_our_own(app):
     config = ServeConfig("m", max_batch_size=16, max_queued_requests=100)
     told = options(app.build_app(config))
-    assert told.max_ongoing_requests > config.max_queued_requests + config.max_batch_size
-    assert told.max_queued_requests > told.max_ongoing_requests
+    assert min(told.max_ongoing_requests, told.max_queued_requests) >= 4 * config.most_in_flight
+    assert (told.backpressure_config.status_code, told.backpressure_config.retry_after_s) == (429, 1)
     assert told.max_surge_percent > 0  # else one replica is gone before the next is there
     assert told.graceful_shutdown_timeout_s >= config.request_timeout_s
 
@@ -86,8 +90,8 @@ def test_haproxys_files_and_ports_are_an_endpoints_own(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         with monkeypatch.context() as patch:
             patch.setattr(os, "environ", {**os.environ})
-            ingress.prepare(tmp_path / name)
-            ingress.prepare(tmp_path / name)  # a second endpoint of the same process
+            ingress.prepare(tmp_path / name, 160)
+            ingress.prepare(tmp_path / name, 160)  # a second endpoint of the same process
             seen.append(dict(os.environ))
     first, second = seen
     assert first["RAY_SERVE_HAPROXY_SOCKET_PATH"] != second["RAY_SERVE_HAPROXY_SOCKET_PATH"]
@@ -104,7 +108,7 @@ def haproxy_of_ray(tmp_path, monkeypatch) -> Iterator[dict[str, int]]:
     from ray.serve.config import HTTPOptions
 
     monkeypatch.setattr(os, "environ", {**os.environ})
-    ingress.prepare(tmp_path)
+    ingress.prepare(tmp_path, 2)
     ports = {name: ingress._free_port() for name in ("public", "metrics", "stats", "nobody")}
     config = HAProxyConfig(
         socket_path=str(tmp_path / "socket"),
@@ -152,9 +156,57 @@ def test_haproxy_shows_other_machines_neither_its_figures_nor_rays_routes(haprox
         assert (answer.status_code, answer.headers["retry-after"], answer.json()["code"]) == (503, "1", "not-ready")
 
 
+class SlowReplica(http.server.BaseHTTPRequestHandler):
+    """Answers a GET at once, and a POST when `may_answer` is set."""
+
+    protocol_version = "HTTP/1.1"
+    arrived = threading.Semaphore(0)
+    may_answer = threading.Event()
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.arrived.release()
+        self.may_answer.wait(60)
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_haproxy_refuses_more_than_the_replicas_take(haproxy_of_ray):
+    """It was told that a replica takes two."""
+    with (
+        http.server.ThreadingHTTPServer(("127.0.0.1", haproxy_of_ray["nobody"]), SlowReplica) as server,
+        httpx.Client(base_url=f"http://127.0.0.1:{haproxy_of_ray['public']}", trust_env=False, timeout=60) as client,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        deadline = time.monotonic() + 60
+        while client.get("/readyz").status_code != 200:  # until HAProxy has seen that it is there
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        taken = [pool.submit(client.post, "/v1/purify", content=b"image") for _ in range(2)]
+        assert all(SlowReplica.arrived.acquire(timeout=60) for _ in taken)
+        answer = client.post("/v1/purify", content=b"image")
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+        assert answer.headers["content-type"] == "application/problem+json"
+        status, title = CODES["queue-full"]
+        assert (answer.json()["code"], answer.json()["status"], answer.json()["title"]) == ("queue-full", status, title)
+        assert client.get("/readyz").status_code == 200  # health is asked for when it matters
+        SlowReplica.may_answer.set()
+        assert [each.result().status_code for each in taken] == [200, 200]
+        assert client.post("/v1/purify", content=b"image").status_code == 200
+        server.shutdown()
+
+
 def test_haproxy_ends_with_whoever_started_it(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", {**os.environ})
-    ingress.prepare(tmp_path)
+    ingress.prepare(tmp_path, 2)
     (tmp_path / "cfg").write_text("defaults\n  mode http\n  timeout client 9s\nfrontend f\n  bind 127.0.0.1:0\n")
     wrapper = os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"]
     program = (
