@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import random
 import shlex
 import shutil
 import socket
 import sys
 from pathlib import Path
+
+from maep.errors import UnavailableError
 
 _THROUGHPUT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -75,6 +78,12 @@ def _haproxy() -> str | None:
 
 
 def _free_port() -> int:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody has, and that nobody gets by chance before HAProxy is there to take it.
+
+    The system gives outgoing connections ports of 32768 and up; Ray has those to 19999, and its replicas from 30000.
+    """
+    for port in random.SystemRandom().sample(range(20000, 30000), 1000):
+        with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise UnavailableError("no port between 20000 and 29999 is free on this machine")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -16,11 +18,13 @@ from pathlib import Path
 
 
 def free_ports(count: int) -> list[int]:
-    """`count` different ports of loopback that nothing listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [entry.getsockname()[1] for entry in sockets]
-    for entry in sockets:
-        entry.close()
+    """`count` different ports of loopback that nothing listens on, and that no outgoing connection gets by chance."""
+    ports: list[int] = []
+    for port in random.SystemRandom().sample(range(20000, 30000), 10000):
+        if len(ports) == count:
+            break
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports.append(port)
     return ports
 
 
