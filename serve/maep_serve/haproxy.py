@@ -20,7 +20,9 @@ _SET_PARENT_DEATH_SIGNAL = 1  # prctl(2): killed, Ray would leave HAProxy behind
 _SECTIONS_FOR_US = re.compile(r"^((?:frontend prometheus|listen stats)\n +bind )\S*:(\d+)$", re.M)
 _PUBLIC_SECTION = re.compile(r"^(frontend http_frontend\n +bind \S+\n)", re.M)
 _REPLICAS_SECTION = re.compile(r"^(backend (?!default_backend$)\S+\n)", re.M)
+_UNKNOWN_SECTION = re.compile(r"^(backend default_backend\n)( +http-request return .*\n)+", re.M)
 _ERROR_FILE = re.compile(r"^ +errorfile 503 (\S+)$", re.M)
+_SMALL = 65536  # bytes of a body
 _TYPE = "application/problem+json"
 
 
@@ -37,13 +39,20 @@ _NOT_FOUND = _problem(404, "not-found", "There is nothing at this address", "bel
 _TOO_MANY = _problem(429, "queue-full", "Too many requests are waiting", "all replicas have as many as they take")
 _OF_THE_PUBLIC_SECTION = f"""\
     timeout http-request 10s
+    http-request set-log-level silent
     http-request return status 404 content-type {_TYPE} string '{_NOT_FOUND}' if {{ path,url_dec -m beg -i /-/ }}
+"""
+_OF_THE_UNKNOWN_SECTION = f"""\
+    http-request return status 503 content-type {_TYPE} hdr retry-after 1 string '{_NO_REPLICA}'
 """
 
 
 def _of_the_replicas_section(most: int) -> str:
     too_many = "METH_POST { nbsrv gt 0 } { be_conn,sub(txn.most) gt 0 }"
+    small = f"{{ req.hdr_val(content-length) -m int 1:{_SMALL} }}"
     return f"""\
+    http-request set-header x-request-disconnect-disabled ?1 if {small}
+    http-request set-header x-request-timeout-seconds 0 if {small}
     http-request set-var(txn.most) nbsrv,mul({most})
     http-request return status 429 content-type {_TYPE} hdr retry-after 1 string '{_TOO_MANY}' if {too_many}
 """
@@ -54,12 +63,14 @@ def private(configuration: str, most: int) -> str:
 
     Ray binds the figures to every address. Its routes, below /-/, tell which applications there are. It lets a caller
     take an hour for the lines before the body, whose own time is the endpoint's. And it passes on whatever comes: at
-    twice its capacity a replica has no time for anything but refusing, which costs HAProxy a tenth of it.
+    twice its capacity a replica has no time for anything but refusing, which costs HAProxy a tenth of it. Where there
+    is no application, as while the endpoint ends, it says that the address is wrong.
     """
     configuration = _SECTIONS_FOR_US.sub(r"\g<1>127.0.0.1:\2", configuration)
     if _OF_THE_PUBLIC_SECTION in configuration:
         return configuration
     configuration = _PUBLIC_SECTION.sub(lambda found: found[1] + _OF_THE_PUBLIC_SECTION, configuration)
+    configuration = _UNKNOWN_SECTION.sub(lambda found: found[1] + _OF_THE_UNKNOWN_SECTION, configuration)
     return _REPLICAS_SECTION.sub(lambda found: found[1] + _of_the_replicas_section(most), configuration)
 
 

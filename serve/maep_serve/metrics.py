@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import bisect
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +43,45 @@ INSTRUMENTS = (
     Instrument("maep_refused_version", "counter", "Releases that were refused and took no traffic.", ("version",)),
     Instrument("maep_version", "gauge", "1 for the version a replica serves, 0 for one it served.", ("version",)),
 )
+
+
+HISTOGRAM_PARTS = ("_bucket", "_sum", "_count")
+"""What Prometheus calls them; a bucket has the label `le`, its upper bound, and counts all values up to it."""
+
+
+class Summary:
+    """Sums up histograms and keeps the last value of gauges."""
+
+    def __init__(self) -> None:
+        self._boundaries = {each.name: each.boundaries for each in INSTRUMENTS if each.kind == "histogram"}
+        self._tags = {each.name: each.tags for each in INSTRUMENTS}
+        self._gauges: dict[tuple[str, tuple[str, ...]], float] = {}
+        self._histograms: dict[tuple[str, tuple[str, ...]], tuple[list[int], list[float]]] = {}
+
+    def add(self, name: str, value: float, tags: Mapping[str, str]) -> None:
+        """One measurement."""
+        key = name, tuple(tags[tag] for tag in self._tags[name])
+        boundaries = self._boundaries.get(name)
+        if boundaries is None:
+            self._gauges[key] = value
+            return
+        if key not in self._histograms:
+            self._histograms[key] = [0] * (len(boundaries) + 1), [0.0]
+        counts, total = self._histograms[key]
+        counts[bisect.bisect_left(boundaries, value)] += 1
+        total[0] += value
+
+    def values(self) -> Iterator[tuple[str, float, dict[str, str]]]:
+        """All of it, histograms in their parts: name, value, tags."""
+        for (name, words), value in list(self._gauges.items()):
+            yield name, value, dict(zip(self._tags[name], words, strict=True))
+        for (name, words), (counts, total) in list(self._histograms.items()):
+            tags = dict(zip(self._tags[name], words, strict=True))
+            so_far = list(itertools.accumulate(counts))
+            for boundary, count in zip((*self._boundaries[name], math.inf), so_far, strict=True):
+                yield f"{name}_bucket", count, {**tags, "le": f"{boundary:g}".replace("inf", "+Inf")}
+            yield f"{name}_sum", total[0], tags
+            yield f"{name}_count", so_far[-1], tags
 
 
 def forget(name: str, value: float, tags: Mapping[str, str]) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,25 +105,35 @@ def test_haproxys_files_and_ports_are_an_endpoints_own(tmp_path, monkeypatch):
 @pytest.fixture
 def haproxy_of_ray(tmp_path, monkeypatch) -> Iterator[dict[str, int]]:
     """HAProxy as Ray configures it and our program starts it, before a replica that is not there: its ports."""
+    with haproxy(tmp_path, monkeypatch, {"maep": "/"}) as ports:
+        yield ports
+
+
+@contextmanager
+def haproxy(folder: Path, monkeypatch: pytest.MonkeyPatch, applications: dict[str, str]) -> Iterator[dict[str, int]]:
+    """The same, before `applications`: prefixes of paths by name."""
     from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
     from ray.serve.config import HTTPOptions
 
     monkeypatch.setattr(os, "environ", {**os.environ})
-    ingress.prepare(tmp_path, 2)
+    ingress.prepare(folder, 2)
     ports = {name: ingress._free_port() for name in ("public", "metrics", "stats", "nobody")}
     config = HAProxyConfig(
-        socket_path=str(tmp_path / "socket"),
-        server_state_base=str(tmp_path),
-        server_state_file=str(tmp_path / "state"),
+        socket_path=str(folder / "socket"),
+        server_state_base=str(folder),
+        server_state_file=str(folder / "state"),
         stats_port=ports["stats"],
         metrics_port=ports["metrics"],
         metrics_enabled=False,
         http_options=HTTPOptions(host="0.0.0.0", port=ports["public"]),
         is_head=True,
     )
-    backend = BackendConfig("maep", "/", app_name="maep", servers=[ServerConfig("one", "127.0.0.1", ports["nobody"])])
-    file = tmp_path / "haproxy.cfg"
-    api = HAProxyApi(config, {"maep": backend}, str(file))
+    backends = {
+        name: BackendConfig(name, prefix, app_name=name, servers=[ServerConfig("one", "127.0.0.1", ports["nobody"])])
+        for name, prefix in applications.items()
+    }
+    file = folder / "haproxy.cfg"
+    api = HAProxyApi(config, backends, str(file))
     api._initialize_directories_and_error_files()
     api._generate_config_file_internal()
     process = subprocess.Popen([os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(file)])
@@ -154,6 +165,12 @@ def test_haproxy_shows_other_machines_neither_its_figures_nor_rays_routes(haprox
             assert (answer.status_code, answer.json()["code"]) == (404, "not-found")
         answer = client.get("/readyz")  # passed on, to nobody
         assert (answer.status_code, answer.headers["retry-after"], answer.json()["code"]) == (503, "1", "not-ready")
+
+
+def test_haproxy_without_an_application_says_that_it_may_be_asked_again(tmp_path, monkeypatch):
+    with haproxy(tmp_path, monkeypatch, {}) as ports:
+        answer = httpx.post(f"http://127.0.0.1:{ports['public']}/v1/purify", content=b"image", trust_env=False)
+    assert (answer.status_code, answer.headers["retry-after"], answer.json()["code"]) == (503, "1", "not-ready")
 
 
 class SlowReplica(http.server.BaseHTTPRequestHandler):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from starlette.testclient import TestClient
 
 from maep_serve.api import create_api
-from maep_serve.metrics import INSTRUMENTS
+from maep_serve.metrics import HISTOGRAM_PARTS, INSTRUMENTS, Summary
 from maep_serve.service import Service
 from maep_serve.suspicion import Calibration
 
@@ -75,3 +75,19 @@ def test_a_new_version_has_its_own_figures(config, models, png):
     with TestClient(create_api(service)) as client:
         client.post("/v1/purify", content=png(), headers=PNG)
     assert kept.values("maep_requests", version="f" * 12) == [1]
+
+
+def test_a_summary_says_of_histograms_what_prometheus_asks_for():
+    summary = Summary()
+    for value in (1, 2, 3, 200):
+        summary.add("maep_batch_size", value, {"version": "a", "model": "purifier"})
+    summary.add("maep_batch_size", 4, {"model": "purifier", "version": "b"})
+    for value in (1.0, 0.0):
+        summary.add("maep_version", value, {"version": "a"})
+    values = {(name, tags["version"], tags.get("le")): value for name, value, tags in summary.values()}
+    of_a = {bound: values["maep_batch_size_bucket", "a", bound] for bound in ("1", "2", "4", "128", "+Inf")}
+    assert of_a == {"1": 1, "2": 2, "4": 3, "128": 3, "+Inf": 4}  # a bound belongs to its bucket
+    assert (values["maep_batch_size_sum", "a", None], values["maep_batch_size_count", "a", None]) == (206, 4)
+    assert values["maep_batch_size_sum", "b", None] == 4
+    assert values["maep_version", "a", None] == 0
+    assert {name.removeprefix("maep_batch_size") for name, *_ in values} == {*HISTOGRAM_PARTS, "maep_version"}
