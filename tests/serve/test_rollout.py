@@ -253,6 +253,8 @@ def test_prometheus_gets_the_metrics_by_version_and_application(server, settings
         for prefix, _, _ in served:
             httpx.post(f"{server.url}{prefix}/v1/purify", content=png(), headers=PNG, trust_env=False, timeout=60)
         time.sleep(1)
+    time.sleep(30)  # Ray forgets a gauge that is not set again
+    assert exported(settings, "maep_version")
 
 
 def test_only_our_routes_are_on_the_port(server):
