@@ -29,6 +29,7 @@ _THROUGHPUT = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # its own; a line of log for each request
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
 }
+_NUM_REPLICA_PORTS = 100
 _BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _WRAPPER = "haproxy-that-ends-with-ray"
 _PROGRAM = Path(__file__).with_name("haproxy.py")
@@ -63,6 +64,10 @@ def prepare(folder: Path, most: int) -> None:
     os.environ["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"] = str(folder)
     for name in ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"):
         os.environ[name] = str(_free_port())  # else two endpoints on a machine share one
+    # Nor may a replica of one get a port that the other's HAProxy still takes for its own, whose replica has gone
+    first = _free_ports(range(25000, 32700), _NUM_REPLICA_PORTS)
+    os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] = str(first)
+    os.environ["RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"] = str(first + _NUM_REPLICA_PORTS - 1)
 
 
 def _haproxy() -> str | None:
@@ -80,10 +85,17 @@ def _haproxy() -> str | None:
 def _free_port() -> int:
     """A port that nobody has, and that nobody gets by chance before HAProxy is there to take it.
 
-    The system gives outgoing connections ports of 32768 and up; Ray has those to 19999, and its replicas from 30000.
+    The system gives outgoing connections ports of 32768 and up, and Ray has those to 19999.
     """
-    for port in random.SystemRandom().sample(range(20000, 30000), 1000):
-        with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise UnavailableError("no port between 20000 and 29999 is free on this machine")
+    return _free_ports(range(20000, 25000), 1)
+
+
+def _free_ports(among: range, count: int) -> int:
+    """The first of `count` ports in a row that nobody has, at a random place of `among`. Raises UnavailableError."""
+    places = range(among.start, among.stop, count)
+    for first in random.SystemRandom().sample(places, len(places)):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as held:
+            for port in range(first, first + count):
+                held.enter_context(contextlib.closing(socket.socket())).bind(("127.0.0.1", port))
+            return first
+    raise UnavailableError(f"of {len(among)} ports from {among.start} on no {count} in a row are free on this machine")

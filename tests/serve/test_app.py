@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import importlib.resources
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ import httpx
 import pytest
 import yaml
 
-from maep.errors import ConfigError
+from maep.errors import ConfigError, UnavailableError
 from maep_serve import ingress
 from maep_serve.config import ServeConfig
 from maep_serve.problems import CODES
@@ -100,6 +101,17 @@ def test_haproxys_files_and_ports_are_an_endpoints_own(tmp_path, monkeypatch):
     assert first["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
     said = subprocess.run([first["RAY_SERVE_HAPROXY_BINARY_PATH"], "-v"], capture_output=True, text=True, timeout=60)
     assert said.stdout.startswith("HAProxy version")
+
+
+def test_replicas_get_ports_that_no_other_endpoint_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "environ", {**os.environ})
+    ingress.prepare(tmp_path, 160)
+    first, last = (int(os.environ[f"RAY_SERVE_DIRECT_INGRESS_{end}_HTTP_PORT"]) for end in ("MIN", "MAX"))
+    assert 25000 <= first < last < 32768
+    with socket.create_server(("127.0.0.1", last)):
+        assert ingress._free_ports(range(first, last + 1), last - first) == first
+        with pytest.raises(UnavailableError, match="in a row"):
+            ingress._free_ports(range(first, last + 1), last - first + 1)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from pathlib import Path
 def free_ports(count: int) -> list[int]:
     """`count` different ports of loopback that nothing listens on, and that no outgoing connection gets by chance."""
     ports: list[int] = []
-    for port in random.SystemRandom().sample(range(20000, 30000), 10000):
+    for port in random.SystemRandom().sample(range(20000, 25000), 5000):
         if len(ports) == count:
             break
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
