@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
@@ -57,6 +58,7 @@ def _start(num_cpus: int) -> None:
     import ray
 
     token_without_home()
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it warns that it asks for its token
 
     try:
         ray.init(
