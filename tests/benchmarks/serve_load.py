@@ -16,6 +16,7 @@ import json
 import os
 import random
 import re
+import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -71,16 +72,23 @@ class Load:
         return None
 
     async def closed(self, clients: int, warm_s: float, seconds: float) -> float:
-        """`clients` at once for `seconds`; the answer is how long was counted."""
+        """`clients` at once for `seconds`; the answer is how long a client was counted, in the mean.
+
+        From its first counted request to its last answer, so a rate of few slow answers is not one of whole answers in
+        a window that ends between two.
+        """
         begins = time.monotonic() + warm_s
         self.counting_from = begins
 
-        async def client() -> None:
+        async def client() -> float:
+            counted = 0.0
             while (now := time.monotonic()) < begins + seconds:
                 await self.one(now)
+                if now >= begins:
+                    counted += time.monotonic() - now
+            return counted
 
-        await asyncio.gather(*(client() for _ in range(clients)))
-        return time.monotonic() - begins
+        return statistics.fmean(await asyncio.gather(*(client() for _ in range(clients))))
 
     async def open(self, rate: float, warm_s: float, seconds: float) -> float:
         """Arrivals at `rate` a second for `seconds`; the answer is how long was counted."""
