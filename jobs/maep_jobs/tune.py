@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from maep import storage
-from maep.errors import ConfigError
+from maep.errors import ConfigError, Stopped
 from maep.tracking.client import absolute, hide_secrets
 from maep.tracking.runs import ui_command
 from maep.tune import report, results, suggest
@@ -23,7 +24,7 @@ from maep_jobs.standard_output import print_json
 from maep_jobs.tune_plan import plan
 
 _EXAMPLES = """  maep tune --config digits/tune --output outputs/search
-  maep tune --config digits/tune --dry-run --measure
+  maep tune --config digits/tune --dry-run
   maep tune --output outputs/search --resume
   maep tune --config digits/tune --budget.kind flops --budget.amount 2e12 --searcher random
   maep tune --config digits/tune --space '{mask_ratio: {choice: [0.25, 0.75]}}' --searcher grid
@@ -35,7 +36,6 @@ def main(argv: Sequence[str]) -> int:
     made = parser("tune", "Search for the best purifier for a budget; --resume goes on after a kill.", _EXAMPLES)
     made.add_argument("--resume", action="store_true", help="go on with the search in --output")
     made.add_argument("--address", help="Ray cluster to run the trials on (default: this machine)")
-    made.add_argument("--measure", action="store_true", help="with --dry-run: also measure how long it would take")
     winner.add_options(made)
     job = _parsed(made, argv)
     options, settings = job.options, job.settings
@@ -43,10 +43,8 @@ def main(argv: Sequence[str]) -> int:
     suggest.check(settings)
     check_length(settings)
     if options.dry_run:
-        print(plan_text(job, plan(settings, output, options.measure)), end="")
+        print(plan_text(job, plan(settings, output)), end="")
         return 0
-    if options.measure:
-        raise ConfigError("--measure goes with --dry-run: a search reports its own rate")
     gate = None
     if options.force and options.promote is None:
         raise ConfigError("--force goes with --promote: it is for what the gate refuses")
@@ -57,12 +55,12 @@ def main(argv: Sequence[str]) -> int:
     with storage.alone_in(output):
         try:
             tuning.run_search(settings, tracking, output, options.resume, options.address)
-        except KeyboardInterrupt:
+            result = results.read(output)
+            results.write(result)
+            page = report.write_report(result, command)[0]
+        except (KeyboardInterrupt, Stopped) as stopped:
             print(f"maep tune: stopped; {_left(output)}", file=sys.stderr)
-            return 130
-        result = results.read(output)
-        results.write(result)
-        page = report.write_report(result, command)[0]
+            return 128 + (signal.SIGINT if isinstance(stopped, KeyboardInterrupt) else signal.SIGTERM)
         if not result.count("done"):
             reasons = [trial.reason for trial in result.trials if trial.reason]
             raise JobFailed(

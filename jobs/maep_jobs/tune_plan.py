@@ -12,15 +12,17 @@ from maep.train.classifier import classification
 from maep.train.loop import run
 from maep.tune import budget, execute, halving, settings, space, suggest
 from maep.tune.config import TuneConfig
+from maep.tune.section import setting_text
 from maep.tune.settings import Phases
 from maep.tune.space import Settings
 
-_MEASURED = 3
+_MEASURED, _STEPS = 3, 2
+"""Trials of different models, and their steps: enough for an estimate that is as rough as the machine is busy."""
 
 
-def plan(search: TuneConfig, output: Path, measured: bool) -> list[str]:
-    """A line each. Where `measured`, a few of the first settings are trained for some steps: seconds to minutes."""
-    chosen = [*search.fixed, *suggest.choose(search, min(search.num_trials, search.generation), [])]
+def plan(search: TuneConfig, output: Path) -> list[str]:
+    """A line each. A few of the first settings are trained for some steps: seconds, a minute where steps are slow."""
+    chosen = [*search.fixed, *suggest.choose(search, min(search.num_trials, suggest.generation_size(search)), [])]
     allowed = suggest.check(search)
     size = "endless" if space.size(search.space) is None else f"{space.size(search.space):,} settings"
     counted = "" if allowed is None or not search.space else f", {allowed:,} of them allowed"
@@ -30,11 +32,11 @@ def plan(search: TuneConfig, output: Path, measured: bool) -> list[str]:
         f"space: {size}{counted}; {search.searcher} chooses"
         + (f", {search.generation} at a time" if search.searcher == "tpe" else ""),
         f"trials: {total} at most, each {amount}, the same for all",
-        *(f"trial {settings.trial_id(number, each)}: {_text(each)}" for number, each in enumerate(chosen)),
+        *(f"trial {settings.trial_id(number, each)}: {setting_text(each)}" for number, each in enumerate(chosen)),
     ]
     if total > len(chosen):
         lines.append(f"and {total - len(chosen)} more, which follow from what these find")
-    return [*lines, *_halving(search), *_length(search, chosen, total, measured), f"result and report: {output}"]
+    return [*lines, *_halving(search), *_length(search, chosen, total), f"result and report: {output}"]
 
 
 def _halving(search: TuneConfig) -> list[str]:
@@ -46,26 +48,15 @@ def _halving(search: TuneConfig) -> list[str]:
     return [f"halving: rungs at {shares} of fine-tuning; about 1 in {factor} goes on past each"]
 
 
-def _length(search: TuneConfig, chosen: list[Settings], total: int, measured: bool) -> list[str]:
-    if measured:
-        return _time(search, chosen, total)
-    if search.budget.kind == "samples_seen":
-        images = [f"images: {total * search.budget.amount:,.0f} in all, at most"]
-    elif search.budget.kind == "core_seconds":
-        images = [f"time: {total * search.budget.amount / 3600:.2g} core-hours of training in all, at most"]
-    else:
-        images = []
-    return [*images, "how long it takes on this machine: --measure"]
-
-
-def _time(search: TuneConfig, chosen: list[Settings], total: int) -> list[str]:
+def _length(search: TuneConfig, chosen: list[Settings], total: int) -> list[str]:
     """Images and time of all trials, were none stopped, by the mean of a few that are measured."""
     images, seconds = [], []
     with tempfile.TemporaryDirectory() as folder:
         try:
             ready = _with_untrained(search, Path(folder))
-            for each in chosen[:_MEASURED]:
-                seen, cpu = _one(ready, settings.phases(ready, each))
+            made = {repr(made.finetune.model): made for made in (settings.phases(ready, each) for each in chosen)}
+            for each in [*made.values()][:_MEASURED]:
+                seen, cpu = _one(ready, each)
                 images.append(seen)
                 seconds.append(cpu)
         except UserError as error:
@@ -95,16 +86,10 @@ def _one(search: TuneConfig, made: Phases) -> tuple[int, float]:
     """Images and processor seconds of a trial that is trained to its end."""
     kind, images, seconds, spent = search.budget.kind, 0, 0.0, 0.0
     if made.pretrain is not None:
-        cost = budget.cost(made.pretrain, "core_seconds")
+        cost = budget.cost(made.pretrain, "core_seconds", _STEPS)
         samples = budget.for_pretraining(search.budget, cost, made.pretrain.loop.batch_size)
         images, seconds = samples, samples * (cost.core_seconds or 0.0)
         spent = samples * cost.of(kind)
-    cost = budget.cost(made.finetune, "core_seconds")
+    cost = budget.cost(made.finetune, "core_seconds", _STEPS)
     samples = budget.for_finetuning(search.budget, spent, cost, made.finetune.loop.batch_size)
     return images + samples, seconds + samples * (cost.core_seconds or 0.0)
-
-
-def _text(each: Settings) -> str:
-    return ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in each.items()
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from types import TracebackType
@@ -11,11 +10,13 @@ from typing import Self
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table as Grid
+from rich.text import Text
 
 from maep.tune import suggest
 from maep.tune.config import TuneConfig
 from maep.tune.record import Point, TrialRecord
 from maep.tune.search import Work
+from maep.tune.section import setting_text
 from maep.tune.trial import Trial
 
 _ROWS = 30
@@ -64,7 +65,7 @@ class Table:
         self._show(trial, ended.status + (f": {ended.reason}" if ended.reason else ""), last)
 
     def _show(self, trial: Trial, status: str, point: Point | None = None) -> None:
-        settings = "  ".join(f"{key} {_short(value)}" for key, value in trial.settings.items())
+        settings = setting_text(trial.settings)
         before = self._rows.get(trial.number)
         seen, values = before[2:4] if before else ("", "")
         if point is not None:
@@ -85,9 +86,5 @@ class Table:
         for name in ("trial", "settings", "images", "on dev", "status"):
             grid.add_column(name, overflow="fold")
         for number in sorted(self._rows)[-_ROWS:]:
-            grid.add_row(*self._rows[number])
+            grid.add_row(*map(Text, self._rows[number]))  # a reason may look like markup
         return grid
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value)

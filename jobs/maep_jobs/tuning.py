@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
-from maep import config, storage
+from maep import artifact, config, storage
 from maep.cluster import check_address
 from maep.data.datasets import data_root, load
 from maep.errors import ConfigError
@@ -41,16 +42,17 @@ def run_search(
     """
     _check(settings, address)
     _check_output(settings, output, resume)
-    with Tracked(settings, tracking, output) as tracked:
+    named = _named(settings, output)
+    room = nullcontext() if Search(named, output).is_finished else execute.room(settings, output, address)
+    with room, Tracked(settings, tracking, output) as tracked:
         table = Table(settings)
-        search = Search(_named(settings, output), output, _Both(table, tracked))
+        search = Search(named, output, _Both(table, tracked))
         if search.is_finished:
             return
-        with execute.room(settings, address):
-            claim(settings, tracking, output)
-            _train_classifiers(settings, output)
-            with table:  # on a terminal there is one bar or table at a time
-                execute.on_ray(search)
+        claim(settings, tracking, output)
+        _train_classifiers(settings, output)
+        with table:  # on a terminal there is one bar or table at a time
+            execute.on_ray(search)
 
 
 def is_there(output: Path) -> bool:
@@ -76,7 +78,15 @@ def _check(settings: TuneConfig, address: str | None) -> None:
     own = {each.name for each in settings.classifiers}
     for phase in (settings.pretrain, settings.finetune):
         if phase is not None:
-            budget.check(settings.budget, pick_device(phase.loop.device).type)
+            device = pick_device(phase.loop.device).type
+            budget.check(settings.budget, device)
+            if device == "cuda" and "GPU" not in execute.need(settings):
+                raise ConfigError(
+                    "gpus_per_trial: 0, and this machine has a GPU: say how much of it a trial takes (0.25: four share"
+                    " it), or train on the processors with pretrain.loop.device and finetune.loop.device cpu"
+                )
+            if phase.init is not None:
+                artifact.read(phase.init)
     load(settings.finetune.data, "dev")
     for spec in settings.finetune.classifiers:
         if spec not in own:

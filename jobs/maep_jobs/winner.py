@@ -1,7 +1,8 @@
 """From a finished search to the alias `champion`: its best purifier through the full evaluation and the gate.
 
 The search has chosen among many trials, on few images and a quick attack. The gate measures the one it chose anew, on
-the gate's own images and budgets, against the champion: nothing of the search's own figures decides.
+the gate's list of images and budgets, against the champion: nothing of the search's own figures decides. Both are of
+`dev`, so some of the gate's images may be among those that chose; `maep evaluate` measures on `test`.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,29 @@ def resources() -> dict[str, Any]:
 
     total: dict[str, Any] = ray.cluster_resources()
     return total
+
+
+def on_each_machine(function: Callable[..., Any], *args: Any) -> dict[str, Any]:
+    """What `function` of `args` returns on each machine of the connected cluster that is up, by address.
+
+    Where there is one machine alone, it is called here. Machines that go meanwhile are left out.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return {node["NodeManagerAddress"]: function(*args) for node in nodes}
+    calls = {}
+    for node in nodes:
+        place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        call = ray.remote(num_cpus=0, scheduling_strategy=place)(lambda: function(*args))
+        calls[node["NodeManagerAddress"]] = call.remote()
+    found = {}
+    for address, asked in calls.items():
+        with suppress(ray.exceptions.RayError):
+            found[address] = ray.get(asked, timeout=60)
+    return found
 
 
 def machines() -> list[dict[str, Any]]:

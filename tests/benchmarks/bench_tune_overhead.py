@@ -54,7 +54,7 @@ def test_ray_adds_at_most_three_seconds_to_a_small_trial(tmp_path: Path) -> None
     torch.set_num_threads(cores)  # as many as a trial on Ray has
     here, there = Clock(), Clock()
     execute.here(Search(settings, tmp_path / "here", here))
-    with execute.room(settings):
+    with execute.room(settings, tmp_path / "there"):
         execute.on_ray(Search(settings, tmp_path / "there", there))
     assert {each.status for name in ("here", "there") for each in record.read_all(tmp_path / name)} == {"done"}
     added = [there.seconds[number] - here.seconds[number] for number in sorted(here.seconds)]

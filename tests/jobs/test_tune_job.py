@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -15,15 +16,19 @@ from typing import Any
 import pytest
 import yaml
 from processes import children
+from rich.console import Console
 from train_toys import LOOP, MAE
 from tune_toys import play, toy
 
 from maep import config
+from maep.errors import UnavailableError
 from maep.tracking.client import TrackingConfig, absolute, connect, experiment
+from maep.tracking.runs import open_run
 from maep.tune import execute, record, suggest
 from maep.tune.config import TuneConfig
 from maep.tune.search import Search
 from maep_jobs.arguments import find
+from maep_jobs.tune_table import Table
 from maep_jobs.tune_tracking import Tracked
 from maep_jobs.tuning import claim
 
@@ -78,6 +83,10 @@ def nothing_begun() -> bool:
         ({"budget": {"kind": "minutes"}}, "did you mean|choose one of"),
         ({"budget": {"amount": 96}}, "budget.amount: leaves 24 samples_seen for pretraining, one batch takes 32"),
         ({"halving": {"num_rungs": 6, "factor": 3}}, "too few for 6 rungs"),
+        ({"objectives": None}, "objectives: None is no list"),
+        ({"limits": {"clean_accuracy": 50}}, "limits.clean_accuracy: 50 must be a share"),
+        ({"budget": {"amount": 512, "pretrain_share": 0}}, "pretrain_share: 0 leaves nothing for pretrain"),
+        ({"cpus_per_trial": 1, "gpus_per_trial": 99}, "a trial takes 1 CPUs and 99 GPUs, no machine has that"),
     ],
 )
 def test_a_mistake_is_one_line_and_begins_nothing(maep: Maep, words: Any, keys: dict[str, Any], reason: str) -> None:
@@ -118,9 +127,7 @@ def test_where_ray_does_not_start_the_output_is_no_search_and_the_same_line_may_
 
 
 def test_a_dry_run_says_trials_images_and_time(maep: Maep, words: Any) -> None:
-    assert "# images: 2,048 in all, at most\n" in maep(*words(), "--dry-run").out
-    assert maep(*words(), "--measure").is_mistake("--measure goes with --dry-run")
-    ran = maep(*words(), "--dry-run", "--measure")
+    ran = maep(*words(), "--dry-run")
     assert ran.status == 0, ran.err
     for said in (
         "# trials: 4 at most",
@@ -132,6 +139,22 @@ def test_a_dry_run_says_trials_images_and_time(maep: Maep, words: Any) -> None:
         assert said in ran.out
     assert yaml.safe_load(ran.out)["num_trials"] == 4
     assert nothing_begun()
+
+
+def test_a_gpu_is_shared_out_or_not_used(maep: Maep, words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    line = words(pretrain=None, space={"noise": {"uniform": [0, 0.1]}})
+    ran = maep(*line, "--finetune.loop.device", "auto")
+    assert ran.is_mistake("gpus_per_trial: 0, and this machine has a GPU")
+    assert nothing_begun()
+
+
+def test_a_reason_is_shown_as_it_is() -> None:
+    """PyTorch's own errors look like the markup of a terminal."""
+    table, said = Table(toy(num_trials=1)), io.StringIO()
+    table._rows[0] = ["0000-a", "noise 0.1", "", "", "failed: [enforce fail at alloc.cpp:1] [/pytorch/gloo] no memory"]
+    Console(file=said, width=200).print(table._grid())
+    assert "[enforce fail at alloc.cpp:1] [/pytorch/gloo] no memory" in said.getvalue()
 
 
 def test_shipped_configurations_are_sound(maep: Maep) -> None:
@@ -171,6 +194,38 @@ def test_runs_of_a_search_in_mlflow(store: Path, tmp_path: Path) -> None:
         points = record.curve(output, run.data.tags["maep.trial_id"])
         assert [metric.step for metric in history] == [point.samples_seen for point in points]
     assert parent.data.params["space.noise.uniform"] == "[0.0, 1.0]"
+
+
+def test_a_server_that_is_away_for_a_while_costs_no_trial_and_no_value(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It does not answer when the first trials begin and are measured; then it is back."""
+    asked, output, opened = toy(num_trials=4, generation=4), tmp_path / "out", 0
+
+    def open_later(*words: Any) -> Any:
+        nonlocal opened
+        opened += 1
+        if 1 < opened < 6:
+            raise UnavailableError("http://mlflow:5000 does not answer")
+        return open_run(*words)
+
+    tracking = absolute(TrackingConfig(uri=f"sqlite:///{store}"))
+    monkeypatch.setattr("maep_jobs.tune_tracking.open_run", open_later)
+    with Tracked(asked, tracking, output) as tracked:
+        play(asked, output, listener=tracked)
+    assert "--resume records what is missing" in caplog.text
+    with Tracked(asked, tracking, output) as tracked:
+        play(asked, output, listener=tracked)
+    client = connect(tracking)
+    runs = client.search_runs([experiment(client, tracking).experiment_id])
+    assert sorted(run.data.tags["maep.phase"] for run in runs) == ["trial"] * 4 + ["tune"]
+    for run in (run for run in runs if run.data.tags["maep.phase"] == "trial"):
+        points = record.curve(output, run.data.tags["maep.trial_id"])
+        history = client.get_metric_history(run.info.run_id, "clean_accuracy")
+        assert [(metric.step, metric.value) for metric in history] == [
+            (point.samples_seen, point.objectives["clean_accuracy"]) for point in points
+        ]
+        assert run.info.status == "FINISHED"
 
 
 @pytest.mark.slow
@@ -263,7 +318,7 @@ def test_three_trials_of_two_workers_finish_on_two_processors_and_give_them_back
     space = {"patch_size": {"choice": [4, 8]}, "noise": {"uniform": [0, 0.1]}}
     keys = {"num_trials": 3, "halving": None, "pretrain": None, "searcher": "random", "space": space}
     asked = config.load(TuneConfig, words(**keys)[2], ["--finetune.workers", json.dumps(workers)])
-    with execute.room(asked):
+    with execute.room(asked, tmp_path / "out"):
         import ray
 
         execute.on_ray(Search(asked, tmp_path / "out"))

@@ -36,6 +36,8 @@ class Host:
         self.head = f"10.77.0.1:{_PORT}"
         self.environment, self.folder = environment, folder
         self.starts = 0
+        self.hidden: Path | None = None
+        """A folder of which this machine sees another, empty one in its place."""
         ip("netns", "add", self.name)
         ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.name)
         ip("link", "set", self.link, "master", cluster, "up")
@@ -48,8 +50,9 @@ class Host:
 
     def run(self, *command: str, output: int | None = None) -> subprocess.Popen[str]:
         """A command on this machine, with what it needs to reach the cluster."""
-        return subprocess.Popen(
-            ["ip", "netns", "exec", self.name, *command],
+        hide = ["sh", "-c", f'mount -t tmpfs none "{self.hidden}" && exec "$@"', "hide"] if self.hidden else []
+        return subprocess.Popen(  # of which each has mounts of its own
+            ["ip", "netns", "exec", self.name, *hide, *command],
             env={**os.environ, **self.environment},
             stdout=output,
             stderr=subprocess.STDOUT if output is not None else None,

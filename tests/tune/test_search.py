@@ -124,6 +124,14 @@ def test_a_grid_is_tried_whole_and_once(tmp_path: Path) -> None:
     assert tried == [(2, 1), (2, 2), (4, 1), (4, 2)]
 
 
+def test_what_is_fixed_is_not_chosen_again(tmp_path: Path) -> None:
+    space = {"patch_size": {"choice": [2, 4]}, "depth": {"integer": [1, 2]}}
+    settings = toy(space=space, searcher="grid", num_trials=100, fixed=[{"patch_size": 4, "depth": 1}])
+    play(settings, tmp_path)
+    tried = [tuple(each.settings.values()) for each in record.read_all(tmp_path)]
+    assert tried == [(4, 1), (2, 1), (2, 2), (4, 2)]
+
+
 def test_a_listener_hears_what_had_ended_before(tmp_path: Path) -> None:
     class Ears(Silent):
         def __init__(self) -> None:

@@ -13,6 +13,12 @@ from maep.tune.space import Axis
 from maep.tune.suggest import Tried
 
 
+def test_whole_numbers_without_end_are_not_listed() -> None:
+    settings = toy(space={"seed": {"integer": [0, 2**31 - 1]}}, num_trials=3)
+    assert suggest.check(settings) is None
+    assert all(0 <= each["seed"] < 2**31 for each in suggest.choose(settings, 3, []))
+
+
 def test_axes_draw_evenly_in_their_own_measure() -> None:
     shares = [0.0, 0.25, 0.5, 0.75, 0.999]
     assert [Axis(choice=("a", "b")).at(share) for share in shares] == ["a", "a", "b", "b", "b"]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from train_toys import MAE, Make, weights
 
-from maep import artifact, config
-from maep.errors import ConfigError
+from maep import artifact, cluster, config
+from maep.errors import ConfigError, UnavailableError, WriteError
 from maep.models import flops
 from maep.models.mae import MaeConfig
 from maep.train.config import FinetuneConfig, PretrainConfig
@@ -96,6 +96,65 @@ def test_a_trial_that_cannot_be_trained_fails_alone(searched: Make, tmp_path: Pa
     assert 0 < bad.budget.samples_seen < good.budget.samples_seen, "what it saw before it failed"
 
 
+def test_all_trials_are_measured_alike_whatever_they_were_trained_with(searched: Make, tmp_path: Path) -> None:
+    """With a rate of nearly nothing both purifiers are the same one, so under one attack they have one figure."""
+    settings = searched(
+        space={"finetune.attacks.eps": {"choice": ["1/255", "96/255"]}, "finetune.loop.lr": {"choice": [1e-12]}},
+        objectives=["oblivious_accuracy"],
+        searcher="grid",
+        pretrain=None,
+        num_trials=2,
+    )
+    execute.here(Search(settings, tmp_path))
+    weak, strong = record.read_all(tmp_path)
+    assert weak.configuration["finetune"]["attacks"]["eps"] != strong.configuration["finetune"]["attacks"]["eps"]
+    assert weak.counts["oblivious_accuracy"] == strong.counts["oblivious_accuracy"]
+
+
+def test_what_is_no_fault_of_the_trial_ends_the_search_and_stands_in_no_record(
+    searched: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full where the trial runs, and one that is full where its end is written down."""
+
+    def full(*words: object) -> None:
+        raise WriteError("no space left")
+
+    search = Search(searched(pretrain=None, space={"noise": {"uniform": [0, 0.1]}}), tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(trial, "reach", full)
+        values = {"number": 0, "settings": '{"noise": 0.05}', "rung": 0}
+        result = execute._piece(values, str(tmp_path), config.to_dict(search.config))
+    assert result == {"failure": None, "fault": "no space left"}
+    monkeypatch.setattr(execute, "concurrency", lambda search: 1)
+    handing = execute._searcher(search)
+    handing.suggest("a")
+    handing.on_trial_complete("a", result)
+    with pytest.raises(UnavailableError, match="no space left"):
+        handing.suggest("b")
+    handing = execute._searcher(Search(search.config, tmp_path))
+    handing.suggest("a")
+    monkeypatch.setattr(record, "write", full)
+    handing.on_trial_complete("a", error=True)
+    with pytest.raises(WriteError, match="no space left"):
+        handing.suggest("b")
+    assert record.read_all(tmp_path) == []
+
+
+def test_a_cluster_without_room_for_a_while_is_waited_for(
+    searched: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines = [{"CPU": 1.0}]
+    monkeypatch.setattr(cluster, "machines", lambda: machines)
+    search = Search(searched(pretrain=None, space={"noise": {"uniform": [0, 0.1]}}), tmp_path)
+    handing = execute._searcher(search)
+    machines[0] = {}
+    assert handing.suggest("a") is None
+    with pytest.raises(UnavailableError, match="no machine has that"):
+        execute.concurrency(search.config, least=1)
+    machines[0] = {"CPU": 1.0}
+    assert handing.suggest("a")["number"] == 0
+
+
 def test_a_trial_goes_on_from_its_checkpoint(searched: Make, tmp_path: Path) -> None:
     settings = searched(searcher="random", num_trials=1, pretrain=None, space={"noise": {"uniform": [0, 0.1]}})
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -104,7 +163,7 @@ def test_a_trial_goes_on_from_its_checkpoint(searched: Make, tmp_path: Path) -> 
     work = search.next()
     assert work is not None
     made = work.trial
-    plan = trial._planned(settings, made, trial.spent(cut, made))
+    plan = trial._planned(cut, settings, made, trial.spent(cut, made))
     folder = record.folder(cut, made.trial_id)
     trial._write_plan(folder, plan)
     phase = trial.placed(cut, made, plan)
@@ -155,6 +214,16 @@ def test_processor_seconds_are_measured_and_kept_to(searched: Make, tmp_path: Pa
     (one,) = record.read_all(tmp_path)
     assert one.status == "done", one.reason
     assert 0.5 < one.budget.core_seconds / 6.0 < 1.6, "steps so small vary; the budget of a real trial is minutes"
+
+
+def test_repeats_by_seed_see_as_many_images(searched: Make, tmp_path: Path) -> None:
+    """Whatever the clock says of the steps of each: a budget of time is measured once for all of them."""
+    repeats = ({"patch_size": 4, "seed": 1}, {"patch_size": 4, "seed": 2}, {"patch_size": 8, "seed": 1})
+    budget = {"kind": "core_seconds", "amount": 1.5, "pretrain_share": 0.3}
+    settings = searched(budget=budget, fixed=repeats, space={}, searcher="random", pretrain=None)
+    execute.here(Search(settings, tmp_path))
+    first, second, other = (each.budget.samples_seen for each in record.read_all(tmp_path))
+    assert first == second != other
 
 
 def _unsaved(phase: Phase) -> Phase:

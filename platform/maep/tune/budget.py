@@ -48,8 +48,8 @@ class Cost:
         return self.flops if kind == "flops" else 1.0
 
 
-def cost(settings: Phase, kind: str) -> Cost:
-    """What an image of this phase costs; it takes 4 steps, and 10 more where time is to be measured.
+def cost(settings: Phase, kind: str, timed: int = _TIMED) -> Cost:
+    """What an image of this phase costs; it takes 4 steps, and `timed` and one more where time is to be measured.
 
     Weights to start from need not be there yet, for they change no cost, unless there are adapters beside them.
     """
@@ -61,8 +61,8 @@ def cost(settings: Phase, kind: str) -> Cost:
     flops = counter.total / (_COUNTED * size)
     if kind != "core_seconds":
         return Cost(flops, None)
-    times = _steps(settings, 1 + _TIMED)
-    return Cost(flops, (times[-1] - times[0]) / (_TIMED * size))
+    times = _steps(settings, 1 + timed)
+    return Cost(flops, (times[-1] - times[0]) / (timed * size))
 
 
 def num_images(amount: float, cost: Cost, kind: str, batch_size: int, what: str) -> int:

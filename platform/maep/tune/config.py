@@ -130,6 +130,8 @@ class TuneConfig:
     def expand(values: Any) -> Any:
         """`values` as they are; refuses objectives that cannot be compared, with the reason."""
         names = values.get("objectives", ())
+        if not isinstance(names, str | list | tuple):
+            raise ValueError(f"objectives: {names!r} is no list: name some of {', '.join(OBJECTIVES)}")
         for name in [names] if isinstance(names, str) else names:
             if name in NOT_COMPARABLE:
                 raise ValueError(
@@ -149,6 +151,12 @@ class TuneConfig:
         for name in self.limits:
             if name not in OBJECTIVES:
                 raise ValueError(f"limits: no trial reports {name!r}: {nearest(name, OBJECTIVES)}")
+            if name in MAXIMISED and not 0 <= self.limits[name] <= 1:
+                raise ValueError(f"limits.{name}: {self.limits[name]:g} must be a share in [0, 1]")
+        if self.pretrain is not None and not self.budget.pretrain_share:
+            raise ValueError(
+                "budget.pretrain_share: 0 leaves nothing for pretrain: raise it, or leave that section out"
+            )
         if not self.space and not self.fixed:
             raise ValueError("space: is empty: name at least one key, for example mask_ratio: {uniform: [0.3, 0.8]}")
         for key in ("num_trials", "generation"):

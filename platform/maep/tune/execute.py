@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from maep import cluster, config
-from maep.errors import UnavailableError
+from maep.errors import UnavailableError, WriteError
 from maep.train.distributed import logical_cpus, rooted
 from maep.tune import trial
 from maep.tune.config import TuneConfig
@@ -42,7 +42,11 @@ _TUNE = {
 
 
 def do(output: Path, search: TuneConfig, number: int, settings: Settings, rung: int | None) -> str | None:
-    """Does a piece of work, and returns why it failed: a diverged loss, no memory, data that this machine lacks."""
+    """Does a piece of work, and returns why it failed: a diverged loss, no memory, data that this machine lacks.
+
+    Raises WriteError or UnavailableError for what is not the trial's fault and would stand against it for ever: a full
+    disk, a store that does not answer.
+    """
     try:
         made = trial.make(search, number, settings)
         if rung is None:
@@ -51,6 +55,8 @@ def do(output: Path, search: TuneConfig, number: int, settings: Settings, rung: 
             trial.reach(output, search, made, rung)
     except MemoryError:
         return "out of memory"
+    except (WriteError, UnavailableError):
+        raise
     except Exception as error:  # whatever it is, the search goes on with the others
         return " ".join(f"{error}".split())[:300] or type(error).__name__
     return None
@@ -81,15 +87,15 @@ def need(search: TuneConfig) -> dict[str, float]:
     return {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
 
 
-def concurrency(search: TuneConfig) -> int:
-    """How many trials the connected cluster has room for. Raises UnavailableError where it has none for one.
+def concurrency(search: TuneConfig, least: int = 0) -> int:
+    """How many trials the connected cluster has room for. Raises UnavailableError where it is fewer than `least`.
 
     A trial of one process has to find all that it takes on one machine; workers spread over them.
     """
     wanted = need(search)
     places, where = ([cluster.resources()], "cluster") if _has_workers(search) else (cluster.machines(), "machine")
     total = sum(fits(wanted, place) for place in places)
-    if not total:
+    if total < least:
         taken = " and ".join(f"{amount:g} {kind}s" for kind, amount in wanted.items())
         most = " and ".join(f"{max(place.get(kind, 0) for place in places):g} {kind}s" for kind in wanted)
         raise UnavailableError(
@@ -105,14 +111,29 @@ def fits(wanted: Mapping[str, float], place: Mapping[str, float]) -> int:
 
 
 @contextmanager
-def room(search: TuneConfig, address: str | None = None) -> Iterator[None]:
+def room(search: TuneConfig, output: Path, address: str | None = None) -> Iterator[None]:
     """A connection to the cluster at `address`, or to a local one of this process alone, that has room for a trial.
 
-    Raises UnavailableError where nothing answers there, Ray does not start here, or there is no such room.
+    Raises UnavailableError where nothing answers there, Ray does not start here, there is no such room, or a machine
+    does not see `output`.
     """
     with cluster.session(address, need(search)["CPU"]):
-        concurrency(search)
+        concurrency(search, least=1)
+        check_shared(output)
         yield
+
+
+def check_shared(output: Path) -> None:
+    """Raises UnavailableError where a machine of the connected cluster does not see `output`.
+
+    A search is made of the files there, so what a trial left on a disk of its own would be lost.
+    """
+    with _scratch(output) as folder:
+        blind = [address for address, sees in cluster.on_each_machine(os.path.isdir, str(folder)).items() if not sees]
+    if blind:
+        raise UnavailableError(
+            f"--output {output}: machine {blind[0]} of the cluster does not see it: name a folder that all share"
+        )
 
 
 def on_ray(search: Search) -> None:
@@ -122,6 +143,7 @@ def on_ray(search: Search) -> None:
         from ray import tune
 
         logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # misses Tune's own logs
+        handing = _searcher(search)
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(
@@ -130,7 +152,7 @@ def on_ray(search: Search) -> None:
                 tune.PlacementGroupFactory([_bundle(settings)]),
             ),
             tune_config=tune.TuneConfig(
-                search_alg=_searcher(search),
+                search_alg=handing,
                 num_samples=-1,
                 reuse_actors=True,
                 trial_name_creator=_name,
@@ -145,6 +167,8 @@ def on_ray(search: Search) -> None:
             ),
         )
         tuner.fit()
+    if handing.fault is not None:
+        raise handing.fault
     if not search.is_finished:
         raise UnavailableError("Ray Tune ended before the search did: see the lines above; --resume goes on")
 
@@ -166,7 +190,13 @@ def _piece(values: dict[str, Any], output: str, search: dict[str, Any]) -> dict[
 
     settings = config.build(TuneConfig, search)
     torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
-    return {"failure": do(Path(output), settings, values["number"], json.loads(values["settings"]), values["rung"])}
+    if "GPU" not in need(settings):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # of what it has not asked for, Ray hides nothing from it
+    try:
+        failure = do(Path(output), settings, values["number"], json.loads(values["settings"]), values["rung"])
+    except (WriteError, UnavailableError) as fault:
+        return {"failure": None, "fault": f"{fault}"}
+    return {"failure": failure, "fault": None}
 
 
 def _name(piece: Any) -> str:
@@ -191,16 +221,23 @@ def _searcher(search: Search) -> Any:
     from ray.tune.search import Searcher
 
     class Handing(Searcher):  # type: ignore[misc]
-        """Hands out what can begin, and hears what has ended."""
+        """Hands out what can begin, and hears what has ended.
+
+        Tune logs what is raised where it tells of an end, and asks for the same again: so a fault of the search itself
+        (a full disk) is kept, and raised where it is asked for more.
+        """
 
         def __init__(self) -> None:
             super().__init__(metric="failure", mode="min")
             self.running: dict[str, Work] = {}
+            self.fault: Exception | None = None
 
         def __reduce__(self) -> tuple[type, tuple[()]]:
             return dict, ()  # Tune keeps a copy to go on from, which nobody will read
 
         def suggest(self, trial_id: str) -> Any:
+            if self.fault is not None:
+                raise self.fault
             if search.is_finished:
                 return Searcher.FINISHED
             if len(self.running) >= concurrency(search.config):
@@ -214,8 +251,16 @@ def _searcher(search: Search) -> Any:
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             work = self.running.pop(trial_id)
-            died = f"its process died {search.config.max_failures + 1} times: out of memory, or its machine"
-            search.ended(work, died if error or result is None else result["failure"])
+            try:
+                if error or result is None:
+                    times = search.config.max_failures + 1
+                    search.ended(work, f"its process died {times} times: out of memory, its machine, or what Ray says")
+                elif result["fault"] is not None:
+                    raise UnavailableError(f"{result['fault']} (--resume goes on with the search)")
+                else:
+                    search.ended(work, result["failure"])
+            except Exception as fault:
+                self.fault = fault
 
         def save(self, checkpoint_path: str) -> None:
             pass  # a search goes on from its output

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from maep.errors import ConfigError, nearest
+from maep.tune.halving import dominates
 from maep.tune.measures import finished, measure, measured
 from maep.tune.record import TrialRecord
 
@@ -35,17 +36,9 @@ def front(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> list[Tria
     One is beaten by another that is nowhere worse and somewhere better, so trials of equal values all stay.
     """
     able = [trial for trial in trials if all(trial in finished([trial], name) for name in objectives)]
-    costs = {trial.trial_id: tuple(_cost(trial, name) for name in objectives) for trial in able}
-    kept = [
-        trial
-        for trial in able
-        if not any(_beats(costs[other.trial_id], costs[trial.trial_id]) for other in able if other is not trial)
-    ]
-    return sorted(kept, key=lambda trial: (costs[trial.trial_id], trial.number))
-
-
-def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
+    values = {trial.trial_id: tuple(-_cost(trial, name) for name in objectives) for trial in able}
+    kept = [trial for trial in able if not any(dominates(other, values[trial.trial_id]) for other in values.values())]
+    return sorted(kept, key=lambda trial: (tuple(-value for value in values[trial.trial_id]), trial.number))
 
 
 def _cost(trial: TrialRecord, objective: str) -> float:

@@ -95,8 +95,8 @@ def _brackets(cell: Cell, objective: str) -> str:
 def _sizes(cell: Cell) -> str:
     assert cell.found is not None
     images = f"n = {cell.found.count:,}" if cell.found.count else ""
-    seeds, done = len(cell.trials), sum(trial.status == "done" for trial in cell.tried)
-    runs = f"{seeds} seeds" if seeds > 1 else f"best of {done}" if done > 1 else ""
+    seeds, done = len({trial.seed for trial in cell.trials}), sum(trial.status == "done" for trial in cell.tried)
+    runs = f"{seeds} seeds" if seeds > 1 else f"best of {done}" if done > len(cell.trials) else ""
     return ", ".join(filter(None, (images, runs)))
 
 

@@ -43,9 +43,12 @@ class Measured:
 
 
 def measure(
-    folder: Path, settings: FinetuneConfig, wanted: Sequence[Objective], how: MeasureConfig, seed: int
+    folder: Path, common: FinetuneConfig, wanted: Sequence[Objective], how: MeasureConfig, seed: int
 ) -> Measured:
     """Measures the purifier, or checkpoint of one, in `folder` on the CPU: `wanted`, clean accuracy and parameters.
+
+    Images, classifier and budget are those of the search, `common` to all its trials, and not what one of them was
+    trained with: else the trial of the weakest attack would look best.
 
     clean_accuracy      share of right answers on clean images
     oblivious_accuracy  the same in the worst case per image over `how.oblivious`, made on the bare classifier and kept
@@ -57,10 +60,10 @@ def measure(
     """
     saved = artifact.read(folder)
     purifier = load_weights(build_model(saved.config["model"]), saved).eval().requires_grad_(False)
-    classifier = load_classifier(settings.classifiers[0], data_root(settings.data))
-    whole = load(settings.data, "dev")
+    classifier = load_classifier(common.classifiers[0], data_root(common.data))
+    whole = load(common.data, "dev")
     images = whole.select(range(min(len(whole), how.num_images)))
-    eps = settings.attacks.eps if how.eps is None else how.eps
+    eps = common.attacks.eps if how.eps is None else how.eps
     found = Measured()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # for the masks of a randomised purifier

@@ -19,7 +19,9 @@ COSTS = tuple(name for name, how in MEASURES.items() if how.lower_is_better)
 _CELLS = (
     "Only trials that trained to the end fill a cell. It holds the value, its 95 % interval (Wilson) and n, the dev"
     f" images it is over; {BEST} is the best, {LEVEL} overlaps its interval: no difference from it is shown. Colours"
-    " span the intervals, so what may be noise looks alike. What is no accuracy was measured once, without an interval."
+    " span the intervals, so what may be noise looks alike. The interval covers the choice of images and not the seed"
+    " of training: only cells of several seeds, whose interval holds each of them, show what another seed does. What is"
+    " no accuracy was measured once, without an interval."
 )
 _CHOSEN = (
     "Trials of a cell differ in other settings too: it shows the best of them, and more trials are more chances to look"

@@ -86,11 +86,12 @@ def verdict(result: Result) -> list[str]:
     ]
     if on := maps.pair(result.trials, result.space):
         found = maps.chart(result.trials, result.space, first, on)
-        said.append(f"On the map: {maps.verdict(found)}")
+        said.append(f"On the map{', limits aside' if result.config.limits else ''}: {maps.verdict(found)}")
     if not how.lower_is_better:
         said.append(
             "These dev images have chosen the best of several trials, so its figure is optimistic. What it is worth,"
-            " other images say: maep tune --promote, or maep evaluate."
+            " images say that chose nothing: maep evaluate, on test. The gate of --promote measures it anew, but on dev"
+            " images too, of which some are these."
         )
     return said
 
@@ -125,7 +126,7 @@ def facts(result: Result) -> dict[str, str]:
     asked, trials = result.config, result.trials
     ended = {status: result.count(status) for status in ("done", "stopped", "failed")}
     space = "; ".join(f"{key}: {axis_text(axis)}" for key, axis in asked.space.items())
-    budget = f"{asked.budget.amount:,.6g} {drawing.KINDS[asked.budget.kind]} for each trial"
+    budget = f"{asked.budget.amount:,.6g} {drawing.KINDS[asked.budget.kind]} for each trial{_used(result)}"
     return {
         "objectives": ", ".join(measure(name).words for name in asked.objectives) + _limits(result),
         "space": space or "settings fixed by hand",
@@ -143,6 +144,13 @@ def facts(result: Result) -> dict[str, str]:
         "seed": str(asked.seed),
         "version": f"maep {__version__}",
     }
+
+
+def _used(result: Result) -> str:
+    """What trials that trained to the end have spent of it, where that is measured and so never quite the same."""
+    kind = result.config.budget.kind
+    spent = [getattr(trial.budget, kind) for trial in result.trials if trial.status == "done"]
+    return f"; {min(spent):,.6g} to {max(spent):,.6g} were spent" if spent and min(spent) < max(spent) else ""
 
 
 def _attacks(result: Result) -> dict[str, str]:

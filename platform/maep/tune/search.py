@@ -121,7 +121,9 @@ class Search:
         """Chooses the next trials, or ends the search where there are no more."""
         chosen = [] if self._trials else [dict(settings) for settings in self.config.fixed]
         left = len(self.config.fixed) + self.config.num_trials - len(self._trials) - len(chosen)
-        chosen += suggest.choose(self.config, min(left, self._generation_size), [*map(self._tried, self._trials)])
+        chosen += suggest.choose(
+            self.config, min(left, suggest.generation_size(self.config)), [*map(self._tried, self._trials)]
+        )
         if not chosen:
             self.is_finished = True
             return
@@ -130,12 +132,6 @@ class Search:
         self._trials += self._members
         self._rung = 0
         self._begin_round()
-
-    @property
-    def _generation_size(self) -> int:
-        """Where nothing is decided by what others found, there is nothing to wait for."""
-        independent = self.config.searcher != "tpe" and self.config.halving is None
-        return self.config.num_trials if independent else self.config.generation
 
     def _begin_round(self) -> None:
         """What the members have to do to reach the rung, where they have not done it before the search was gone on."""

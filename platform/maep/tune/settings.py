@@ -64,11 +64,6 @@ def phases(search: TuneConfig, settings: Settings) -> Phases:
     return Phases(pretrain, finetune)
 
 
-def is_allowed(search: TuneConfig, settings: Settings) -> bool:
-    """Whether the settings make a trial and hold every constraint."""
-    return reason_against(search, settings) is None
-
-
 def reason_against(search: TuneConfig, settings: Settings) -> str | None:
     """Why there can be no trial of these settings; None: there can."""
     try:

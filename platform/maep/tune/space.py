@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,11 +44,11 @@ class Axis:
             raise ValueError(f"log_uniform: {low} must be above 0")
 
     @property
-    def values(self) -> tuple[Any, ...] | None:
+    def values(self) -> Sequence[Any] | None:
         """All values in order; None where they are not countable."""
         if self.choice is not None:
             return self.choice
-        return tuple(range(self.integer[0], self.integer[1] + 1)) if self.integer is not None else None
+        return range(self.integer[0], self.integer[1] + 1) if self.integer is not None else None
 
     @property
     def is_scale(self) -> bool:

@@ -51,6 +51,12 @@ def choose(search: TuneConfig, count: int, tried: Sequence[Tried]) -> list[Setti
     return _drawn(search, count, known)
 
 
+def generation_size(search: TuneConfig) -> int:
+    """How many settings are chosen together: all, where nothing is decided by what others found."""
+    independent = search.searcher != "tpe" and search.halving is None
+    return search.num_trials if independent else search.generation
+
+
 def check(search: TuneConfig) -> int | None:
     """How many settings the space has that are allowed; None: more than are counted.
 
@@ -68,7 +74,8 @@ def check(search: TuneConfig) -> int | None:
     if not allowed:
         raise ConfigError(f"space: none of {len(reasons)} settings that were looked at is allowed: {reasons[0][1]}")
     for key, axis in search.space.items():
-        for value in axis.values or ():
+        values = axis.values or ()
+        for value in values if len(values) <= _CHECKED else ():
             if not any(settings[key] == value for settings in allowed):
                 _check_value(search, key, value)
     return len(allowed) if whole else None
@@ -96,7 +103,7 @@ def _sample(axes: Mapping[str, Axis]) -> Iterator[Settings]:
 
 
 def _is_new(search: TuneConfig, settings: Settings, known: Sequence[Settings]) -> bool:
-    return settings not in known and reason_against(search, settings) is None
+    return settings not in known and settings not in search.fixed and reason_against(search, settings) is None
 
 
 def _drawn(search: TuneConfig, count: int, known: Sequence[Settings]) -> list[Settings]:

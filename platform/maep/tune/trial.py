@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
+import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +36,7 @@ from maep.tune.space import Settings
 
 Phase = TypeVar("Phase", PretrainConfig, FinetuneConfig)
 PRETRAINED = "pretrained"
+COSTS = "costs"
 PLAN = "plan.json"
 SPENT = "spent.json"
 
@@ -117,7 +121,7 @@ def pretrain(output: Path, search: TuneConfig, trial: Trial) -> None:
     folder = pretrained_folder(output, trial.pretraining)
     plan = _plan(folder)
     if plan is None:
-        cost = budget.cost(settings, search.budget.kind)
+        cost = _cost(output, settings, search.budget.kind)
         samples = budget.for_pretraining(search.budget, cost, settings.loop.batch_size)
         plan = _write_plan(folder, Plan(samples, [samples], cost.flops, _now()))
     _train(_resized(settings, plan.samples), folder)
@@ -130,12 +134,12 @@ def reach(output: Path, search: TuneConfig, trial: Trial, rung: int) -> Point:
         return known[rung]
     folder = record.folder(output, trial.trial_id)
     before = _pretraining_spent(output, trial)
-    plan = _plan(folder) or _write_plan(folder, _planned(search, trial, before))
+    plan = _plan(folder) or _write_plan(folder, _planned(output, search, trial, before))
     settings = placed(output, trial, plan)
     level = plan.levels[rung]
     pause = None if level == plan.samples else level
     saved = _train(replace(settings, loop=replace(settings.loop, pause_at=pause)), folder)
-    found = measure(saved.folder, settings, wanted(search), search.measure, search.seed)
+    found = measure(saved.folder, search.finetune, wanted(search), search.measure, search.seed)
     spent = _added(before, level, plan, folder)
     point = Point(spent.samples_seen, found.objectives, found.counts, spent)
     record.append(output, trial.trial_id, point)
@@ -192,10 +196,28 @@ def spent_in(folder: Path) -> float:
     return float(json.loads(path.read_text())["core_seconds"]) if path.is_file() else 0.0
 
 
-def _planned(search: TuneConfig, trial: Trial, before: Budget) -> Plan:
+def _cost(output: Path, phase: PretrainConfig | FinetuneConfig, kind: str) -> budget.Cost:
+    """What an image of `phase` costs, measured by the first trial of a search that needs it.
+
+    All that differ in nothing but the seed take that one's, so repeats see as many images.
+    """
+    values = deciding(phase)
+    del values["init"], values["loop"]["samples"], values["loop"]["seed"]
+    path = output / COSTS / f"{digest([values, kind])}.json"
+    if not path.is_file():
+        text = json.dumps(dataclasses.asdict(budget.cost(phase, kind)))
+        beside = path.with_suffix(f".{uuid.uuid4().hex}")
+        storage.write_bytes(beside, text.encode())
+        with suppress(FileExistsError):  # another one was first: its cost counts
+            os.link(beside, path)
+        beside.unlink()
+    return config.build(budget.Cost, json.loads(path.read_text()))
+
+
+def _planned(output: Path, search: TuneConfig, trial: Trial, before: Budget) -> Plan:
     settings = trial.phases.finetune
     kind, size = search.budget.kind, settings.loop.batch_size
-    cost = budget.cost(settings, kind)
+    cost = _cost(output, settings, kind)
     samples = budget.for_finetuning(search.budget, getattr(before, kind), cost, size)
     return Plan(samples, _levels(search, samples, size), cost.flops, _now())
 
