@@ -1,4 +1,4 @@
-"""ASHA with TPE against random search on the digits: the share of random's images that it takes to reach the target.
+"""Successive halving with TPE against random search on the digits: the share of random's images that it takes to reach the target.
 
 For each seed both searches try as many settings of the same space with the same budget a trial. The target is the
 median over the seeds of random search's best, less one standard error of an accuracy of so many images. It is reached
@@ -84,7 +84,7 @@ def test_asha_with_tpe_reaches_random_searchs_best_with_half_its_images(tmp_path
     print(
         f"\ntarget {target:.3f}: the median of random's best, {middle:.3f}, less one standard error of {images} images"
     )
-    print("| seed | random's best | all its images | to the target | ASHA+TPE's best | to the target | share |")
+    print("| seed | random's best | all its images | to the target | halving's best | to the target | share |")
     print("|---|---|---|---|---|---|---|")
     shares = []
     for seed, runs in found.items():
