@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,10 @@ from maep.tune.section import setting_text
 from maep.tune.settings import Phases
 from maep.tune.space import Settings
 
-_MEASURED, _STEPS = 3, 2
-"""Trials of different models, and their steps: enough for an estimate that is as rough as the machine is busy."""
+_MEASURED = 3
+"""Trials of different models."""
+_STEPS = {"counted": 1, "timed": 2}
+"""Of each: enough for an estimate, which is as rough as the machine is busy."""
 
 
 def plan(search: TuneConfig, output: Path) -> list[str]:
@@ -54,6 +57,7 @@ def _length(search: TuneConfig, chosen: list[Settings], total: int) -> list[str]
     with tempfile.TemporaryDirectory() as folder:
         try:
             ready = _with_untrained(search, Path(folder))
+            print("maep tune: measures the first steps of some trials", file=sys.stderr)
             made = {repr(made.finetune.model): made for made in (settings.phases(ready, each) for each in chosen)}
             for each in [*made.values()][:_MEASURED]:
                 seen, cpu = _one(ready, each)
@@ -86,10 +90,10 @@ def _one(search: TuneConfig, made: Phases) -> tuple[int, float]:
     """Images and processor seconds of a trial that is trained to its end."""
     kind, images, seconds, spent = search.budget.kind, 0, 0.0, 0.0
     if made.pretrain is not None:
-        cost = budget.cost(made.pretrain, "core_seconds", _STEPS)
+        cost = budget.cost(made.pretrain, "core_seconds", **_STEPS)
         samples = budget.for_pretraining(search.budget, cost, made.pretrain.loop.batch_size)
         images, seconds = samples, samples * (cost.core_seconds or 0.0)
         spent = samples * cost.of(kind)
-    cost = budget.cost(made.finetune, "core_seconds", _STEPS)
+    cost = budget.cost(made.finetune, "core_seconds", **_STEPS)
     samples = budget.for_finetuning(search.budget, spent, cost, made.finetune.loop.batch_size)
     return images + samples, seconds + samples * (cost.core_seconds or 0.0)

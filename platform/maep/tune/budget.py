@@ -48,8 +48,8 @@ class Cost:
         return self.flops if kind == "flops" else 1.0
 
 
-def cost(settings: Phase, kind: str, timed: int = _TIMED) -> Cost:
-    """What an image of this phase costs; it takes 4 steps, and `timed` and one more where time is to be measured.
+def cost(settings: Phase, kind: str, counted: int = _COUNTED, timed: int = _TIMED) -> Cost:
+    """What an image of this phase costs, by `counted` steps, and `timed` and one more where time is to be measured.
 
     Weights to start from need not be there yet, for they change no cost, unless there are adapters beside them.
     """
@@ -57,8 +57,8 @@ def cost(settings: Phase, kind: str, timed: int = _TIMED) -> Cost:
     if isinstance(settings, FinetuneConfig) and settings.lora is None:
         settings = replace(settings, init=None)
     with _Counter() as counter, sdpa_kernel(SDPBackend.MATH):  # fused attention is no product that is counted
-        _steps(settings, _COUNTED)
-    flops = counter.total / (_COUNTED * size)
+        _steps(settings, counted)
+    flops = counter.total / (counted * size)
     if kind != "core_seconds":
         return Cost(flops, None)
     times = _steps(settings, 1 + timed)
