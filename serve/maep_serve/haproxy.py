@@ -37,8 +37,11 @@ _NO_REPLICA = _problem(
 )
 _NOT_FOUND = _problem(404, "not-found", "There is nothing at this address", "below /-/ lies nothing of the endpoint")
 _TOO_MANY = _problem(429, "queue-full", "Too many requests are waiting", "all replicas have as many as they take")
+_TOO_SLOW = _problem(408, "body-timeout", "The body did not arrive in time", "the request came too slowly")
 _OF_THE_PUBLIC_SECTION = f"""\
+    option http-buffer-request
     timeout http-request 10s
+    http-error status 408 content-type {_TYPE} string '{_TOO_SLOW}'
     http-request set-log-level silent
     http-request return status 404 content-type {_TYPE} string '{_NOT_FOUND}' if {{ path,url_dec -m beg -i /-/ }}
 """
@@ -62,9 +65,11 @@ def private(configuration: str, most: int) -> str:
     """`configuration` with HAProxy's own figures on loopback only, and a public port that takes no more than it must.
 
     Ray binds the figures to every address. Its routes, below /-/, tell which applications there are. It lets a caller
-    take an hour for the lines before the body, whose own time is the endpoint's. And it passes on whatever comes: at
-    twice its capacity a replica has no time for anything but refusing, which costs HAProxy a tenth of it. Where there
-    is no application, as while the endpoint ends, it says that the address is wrong.
+    take an hour for the lines before the body. And it passes on whatever comes: at twice its capacity a replica has no
+    time for anything but refusing, which costs HAProxy a tenth of it. What a replica is counted to work on, be_conn,
+    includes who was answered and still owes a part of his body; so no request counts before its body, or as much of it
+    as HAProxy's buffer holds (16 kB), is there. The time of the rest is the endpoint's. Where there is no application,
+    as while the endpoint ends, Ray says that the address is wrong.
     """
     configuration = _SECTIONS_FOR_US.sub(r"\g<1>127.0.0.1:\2", configuration)
     if _OF_THE_PUBLIC_SECTION in configuration:

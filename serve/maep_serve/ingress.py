@@ -24,6 +24,9 @@ _THROUGHPUT = {
     # A replica that leaves stays open so long, for whoever does not know yet
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",
+    # So long may a caller be silent who owes a part of a body or does not take his answer; else he holds a place for an
+    # hour. It does not run while he waits.
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "15",
     # A purification can be asked for again: a connection that broke without an answer is tried at another replica
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # its own; a line of log for each request

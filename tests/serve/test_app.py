@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -207,18 +207,27 @@ class SlowReplica(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_haproxy_refuses_more_than_the_replicas_take(haproxy_of_ray):
-    """It was told that a replica takes two."""
+@contextmanager
+def replica(ports: dict[str, int], kind: type[http.server.BaseHTTPRequestHandler]) -> Iterator[httpx.Client]:
+    """A client of HAProxy's, which has seen that a replica is there."""
     with (
-        http.server.ThreadingHTTPServer(("127.0.0.1", haproxy_of_ray["nobody"]), SlowReplica) as server,
-        httpx.Client(base_url=f"http://127.0.0.1:{haproxy_of_ray['public']}", trust_env=False, timeout=60) as client,
-        ThreadPoolExecutor(2) as pool,
+        http.server.ThreadingHTTPServer(("127.0.0.1", ports["nobody"]), kind) as server,
+        httpx.Client(base_url=f"http://127.0.0.1:{ports['public']}", trust_env=False, timeout=60) as client,
     ):
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        deadline = time.monotonic() + 60
-        while client.get("/readyz").status_code != 200:  # until HAProxy has seen that it is there
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        try:
+            deadline = time.monotonic() + 60
+            while client.get("/readyz").status_code != 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            yield client
+        finally:
+            server.shutdown()
+
+
+def test_haproxy_refuses_more_than_the_replicas_take(haproxy_of_ray):
+    """It was told that a replica takes two."""
+    with replica(haproxy_of_ray, SlowReplica) as client, ThreadPoolExecutor(2) as pool:
         taken = [pool.submit(client.post, "/v1/purify", content=b"image") for _ in range(2)]
         assert all(SlowReplica.arrived.acquire(timeout=60) for _ in taken)
         answer = client.post("/v1/purify", content=b"image")
@@ -230,7 +239,46 @@ def test_haproxy_refuses_more_than_the_replicas_take(haproxy_of_ray):
         SlowReplica.may_answer.set()
         assert [each.result().status_code for each in taken] == [200, 200]
         assert client.post("/v1/purify", content=b"image").status_code == 200
-        server.shutdown()
+
+
+class StrictReplica(http.server.BaseHTTPRequestHandler):
+    """Answers a GET, and before it reads a body, as the endpoint does where a token is missing."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        self.send_response(401)
+        self.send_header("content-length", "0")
+        self.send_header("connection", "close")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_bodies_that_do_not_come_take_nobodys_place(haproxy_of_ray):
+    with replica(haproxy_of_ray, StrictReplica) as client, ExitStack() as held:
+        for _ in range(5):
+            half = held.enter_context(socket.create_connection(("127.0.0.1", haproxy_of_ray["public"]), 60))
+            half.sendall(b"POST /v1/purify HTTP/1.1\r\nhost: maep\r\ncontent-length: 1000\r\n\r\nhalf")
+        time.sleep(0.2)  # HAProxy, which has one thread, has read them by then
+        assert client.post("/v1/purify", content=b"image").status_code == 401
+
+
+def test_haproxy_lets_nobody_be_silent_for_an_hour(tmp_path, monkeypatch):
+    """Who owes more of his body than HAProxy buffers has a place: for as long as he may be silent."""
+    from ray.serve._private import constants
+
+    name = "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"
+    assert hasattr(constants, name)  # Ray reads it; its own is an hour
+    monkeypatch.setattr(os, "environ", {**os.environ})
+    ingress.prepare(tmp_path, 2)
+    assert int(os.environ[name]) <= 15
 
 
 def test_haproxy_ends_with_whoever_started_it(tmp_path, monkeypatch):
