@@ -15,6 +15,7 @@ from maep.errors import ConfigError
 from maep_serve.config import TOKEN_VARIABLE, ServeConfig, is_loopback
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_OF_NOTHING = hashlib.sha256().hexdigest()  # what `printf %s "$TOKEN" | sha256sum` says where TOKEN is not set
 _LOOK_AGAIN_S = 1.0
 
 
@@ -55,8 +56,9 @@ class Tokens:
 
     def allow(self, authorization: str) -> bool:
         """Whether the value of an Authorization header, `Bearer TOKEN`, opens the endpoint."""
-        scheme, _, given = authorization.partition(" ")
-        return given.strip() in self and scheme.lower() == "bearer"
+        scheme, _, rest = authorization.partition(" ")
+        given = rest.strip()
+        return given in self and given != "" and scheme.lower() == "bearer"
 
     def _look_again(self) -> None:
         if self._file is None or time.monotonic() - self._looked < _LOOK_AGAIN_S:
@@ -110,6 +112,8 @@ def read(file: Path) -> tuple[str, ...]:
             continue
         if len(words) > 2 or not _DIGEST.fullmatch(words[-1]):
             raise ConfigError(f"tokens_file: line {number} of {file} is no `NAME SHA256`: printf %s TOKEN | sha256sum")
+        if words[-1] == _OF_NOTHING:
+            raise ConfigError(f"tokens_file: line {number} of {file} is the digest of an empty token: was TOKEN set?")
         found.append(words[-1])
     return tuple(found)
 

@@ -51,6 +51,12 @@ def test_a_token_is_asked_for_where_there_is_one(config, models, png, is_problem
             assert client.post("/v1/purify", content=png(), headers=headers).status_code == 200
 
 
+def test_no_token_opens_nothing_whatever_the_digests():
+    known = Tokens((digest_of(""), digest_of("secret")))
+    assert [known.allow(given) for given in ("", "Bearer", "Bearer ", "Bearer   ")] == [False] * 4
+    assert known.allow("Bearer secret")
+
+
 def test_tokens_are_exchanged_while_it_runs(tmp_path: Path, impatient: None):
     file = tmp_path / "tokens"
     write(file, f"# team tokens\nold {digest_of('old')}\n")
@@ -84,7 +90,11 @@ def test_a_damaged_file_leaves_the_last_tokens_and_is_told_without_what_it_holds
 
 
 def test_an_unusable_file_is_refused_at_first_in_one_line(config, tmp_path: Path):
-    for text, match in (("token\n", "line 1 .* is no `NAME SHA256`"), ("# none\n", "there is none")):
+    for text, match in (
+        ("token\n", "line 1 .* is no `NAME SHA256`"),
+        ("# none\n", "there is none"),
+        (f"team {digest_of('')}\n", "line 1 .* empty token"),
+    ):
         (tmp_path / "tokens").write_text(text)
         with pytest.raises(ConfigError, match=match):
             endpoint_tokens(dataclasses.replace(config, tokens_file=str(tmp_path / "tokens")))
