@@ -92,7 +92,7 @@ def _add_model_routes(app: FastAPI, service: Service, authorised: list[Any]) -> 
     async def classify(request: Request, top_k: Annotated[int, Query(ge=1, le=1000)] = 5) -> JSONResponse:
         engine = service.engine
         engine.require_classifier()
-        async with bodies.image(request, service) as pixels:
+        async with bodies.image(request, service, engine.models.most_classified_pixels) as pixels:
             answer = await engine.classify(pixels)
         return JSONResponse(_classified(answer, engine.models, top_k), headers=version_headers(engine.models))
 
@@ -113,6 +113,7 @@ def _add_model_routes(app: FastAPI, service: Service, authorised: list[Any]) -> 
             "playground": config.playground_is_on and models.classifier is not None,
             "max_body_bytes": config.max_body_bytes,
             "max_pixels": config.max_pixels,
+            "max_classified_pixels": min(models.most_classified_pixels, config.max_pixels),
         }
 
 

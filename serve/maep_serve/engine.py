@@ -22,6 +22,7 @@ from maep_serve.metrics import Meter
 from maep_serve.problems import Problem
 
 _T = TypeVar("_T")
+_NO_MEMORY = "can't allocate memory"
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,8 @@ class Engine:
         try:
             logits = await self.classifying.submit(pixels)
         except (RuntimeError, AssertionError, ValueError) as error:
+            if _NO_MEMORY in str(error):  # torch has no class for it; the caller's size is not at fault
+                raise
             detail = f"{pixels.shape[3]} x {pixels.shape[2]} pixels: {' '.join(str(error).split())[:120]}"
             raise Problem("unsupported-size", detail) from None
         return logits[0].softmax(0)

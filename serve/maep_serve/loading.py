@@ -16,6 +16,7 @@ from maep.models.build import load_purifier_artifact
 from maep.models.classifiers import load_classifier
 from maep_serve import suspicion
 from maep_serve.config import ServeConfig
+from maep_serve.images import SMALL
 from maep_serve.suspicion import Calibration
 
 _DATA_BY_SIDE: dict[int, Literal["digits", "cifar10", "imagenet"]] = {16: "digits", 32: "cifar10", 224: "imagenet"}
@@ -39,6 +40,15 @@ class Models:
     classifier_name: str | None = None
     classes: tuple[str, ...] = ()
     calibration: Calibration | None = None
+
+    @property
+    def most_classified_pixels(self) -> int:
+        """Pixels of one image that may be classified: the classifier gets it whole, not in tiles, and a batch of such.
+
+        256 x 256, or twice the training size in both directions where that is more.
+        """
+        height, width = self.image_size
+        return max(SMALL, 4 * height * width)
 
 
 def build_models(artifact: Artifact, config: ServeConfig) -> Models:

@@ -81,6 +81,16 @@ def test_a_size_the_classifier_cannot_take_is_the_callers_problem(config, models
     assert "never retrieved" not in caplog.text
 
 
+def test_a_classifier_that_gets_no_memory_is_not_the_callers_problem(config, models, png, is_problem):
+    class Greedy(torch.nn.Module):
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(10**15 if batch.shape[-1] == 20 else (len(batch), 10))
+
+    service = Service(config, dataclasses.replace(models, classifier=Greedy()))
+    with TestClient(create_api(service), raise_server_exceptions=False) as client:
+        assert is_problem(client.post("/v1/classify", content=png(20, 20), headers=PNG), "internal-error")
+
+
 @pytest.mark.parametrize("name", ["fgsm", "pgd"])
 def test_the_playground_attacks_within_the_budget(client, models, png, name, pixels_of):
     data = png(seed=2)

@@ -53,6 +53,14 @@ def test_too_many_pixels(client, png, is_problem):
     assert is_problem(client.post("/v1/attack", content=png(257, 257), headers=PNG), "too-many-pixels")
 
 
+def test_what_is_classified_is_capped_for_it_goes_through_the_classifier_whole(client, models, png, is_problem):
+    assert client.get("/v1/info").json()["max_classified_pixels"] == 256 * 256
+    assert client.post("/v1/classify", content=png(256, 256), headers=PNG).status_code == 200
+    assert is_problem(client.post("/v1/classify", content=png(256, 257), headers=PNG), "too-many-pixels")
+    assert client.post("/v1/purify", content=png(256, 257), headers=PNG).status_code == 200
+    assert dataclasses.replace(models, image_size=(224, 224)).most_classified_pixels == 448 * 448
+
+
 def raw_call(app, headers: list[tuple[bytes, bytes]], chunks: list[bytes]) -> tuple[int, bytes, int]:
     """POST /v1/purify at the ASGI level: status, body, and how many chunks were read."""
     sent: list[dict] = []
@@ -207,10 +215,9 @@ def test_an_image_beyond_the_pixels_in_flight_is_429_before_it_is_decoded(config
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             first = asyncio.ensure_future(client.post("/v1/purify", content=png(300, 300), headers=PNG))
             await asyncio.to_thread(gated.entered.wait, 30)
-            for route in ("/v1/purify", "/v1/classify"):
-                refused = await client.post(route, content=undecodable, headers=PNG)
-                assert is_problem(refused, "queue-full")
-                assert int(refused.headers["retry-after"]) > 0
+            refused = await client.post("/v1/purify", content=undecodable, headers=PNG)
+            assert is_problem(refused, "queue-full")
+            assert int(refused.headers["retry-after"]) > 0
             gated.gate.set()
             assert (await first).status_code == 200
             assert is_problem(await client.post("/v1/purify", content=undecodable, headers=PNG), "not-an-image")
