@@ -155,7 +155,7 @@ def _header(body: dict[str, Any], given: dict[str, Any], num_binary: int) -> Hea
         raise Problem("invalid-request", f"inputs: {str(name)[:40]!r} is not known: the input is {_INPUT}")
     if not isinstance(shape, list) or not all(type(side) is int and abs(side) < 2**31 for side in shape):
         raise Problem("invalid-tensor", "shape: a list of integers is needed")
-    if datatype not in _DTYPES:
+    if not isinstance(datatype, str) or datatype not in _DTYPES:
         raise Problem("invalid-tensor", f"datatype is {str(datatype)[:40]!r}: send UINT8 or FP32")
     if len(shape) == 4 and shape[0] > _MAX_IMAGES:
         raise Problem("invalid-tensor", f"{shape[0]} images: at most {_MAX_IMAGES} are taken at once")

@@ -157,6 +157,8 @@ def test_a_single_image_and_nested_lists(client, models):
         (body(shape=[1, 65535, 65535, 3]), "too-many-pixels"),
         (body(datatype="FP64"), "invalid-tensor"),
         (body(datatype=None), "invalid-tensor"),
+        (body(datatype=[]), "invalid-tensor"),
+        (body(datatype={}), "invalid-tensor"),
         (body(data=[256] * 12), "invalid-tensor"),
         (body(data=[-1] * 12), "invalid-tensor"),
         (body(data=[0.5] * 12), "invalid-tensor"),
