@@ -24,6 +24,8 @@ _UNKNOWN_SECTION = re.compile(r"^(backend default_backend\n)( +http-request retu
 _ERROR_FILE = re.compile(r"^ +errorfile 503 (\S+)$", re.M)
 _SMALL = 65536  # bytes of a body
 _TYPE = "application/problem+json"
+_REQUEST_ID = "^[A-Za-z0-9._-]{1,128}$"
+_FOR_RAY = "^x-(session-id|request-(timeout-seconds|disconnect-disabled))$|^serve[_-]multiplexed[_-]model[_-]id$"
 
 
 def _problem(status: int, code: str, title: str, detail: str) -> str:
@@ -43,6 +45,12 @@ _OF_THE_PUBLIC_SECTION = f"""\
     timeout http-request 10s
     http-error status 408 content-type {_TYPE} string '{_TOO_SLOW}'
     http-request set-log-level silent
+    http-request set-var(txn.id) req.fhdr(x-request-id)
+    http-request set-var(txn.id) uuid unless {{ var(txn.id) -m reg {_REQUEST_ID} }}
+    http-request set-header x-request-id %[var(txn.id)]
+    http-request del-header {_FOR_RAY} -m reg
+    http-after-response set-var(txn.id) uuid unless {{ var(txn.id) -m found }}
+    http-after-response set-header x-request-id %[var(txn.id)]
     http-request return status 404 content-type {_TYPE} string '{_NOT_FOUND}' if {{ path,url_dec -m beg -i /-/ }}
 """
 _OF_THE_UNKNOWN_SECTION = f"""\
@@ -69,7 +77,9 @@ def private(configuration: str, most: int) -> str:
     time for anything but refusing, which costs HAProxy a tenth of it. What a replica is counted to work on, be_conn,
     includes who was answered and still owes a part of his body; so no request counts before its body, or as much of it
     as HAProxy's buffer holds (16 kB), is there. The time of the rest is the endpoint's. Where there is no application,
-    as while the endpoint ends, Ray says that the address is wrong.
+    as while the endpoint ends, Ray says that the address is wrong. In the headers that are its own Ray takes whatever
+    comes, and fails where they are not UTF-8: none but a plain x-request-id passes. What HAProxy itself answers has one
+    too.
     """
     configuration = _SECTIONS_FOR_US.sub(r"\g<1>127.0.0.1:\2", configuration)
     if _OF_THE_PUBLIC_SECTION in configuration:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import importlib.resources
+import json
 import os
 import socket
 import subprocess
@@ -175,14 +176,17 @@ def test_haproxy_shows_other_machines_neither_its_figures_nor_rays_routes(haprox
         for path in ("/-/routes", "/-/healthz", "/-/Routes", "/%2D/routes"):
             answer = client.get(path)
             assert (answer.status_code, answer.json()["code"]) == (404, "not-found")
-        answer = client.get("/readyz")  # passed on, to nobody
+            assert len(answer.headers["x-request-id"]) == 36
+        answer = client.get("/readyz", headers={"x-request-id": "mine"})  # passed on, to nobody
         assert (answer.status_code, answer.headers["retry-after"], answer.json()["code"]) == (503, "1", "not-ready")
+        assert answer.headers["x-request-id"] == "mine"
 
 
 def test_haproxy_without_an_application_says_that_it_may_be_asked_again(tmp_path, monkeypatch):
     with haproxy(tmp_path, monkeypatch, {}) as ports:
         answer = httpx.post(f"http://127.0.0.1:{ports['public']}/v1/purify", content=b"image", trust_env=False)
     assert (answer.status_code, answer.headers["retry-after"], answer.json()["code"]) == (503, "1", "not-ready")
+    assert len(answer.headers["x-request-id"]) == 36
 
 
 class SlowReplica(http.server.BaseHTTPRequestHandler):
@@ -230,8 +234,9 @@ def test_haproxy_refuses_more_than_the_replicas_take(haproxy_of_ray):
     with replica(haproxy_of_ray, SlowReplica) as client, ThreadPoolExecutor(2) as pool:
         taken = [pool.submit(client.post, "/v1/purify", content=b"image") for _ in range(2)]
         assert all(SlowReplica.arrived.acquire(timeout=60) for _ in taken)
-        answer = client.post("/v1/purify", content=b"image")
+        answer = client.post("/v1/purify", content=b"image", headers={"x-request-id": "mine"})
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+        assert answer.headers["x-request-id"] == "mine"
         assert answer.headers["content-type"] == "application/problem+json"
         status, title = CODES["queue-full"]
         assert (answer.json()["code"], answer.json()["status"], answer.json()["title"]) == ("queue-full", status, title)
@@ -268,6 +273,38 @@ def test_bodies_that_do_not_come_take_nobodys_place(haproxy_of_ray):
             half.sendall(b"POST /v1/purify HTTP/1.1\r\nhost: maep\r\ncontent-length: 1000\r\n\r\nhalf")
         time.sleep(0.2)  # HAProxy, which has one thread, has read them by then
         assert client.post("/v1/purify", content=b"image").status_code == 401
+
+
+class TellingReplica(StrictReplica):
+    """Answers with the request's headers."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        told = json.dumps([[name.lower(), value] for name, value in self.headers.items()]).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(told)))
+        self.end_headers()
+        self.wfile.write(told)
+
+
+def test_haproxy_passes_one_plain_request_id_and_none_of_rays_own_headers(haproxy_of_ray):
+    """Ray's replica takes them for UTF-8, and fails."""
+    with replica(haproxy_of_ray, TellingReplica) as client:
+
+        def sent(*headers: tuple[str, bytes]) -> tuple[list[list[str]], str]:
+            answer = client.post("/v1/purify", content=b"image", headers=[("content-length", b"5"), *headers])
+            return answer.json(), answer.headers["x-request-id"]
+
+        told, answered = sent(("x-request-id", b"mine-1"))
+        assert [value for name, value in told if name == "x-request-id"] == ["mine-1"] == [answered]
+        for wrong in ([b"\xe9"], [b"\xe9,mine"], [b"mine", b"\xe9"], [b"m" * 129], [b""], []):
+            told, answered = sent(*[("x-request-id", value) for value in wrong])
+            assert [value for name, value in told if name == "x-request-id"] == [answered]
+            assert len(answered) == 36
+        rays = ("x-session-id", "serve_multiplexed_model_id", "serve-multiplexed-model-id", "x-request-timeout-seconds")
+        told, _ = sent(*[(name, b"\xe9") for name in rays], ("x-session", b"stays"))
+        assert ["x-session", "stays"] in told
+        assert "\xe9" not in {value for _, value in told}
 
 
 def test_haproxy_lets_nobody_be_silent_for_an_hour(tmp_path, monkeypatch):
