@@ -172,6 +172,8 @@ def png(tmp_path: Path) -> bytes:
 
 def is_problem(answer: httpx.Response, status: int, code: str) -> bool:
     body = answer.json()
+    assert [len(answer.headers.get_list(name)) for name in ("x-request-id", "x-maep-track")] == [1, 1]
+    assert "max-age" in answer.headers["strict-transport-security"]
     assert answer.headers["content-type"] == "application/problem+json"
     assert set(body) == {"type", "title", "status", "detail", "code"}
     return (answer.status_code, body["status"], body["code"]) == (status, status, code)
@@ -276,8 +278,10 @@ def test_a_backend_that_is_gone_is_a_503_that_says_when_to_come_back(tmp_path: P
     written(tmp_path, port, f"http://127.0.0.1:{free_ports(1)[0]}", {})
     with running(tmp_path, port):
         trust = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
-        answer = httpx.get(f"https://127.0.0.1:{port}/readyz", verify=trust, trust_env=False)
+        mine = {"x-request-id": "mine"}
+        answer = httpx.get(f"https://127.0.0.1:{port}/readyz", verify=trust, trust_env=False, headers=mine)
         assert is_problem(answer, 503, "not-ready")
+        assert answer.headers["x-request-id"] == "mine"
         assert answer.headers["retry-after"] == "2"
 
 
