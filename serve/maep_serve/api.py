@@ -43,7 +43,12 @@ def create_api(
         await service.close()
 
     app = FastAPI(
-        title="maep", summary="Adversarial image in, clean image out.", lifespan=lifespan, docs_url=None, redoc_url=None
+        title="maep",
+        summary="Adversarial image in, clean image out.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # it would lead from a front's https:// to http://, and a token after it
     )
     add_handlers(app)
     app.add_middleware(Front, service=service, adds_request_id=own_request_id)

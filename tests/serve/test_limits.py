@@ -42,6 +42,8 @@ PNG = {"content-type": "image/png"}
         ("/v1/attack?eps=nan", PNG, b"x", "invalid-parameter"),
         ("/v1/attack?attack=rude", PNG, b"x", "invalid-parameter"),
         ("/v1/nothing", PNG, b"x", "not-found"),
+        ("/v1/purify/", PNG, b"x", "not-found"),
+        ("/v2/", PNG, b"x", "not-found"),
     ],
 )
 def test_bad_requests_are_problems(client, path, headers, body, code, is_problem):
