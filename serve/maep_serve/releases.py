@@ -12,12 +12,13 @@ import dataclasses
 import logging
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maep.artifact import Artifact
 from maep.errors import ArtifactError, UnavailableError, UserError
 from maep.tracking.client import TrackingConfig
-from maep_serve import golden
+from maep_serve import golden, suspicion
 from maep_serve.config import ServeConfig
 from maep_serve.loading import Models, build_models
 from maep_serve.service import Service
@@ -87,10 +88,9 @@ def load_first(config: ServeConfig, tracking: TrackingConfig) -> Models:
     number = current(config.model, tracking) if moves(config) else None
     refused: list[int | None] = []
     while True:
-        # A calibration that was given is of the version it was given with
-        given = dataclasses.replace(config, calibration=None) if refused else config
         try:
-            return load(find(config.model, tracking, number), given)
+            release = find(config.model, tracking, number)
+            return load(release, _fitting(config, release))
         except UnavailableError:
             raise
         except Exception as error:  # whatever is wrong with it, it takes no traffic
@@ -128,8 +128,7 @@ def take(service: Service, tracking: TrackingConfig, number: int) -> bool:
         return True
     try:
         release = find(service.config.model, tracking, number)
-        # A calibration that was given is of the models it was given with
-        service.use(load(release, dataclasses.replace(service.config, calibration=None)))
+        service.use(load(release, _fitting(service.config, release)))
     except UnavailableError:
         raise
     except Exception as error:  # whatever is wrong with it, it takes no traffic
@@ -138,6 +137,15 @@ def take(service: Service, tracking: TrackingConfig, number: int) -> bool:
         return False
     _log.warning("version %s, %s, is served from now on", number, sha256[:12])
     return True
+
+
+def _fitting(config: ServeConfig, release: Release) -> ServeConfig:
+    """`config`, where its alias is followed without a calibration that is of another version than this `release`."""
+    if not moves(config) or config.calibration is None:
+        return config
+    if suspicion.read(Path(config.calibration)).purifier_sha256 == release.artifact.sha256:
+        return config
+    return dataclasses.replace(config, calibration=None)
 
 
 def _previous(uri: str, tracking: TrackingConfig, version: int) -> int | None:

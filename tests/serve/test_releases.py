@@ -14,15 +14,16 @@ import torch
 
 from maep import artifact
 from maep.artifact import Artifact
-from maep.errors import ArtifactError
+from maep.errors import ArtifactError, ConfigError
 from maep.models.build import load_purifier_artifact
 from maep.tracking.client import TrackingConfig
 from maep.tracking.registry import register, roll_back, set_alias
-from maep_serve import golden, releases
+from maep_serve import golden, releases, suspicion
 from maep_serve.api import create_api
 from maep_serve.config import ServeConfig
 from maep_serve.loading import Models
 from maep_serve.service import Service
+from maep_serve.suspicion import Calibration
 
 PNG = {"content-type": "image/png"}
 CHAMPION = "models:/purifier@champion"
@@ -170,6 +171,28 @@ def test_a_replica_that_starts_after_two_bad_promotions_serves_what_its_elders_s
     for value in (1.5, 1.6):
         promote(tracking, another(purifier_artifact, tmp_path / str(value), value), outputs)
         assert releases.load_first(following, tracking).purifier_sha256 == purifier_artifact.sha256
+
+
+def test_a_calibration_serves_the_version_it_is_of_and_hinders_no_other(
+    purifier_artifact, models, following, tracking, tmp_path
+):
+    known = Calibration(purifier_artifact.sha256, models.classifier.sha256, "none", "0", (16, 16), (0.0,), ())
+    suspicion.write(known, tmp_path / "calibration.json")
+    following = dataclasses.replace(following, calibration=str(tmp_path / "calibration.json"))
+    first = promote(tracking, purifier_artifact)
+    service = Service(following, releases.load_first(following, tracking))
+    assert service.models.calibration == known
+    second = another(purifier_artifact, tmp_path / "second", 1.01)
+    number = register(tracking, second)
+    set_alias(tracking, "champion", number)
+    assert releases.take(service, tracking, number)
+    assert service.models.calibration is None
+    late = releases.load_first(following, tracking)  # a replica that starts now serves what its elders serve
+    assert (late.purifier_sha256, late.calibration) == (second.sha256, None)
+    assert releases.take(service, tracking, first)  # as after a rollback
+    assert service.models.calibration == known
+    with pytest.raises(ConfigError, match="calibration: .* is of purifier"):  # an endpoint that starts is told
+        releases.load(releases.find(CHAMPION, tracking), following)
 
 
 def test_where_all_who_had_the_alias_are_refused_it_says_so(purifier_artifact, models, following, tracking, tmp_path):
