@@ -69,7 +69,7 @@ def build_app(
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         max_surge_percent=25,  # of one replica: one more, so that the old one answers until the new one does
         ray_actor_options={"num_cpus": 1},
-        graceful_shutdown_timeout_s=config.request_timeout_s,
+        graceful_shutdown_timeout_s=config.longest_s + 5,
     )
     return deployment(serve.ingress()(PurifierDeployment)).bind(config, tracking or TrackingConfig(), digests)
 

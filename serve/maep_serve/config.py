@@ -110,6 +110,11 @@ class ServeConfig:
         return self.max_queued_requests + self.max_batch_size
 
     @property
+    def longest_s(self) -> float:
+        """How long a replica may be busy with one request: its body has request_timeout_s, and the work again."""
+        return 2 * self.request_timeout_s
+
+    @property
     def playground_is_on(self) -> bool:
         """Whether POST /v1/attack exists (it also needs a classifier)."""
         return is_loopback(self.host) if self.playground is None else self.playground

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import os
 import random
 import shlex
@@ -23,7 +24,6 @@ _THROUGHPUT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     # A replica that leaves stays open so long, for whoever does not know yet
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
-    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",
     # So long may a caller be silent who owes a part of a body or does not take his answer; else he holds a place for an
     # hour. It does not run while he waits.
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "15",
@@ -33,6 +33,7 @@ _THROUGHPUT = {
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
 }
 _NUM_REPLICA_PORTS = 100
+_BEFORE_AND_AFTER_S = 15  # HAProxy itself waits for the beginning of a body, and sends the answer
 _BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _WRAPPER = "haproxy-that-ends-with-ray"
 _PROGRAM = Path(__file__).with_name("haproxy.py")
@@ -44,10 +45,11 @@ _FILES = {
 }
 
 
-def prepare(folder: Path, most: int) -> None:
+def prepare(folder: Path, most: int, longest_s: float) -> None:
     """Sets what a Ray that is started next shall do, where the user has not; HAProxy's files go into `folder`.
 
     most: requests that are worked on at once, for each replica; HAProxy refuses more than that by itself.
+    longest_s: what a replica needs at most for one; a HAProxy that is replaced ends what it has begun.
 
     Without HAProxy (Ray brings it along on Linux) Ray Serve's own proxy is used.
     """
@@ -62,6 +64,7 @@ def prepare(folder: Path, most: int) -> None:
     os.environ[_BINARY] = str(wrapper)
     for name, value in _THROUGHPUT.items():
         os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", str(math.ceil(longest_s + _BEFORE_AND_AFTER_S)))
     for name, file in _FILES.items():
         os.environ[name] = str(folder / file)
     os.environ["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"] = str(folder)

@@ -153,7 +153,7 @@ def _absolute(name: str | None) -> str | None:
 def _start_ray(config: ServeConfig, folder: Path) -> None:
     """A private Ray: its dashboard on loopback, its own ports behind a token that only this user can read."""
     prepare_environment()
-    ingress.prepare(folder, config.most_in_flight)
+    ingress.prepare(folder, config.most_in_flight, config.longest_s)
     token_without_home()
     import ray
 
@@ -205,7 +205,7 @@ def _deploy(config: ServeConfig, tracking: TrackingConfig, digests: tuple[str, .
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = {"log_level": "WARNING", "enable_access_log": False}
-    backstop_s = config.request_timeout_s + 30  # the service's own limits answer first, with a problem document
+    backstop_s = config.longest_s + 30  # the service's own limits answer first, with a problem document
     # If the first proxy comes too late, Serve starts another; what counts is whether /readyz answers in time
     with contextlib.suppress(ray.exceptions.RayActorError, TimeoutError):
         serve.start(

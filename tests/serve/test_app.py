@@ -57,7 +57,17 @@ def test_serves_limits_lie_above_our_own(app):
     assert min(told.max_ongoing_requests, told.max_queued_requests) >= 4 * config.most_in_flight
     assert (told.backpressure_config.status_code, told.backpressure_config.retry_after_s) == (429, 1)
     assert told.max_surge_percent > 0  # else one replica is gone before the next is there
-    assert told.graceful_shutdown_timeout_s >= config.request_timeout_s
+    assert told.graceful_shutdown_timeout_s > 2 * config.request_timeout_s  # for the body, and then for the work
+
+
+@pytest.mark.parametrize(("longest_s", "named"), [(60, None), (600.5, None), (600, "7")])
+def test_a_haproxy_that_is_replaced_ends_what_it_has_begun(tmp_path, monkeypatch, longest_s, named):
+    name = "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"
+    monkeypatch.setattr(os, "environ", {key: value for key, value in os.environ.items() if key != name})
+    if named is not None:
+        os.environ[name] = named
+    ingress.prepare(tmp_path, 2, longest_s)
+    assert os.environ[name] == named if named else int(os.environ[name]) >= longest_s + 10
 
 
 def test_the_configuration_of_a_cluster_with_a_canary_is_what_serve_deploy_takes(app, monkeypatch):
@@ -93,8 +103,8 @@ def test_haproxys_files_and_ports_are_an_endpoints_own(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         with monkeypatch.context() as patch:
             patch.setattr(os, "environ", {**os.environ})
-            ingress.prepare(tmp_path / name, 160)
-            ingress.prepare(tmp_path / name, 160)  # a second endpoint of the same process
+            ingress.prepare(tmp_path / name, 160, 60)
+            ingress.prepare(tmp_path / name, 160, 60)  # a second endpoint of the same process
             seen.append(dict(os.environ))
     first, second = seen
     assert first["RAY_SERVE_HAPROXY_SOCKET_PATH"] != second["RAY_SERVE_HAPROXY_SOCKET_PATH"]
@@ -106,7 +116,7 @@ def test_haproxys_files_and_ports_are_an_endpoints_own(tmp_path, monkeypatch):
 
 def test_replicas_get_ports_that_no_other_endpoint_has(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", {**os.environ})
-    ingress.prepare(tmp_path, 160)
+    ingress.prepare(tmp_path, 160, 60)
     first, last = (int(os.environ[f"RAY_SERVE_DIRECT_INGRESS_{end}_HTTP_PORT"]) for end in ("MIN", "MAX"))
     assert 25000 <= first < last < 32768
     with socket.create_server(("127.0.0.1", last)):
@@ -129,7 +139,7 @@ def haproxy(folder: Path, monkeypatch: pytest.MonkeyPatch, applications: dict[st
     from ray.serve.config import HTTPOptions
 
     monkeypatch.setattr(os, "environ", {**os.environ})
-    ingress.prepare(folder, 2)
+    ingress.prepare(folder, 2, 60)
     ports = {name: ingress._free_port() for name in ("public", "metrics", "stats", "nobody")}
     config = HAProxyConfig(
         socket_path=str(folder / "socket"),
@@ -314,13 +324,13 @@ def test_haproxy_lets_nobody_be_silent_for_an_hour(tmp_path, monkeypatch):
     name = "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"
     assert hasattr(constants, name)  # Ray reads it; its own is an hour
     monkeypatch.setattr(os, "environ", {**os.environ})
-    ingress.prepare(tmp_path, 2)
+    ingress.prepare(tmp_path, 2, 60)
     assert int(os.environ[name]) <= 15
 
 
 def test_haproxy_ends_with_whoever_started_it(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", {**os.environ})
-    ingress.prepare(tmp_path, 2)
+    ingress.prepare(tmp_path, 2, 60)
     (tmp_path / "cfg").write_text("defaults\n  mode http\n  timeout client 9s\nfrontend f\n  bind 127.0.0.1:0\n")
     wrapper = os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"]
     program = (

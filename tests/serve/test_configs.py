@@ -14,6 +14,7 @@ from ray import serve
 from ray.serve.schema import HTTPOptionsSchema, LoggingConfig, ServeApplicationSchema, ServeDeploySchema
 
 from maep.errors import ConfigError
+from maep_serve.config import ServeConfig
 
 FOLDER = importlib.resources.files("maep_serve") / "configs"
 NAMES = sorted(file.name for file in FOLDER.iterdir())
@@ -52,6 +53,14 @@ def test_its_applications_are_built_from_their_args(name: str, monkeypatch: pyte
     monkeypatch.setenv("MAEP_SERVE_TOKEN", "a-token")
     for application in ServeDeploySchema.model_validate(read(name)).applications:
         assert isinstance(build(application.import_path, application.args), serve.Application)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rays_own_time_limit_is_above_the_endpoints(name: str) -> None:
+    values = read(name)
+    for application in values["applications"]:
+        arguments = {key: value for key, value in application["args"].items() if key != "tracking"}
+        assert values["http_options"]["request_timeout_s"] > ServeConfig(**arguments).longest_s
 
 
 def test_what_others_can_reach_has_a_token_and_no_playground() -> None:
