@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +27,7 @@ APP_NAME = "maep"
 CANARY_NAME = "maep-canary"
 CANARY_ROUTE = "/canary"
 _REFRESH_S = 4.0  # Ray exports every ten
+_log = logging.getLogger(__name__)
 
 
 class PurifierDeployment:
@@ -136,8 +138,17 @@ class RaySink:
             self._summary.add(name, value, tags)
 
     async def keep_fresh(self) -> None:
-        """Hands over all gauges, again and again."""
-        while True:
+        """Hands over all gauges, again and again, and once more at the end."""
+        try:
+            while True:
+                self._hand_over()
+                await asyncio.sleep(_REFRESH_S)
+        finally:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        try:
             for name, value, tags in self._summary.values():
                 self._gauges[name].set(value, tags)
-            await asyncio.sleep(_REFRESH_S)
+        except Exception:  # nothing else of the replica ends for want of a figure
+            _log.exception("the metrics were not handed over")
