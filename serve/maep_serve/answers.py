@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from maep_serve import images, tensors
 from maep_serve.bodies import TENSOR_TYPE
-from maep_serve.service import Service
+from maep_serve.engine import Engine
 
 _KINDS: dict[str, Literal["png", "jpeg", "raw"]] = {"image/png": "png", "image/jpeg": "jpeg", TENSOR_TYPE: "raw"}
 
@@ -49,17 +49,17 @@ def wanted(accept: str) -> Form:
     return form
 
 
-async def prepared(pixels: torch.Tensor, form: Form, service: Service) -> torch.Tensor:
+async def prepared(pixels: torch.Tensor, form: Form, engine: Engine) -> torch.Tensor:
     """`pixels` in the type that the answer is computed in: float32 where it is not to be rounded."""
     if form.dtype != "float32" or pixels.is_floating_point():
         return pixels
-    return await service.coded(None, pixels.numel() <= 3 * images.SMALL, images.to_float, pixels)
+    return await engine.coded(None, pixels.numel() <= 3 * images.SMALL, images.to_float, pixels)
 
 
-async def respond(purified: torch.Tensor, form: Form, service: Service, headers: dict[str, str]) -> Response:
+async def respond(purified: torch.Tensor, form: Form, engine: Engine, headers: dict[str, str]) -> Response:
     """The answer to a request for one image, uint8 or float32 [1, 3, H, W]."""
     small = purified.numel() <= 3 * images.SMALL
-    body, kind, told = await service.coded("encode", small, _written, purified, form)
+    body, kind, told = await engine.coded("encode", small, _written, purified, form)
     return Response(body, media_type=kind, headers={**headers, **told})
 
 

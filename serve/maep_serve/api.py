@@ -83,9 +83,9 @@ def _add_model_routes(app: FastAPI, service: Service, authorised: list[Any]) -> 
     )
     async def purify(request: Request) -> Response:
         engine, form = service.engine, answers.wanted(request.headers.get("accept", ""))
-        async with bodies.image(request, service) as pixels:
-            purified = await engine.purify(await answers.prepared(pixels, form, service))
-            return await answers.respond(purified, form, service, version_headers(engine.models))
+        async with bodies.image(request, service, engine) as pixels:
+            purified = await engine.purify(await answers.prepared(pixels, form, engine))
+            return await answers.respond(purified, form, engine, version_headers(engine.models))
 
     @app.post(
         "/v1/classify",
@@ -97,7 +97,7 @@ def _add_model_routes(app: FastAPI, service: Service, authorised: list[Any]) -> 
     async def classify(request: Request, top_k: Annotated[int, Query(ge=1, le=1000)] = 5) -> JSONResponse:
         engine = service.engine
         engine.require_classifier()
-        async with bodies.image(request, service, engine.models.most_classified_pixels) as pixels:
+        async with bodies.image(request, service, engine, engine.models.most_classified_pixels) as pixels:
             answer = await engine.classify(pixels)
         return JSONResponse(_classified(answer, engine.models, top_k), headers=version_headers(engine.models))
 

@@ -10,6 +10,7 @@ import torch
 from fastapi import Request
 
 from maep_serve import images, tensors
+from maep_serve.engine import Engine
 from maep_serve.problems import Problem
 from maep_serve.service import Service
 
@@ -56,8 +57,10 @@ def media_type(request: Request) -> str:
 
 
 @asynccontextmanager
-async def image(request: Request, service: Service, max_pixels: int | None = None) -> AsyncIterator[torch.Tensor]:
-    """The request's image while it is worked on: uint8, or float32 where a tensor is, [1, 3, H, W].
+async def image(
+    request: Request, service: Service, engine: Engine, max_pixels: int | None = None
+) -> AsyncIterator[torch.Tensor]:
+    """The request's image while `engine` works on it: uint8, or float32 where a tensor is, [1, 3, H, W].
 
     Raises Problem: one of `CODES`.
     """
@@ -67,23 +70,23 @@ async def image(request: Request, service: Service, max_pixels: int | None = Non
         raise Problem("unsupported-media-type", f"content-type is {kind[:80]!r}", CLOSE)
     with service.admission():
         if kind == TENSOR_TYPE:
-            async with _tensor(request, service, limit) as pixels:
+            async with _tensor(request, service, engine, limit) as pixels:
                 yield pixels
             return
         data = await read(request, service)
         async with service.time_limit():
             if images.is_small(data):
-                yield await service.coded("decode", True, images.decode, data, min(limit, images.SMALL))
+                yield await engine.coded("decode", True, images.decode, data, min(limit, images.SMALL))
                 return
-            with service.reservation(await service.coded(None, False, images.num_pixels, data, limit)):
+            with service.reservation(await engine.coded(None, False, images.num_pixels, data, limit)):
                 # From the bytes again: an opened image, whose metadata may outweigh its pixels, must not queue up.
-                pixels = await service.coded("decode", False, images.decode, data, limit)
+                pixels = await engine.coded("decode", False, images.decode, data, limit)
                 del data  # it is not needed while the pixels wait
                 yield pixels
 
 
 @asynccontextmanager
-async def _tensor(request: Request, service: Service, limit: int) -> AsyncIterator[torch.Tensor]:
+async def _tensor(request: Request, service: Service, engine: Engine, limit: int) -> AsyncIterator[torch.Tensor]:
     shape = tensors.parse_shape(request.headers.get("x-shape", ""))
     dtype = tensors.parse_dtype(request.headers.get("x-dtype", ""))
     count = tensors.num_pixels(shape, limit)
@@ -92,7 +95,7 @@ async def _tensor(request: Request, service: Service, limit: int) -> AsyncIterat
     data = await read(request, service)
     async with service.time_limit():
         with service.reservation(weight(count, dtype)):
-            pixels = await service.coded("decode", count <= images.SMALL, tensors.to_images, data, shape, dtype)
+            pixels = await engine.coded("decode", count <= images.SMALL, tensors.to_images, data, shape, dtype)
             del data
             yield pixels
 

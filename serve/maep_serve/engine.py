@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from maep_serve import images, suspicion
 from maep_serve.batching import Batcher
 from maep_serve.config import ServeConfig
 from maep_serve.loading import Models
-from maep_serve.metrics import Meter
+from maep_serve.metrics import Meter, Stage
 from maep_serve.problems import Problem
 
 _T = TypeVar("_T")
@@ -69,11 +70,12 @@ class Engine:
     came: 8 bits a channel are a quarter of what the models are given.
     """
 
-    def __init__(self, models: Models, config: ServeConfig, executor: Executor, meter: Meter) -> None:
+    def __init__(self, models: Models, config: ServeConfig, executor: Executor, coding: Executor, meter: Meter) -> None:
         self.models = models
         self.meter = meter
         self._config = config
         self._executor = executor
+        self._coding = coding
         wait_s = config.batch_wait_ms / 1000
         self.purifying = Batcher(
             self._purify_batch, executor, config.max_batch_size, wait_s, lambda times: meter.batch("purifier", times)
@@ -86,6 +88,23 @@ class Engine:
         """Ends the queues."""
         await self.purifying.close()
         await self.classifying.close()
+
+    async def coded(self, stage: Stage | None, small: bool, function: Callable[..., _T], *arguments: Any) -> _T:
+        """`function(*arguments)`, which decodes or encodes; in a thread, unless it is `small`.
+
+        Its time is that of `stage`; before `decode` lies `queue`, the wait for a thread.
+        """
+        asked = time.monotonic()
+        if small:
+            result, began, ended = _timed(function, *arguments)
+        else:
+            loop = asyncio.get_running_loop()
+            result, began, ended = await loop.run_in_executor(self._coding, _timed, function, *arguments)
+        if stage == "decode":
+            self.meter.stage("queue", began - asked)
+        if stage is not None:
+            self.meter.stage(stage, ended - began)
+        return result
 
     async def purify(self, pixels: torch.Tensor) -> torch.Tensor:
         """[B, 3, H, W] -> purified, the same shape and type. Sides longer than a tile are purified in tiles."""
@@ -184,3 +203,9 @@ class Engine:
         keys = seeding.mix(seed, torch.zeros(1, dtype=torch.int64))
         attacked = attack(self.models.classifier, images.to_float(pixels), torch.tensor([label]), config, keys)
         return images.to_uint8(attacked)
+
+
+def _timed(function: Callable[..., _T], *arguments: Any) -> tuple[_T, float, float]:
+    began = time.monotonic()
+    result = function(*arguments)
+    return result, began, time.monotonic()

@@ -71,7 +71,7 @@ def add_attack_route(app: FastAPI, service: Service, authorised: list[Any]) -> N
     ) -> dict[str, Any]:
         engine = service.engine
         config = AttackConfig(name=attack, eps=eps / 255, steps=1 if attack == "fgsm" else steps)
-        async with bodies.image(request, service, _ATTACK_MAX_PIXELS) as pixels:
+        async with bodies.image(request, service, engine, _ATTACK_MAX_PIXELS) as pixels:
             given = images.to_uint8(pixels) if pixels.is_floating_point() else pixels
             result = await engine.attack(given, config)
         names = ("clean", "attacked", "purified")

@@ -96,17 +96,17 @@ def _add_model_routes(app: FastAPI, service: Service, authorised: list[Any], pat
         with service.admission():
             data = await bodies.read(request, service)
             async with service.time_limit():
-                header, rest = await service.coded(
+                header, rest = await engine.coded(
                     None, len(data) <= _SMALL_JSON_BYTES, parse, data, request.headers.get(LENGTH_HEADER)
                 )
                 count = tensors.num_pixels(header.shape, service.config.max_pixels)
                 with service.reservation(bodies.weight(count, header.dtype)):
                     small = count <= images.SMALL and header.data is None
-                    pixels = await service.coded("decode", small, to_images, header, rest)
+                    pixels = await engine.coded("decode", small, to_images, header, rest)
                     del data, rest
                     purified = await engine.purify(pixels)
                     version = engine.models.purifier_sha256[:12]
-                    return await service.coded(
+                    return await engine.coded(
                         "encode", small, _answer, purified, header, version, engine.models.purifier_sha256
                     )
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
 
 from maep_serve import images
 from maep_serve.config import ServeConfig
 from maep_serve.engine import Engine
 from maep_serve.loading import Models, warm
-from maep_serve.metrics import Meter, Sink, Stage, forget
+from maep_serve.metrics import Meter, Sink, forget
 from maep_serve.problems import Problem
 
-_T = TypeVar("_T")
 _RETRY = {"Retry-After": "1"}
 _NUM_CODING_THREADS = 4  # a thread goes on when its caller has gone, so their number bounds what nobody waits for
 
@@ -61,7 +58,7 @@ class Service:
         warm(models, 1)
         warm(models, self.config.max_batch_size)
         before, meter = self._engine, Meter(self.sink, models.purifier_sha256)
-        self._engine = Engine(models, self.config, self._inference, meter)
+        self._engine = Engine(models, self.config, self._inference, self.coding, meter)
         if before is not None:
             before.meter.serving(False)
         meter.serving(True)
@@ -103,23 +100,6 @@ class Service:
         """A block that may take request_timeout_s. Raises Problem timeout."""
         return _TimeLimit(self.config.request_timeout_s)
 
-    async def coded(self, stage: Stage | None, small: bool, function: Callable[..., _T], *arguments: Any) -> _T:
-        """`function(*arguments)`, which decodes or encodes; in a thread, unless it is `small`.
-
-        Its time is that of `stage`; before `decode` lies `queue`, the wait for a thread.
-        """
-        meter, asked = self.engine.meter, time.monotonic()
-        if small:
-            result, began, ended = _timed(function, *arguments)
-        else:
-            loop = asyncio.get_running_loop()
-            result, began, ended = await loop.run_in_executor(self.coding, _timed, function, *arguments)
-        if stage == "decode":
-            meter.stage("queue", began - asked)
-        if stage is not None:
-            meter.stage(stage, ended - began)
-        return result
-
 
 class _TimeLimit:
     """An `asyncio.timeout` whose end is the problem timeout."""
@@ -137,9 +117,3 @@ class _TimeLimit:
         except TimeoutError:
             logging.getLogger(__name__).warning("a request took longer than %g s", self._seconds)
             raise Problem("timeout", f"not done in {self._seconds:g} s", _RETRY) from None
-
-
-def _timed(function: Callable[..., _T], *arguments: Any) -> tuple[_T, float, float]:
-    began = time.monotonic()
-    result = function(*arguments)
-    return result, began, time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import torch
 from starlette.testclient import TestClient
 
 from maep_serve.api import create_api
@@ -75,6 +76,24 @@ def test_a_new_version_has_its_own_figures(config, models, png):
     with TestClient(create_api(service)) as client:
         client.post("/v1/purify", content=png(), headers=PNG)
     assert kept.values("maep_requests", version="f" * 12) == [1]
+
+
+def test_a_request_that_began_before_a_new_version_counts_for_the_old_one(config, models, png):
+    kept = Kept()
+    service = Service(config, models, kept)
+    purify = service.engine.purify
+
+    async def changes_over(pixels: torch.Tensor) -> torch.Tensor:
+        service.use(dataclasses.replace(models, purifier_sha256="f" * 64))
+        return await purify(pixels)
+
+    service.engine.purify = changes_over
+    with TestClient(create_api(service)) as client:
+        answer = client.post("/v1/purify", content=png(), headers=PNG)
+    assert answer.headers["x-maep-purifier"] == models.purifier_sha256
+    for stage in ("decode", "encode"):
+        assert len(kept.values("maep_stage_seconds", stage=stage, version=models.purifier_sha256[:12])) == 1
+        assert kept.values("maep_stage_seconds", stage=stage, version="f" * 12) == []
 
 
 def test_a_summary_says_of_histograms_what_prometheus_asks_for():

@@ -191,7 +191,7 @@ def test_a_calibration_serves_the_version_it_is_of_and_hinders_no_other(
     assert (late.purifier_sha256, late.calibration) == (second.sha256, None)
     assert releases.take(service, tracking, first)  # as after a rollback
     assert service.models.calibration == known
-    with pytest.raises(ConfigError, match="calibration: .* is of purifier"):  # an endpoint that starts is told
+    with pytest.raises(ConfigError, match=r"calibration: .* is of purifier"):  # an endpoint that starts is told
         releases.load(releases.find(CHAMPION, tracking), following)
 
 
