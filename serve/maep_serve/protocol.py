@@ -34,11 +34,10 @@ _VERSIONED = ("", "/versions/{version}")
 
 @dataclass(frozen=True)
 class Header:
-    """A request before any number of its tensor was read. data: the JSON list, None for binary; binary: the answer."""
+    """A request but for its tensor. binary: the answer."""
 
     shape: tuple[int, ...]
     dtype: tensors.DType
-    data: list[Any] | None
     binary: bool
     id: str | None
 
@@ -96,23 +95,28 @@ def _add_model_routes(app: FastAPI, service: Service, authorised: list[Any], pat
         with service.admission():
             data = await bodies.read(request, service)
             async with service.time_limit():
-                header, rest = await engine.coded(
+                header, raw = await engine.coded(
                     None, len(data) <= _SMALL_JSON_BYTES, parse, data, request.headers.get(LENGTH_HEADER)
                 )
                 count = tensors.num_pixels(header.shape, service.config.max_pixels)
                 with service.reservation(bodies.weight(count, header.dtype)):
-                    small = count <= images.SMALL and header.data is None
-                    pixels = await engine.coded("decode", small, to_images, header, rest)
-                    del data, rest
+                    small = count <= images.SMALL
+                    pixels = await engine.coded("decode", small, tensors.to_images, raw, header.shape, header.dtype)
+                    del data, raw
                     purified = await engine.purify(pixels)
                     version = engine.models.purifier_sha256[:12]
+                    small = small and header.binary
                     return await engine.coded(
                         "encode", small, _answer, purified, header, version, engine.models.purifier_sha256
                     )
 
 
-def parse(data: bytes, header_length: str | None) -> tuple[Header, memoryview]:
-    """The JSON part of a body, judged, and the binary part. Raises Problem: invalid-request or invalid-tensor."""
+def parse(data: bytes, header_length: str | None) -> tuple[Header, bytes | memoryview]:
+    """The JSON part of a body, judged, and the tensor's bytes, be it that they follow, be it that they are its numbers.
+
+    Numbers become bytes at once: as Python's they take some twenty times the memory, and many requests may wait.
+    Raises Problem: invalid-request or invalid-tensor.
+    """
     length = len(data) if header_length is None else _length(header_length, len(data))
     if length > _MAX_JSON_BYTES:
         raise Problem("body-too-large", f"at most {_MAX_JSON_BYTES} bytes of JSON: send the tensor as binary data")
@@ -124,32 +128,29 @@ def parse(data: bytes, header_length: str | None) -> tuple[Header, memoryview]:
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise Problem("invalid-request", f"inputs: one is needed, named {_INPUT}")
     rest = memoryview(data)[length:]
-    return _header(body, inputs[0], len(rest)), rest
+    header, numbers = _header(body, inputs[0], len(rest))
+    return header, rest if numbers is None else _raw(numbers, header.dtype)
 
 
-def to_images(header: Header, rest: memoryview) -> torch.Tensor:
-    """uint8 or float32 [B, 3, H, W]. Raises Problem invalid-tensor."""
-    if header.data is None:
-        return tensors.to_images(rest, header.shape, header.dtype)
+def _raw(numbers: list[Any], dtype: tensors.DType) -> bytes:
     # As objects: of one text among the numbers, numpy would make texts of all, each as long as the longest
     try:
-        array = np.array(header.data, dtype=object).ravel()
+        array = np.array(numbers, dtype=object).ravel()
     except ValueError:
         raise Problem("invalid-tensor", "data: the lists differ in length") from None
     types = set(map(type, array))
-    if not types <= ({int, float} if header.dtype == "float32" else {int}):
-        raise Problem("invalid-tensor", f"data: {header.dtype} numbers are needed, in lists of equal length")
-    if header.dtype == "uint8" and array.size and not (array.min() >= 0 and array.max() <= 255):
+    if not types <= ({int, float} if dtype == "float32" else {int}):
+        raise Problem("invalid-tensor", f"data: {dtype} numbers are needed, in lists of equal length")
+    if dtype == "uint8" and array.size and not (array.min() >= 0 and array.max() <= 255):
         raise Problem("invalid-tensor", "data: values of uint8 are 0 to 255")
     try:
         with np.errstate(over="ignore"):  # to infinity, which is refused like every other value above 1
-            raw = array.astype("u1" if header.dtype == "uint8" else "<f4").tobytes()
+            return array.astype("u1" if dtype == "uint8" else "<f4").tobytes()
     except OverflowError:
         raise Problem("invalid-tensor", "data: values of float32 are 0 to 1") from None
-    return tensors.to_images(raw, header.shape, header.dtype)
 
 
-def _header(body: dict[str, Any], given: dict[str, Any], num_binary: int) -> Header:
+def _header(body: dict[str, Any], given: dict[str, Any], num_binary: int) -> tuple[Header, list[Any] | None]:
     name, shape, datatype = given.get("name"), given.get("shape"), given.get("datatype")
     if name != _INPUT:
         raise Problem("invalid-request", f"inputs: {str(name)[:40]!r} is not known: the input is {_INPUT}")
@@ -168,13 +169,9 @@ def _header(body: dict[str, Any], given: dict[str, Any], num_binary: int) -> Hea
             "invalid-request", f"binary_data_size is {str(size)[:20]}, and {num_binary} bytes follow the JSON"
         )
     request_id = body.get("id")
-    return Header(
-        tuple(shape),
-        _DTYPES[datatype],
-        None if size is not None else data,
-        _wants_binary(body),
-        request_id if isinstance(request_id, str) else None,
-    )
+    request_id = request_id if isinstance(request_id, str) else None
+    header = Header(tuple(shape), _DTYPES[datatype], _wants_binary(body), request_id)
+    return header, None if size is not None else data
 
 
 def _wants_binary(body: dict[str, Any]) -> bool:

@@ -185,14 +185,26 @@ def test_what_is_refused_has_a_code(client, is_problem, sent, code):
 
 def test_texts_among_the_numbers_cost_no_more_than_they_are():
     """As an array of texts, each as long as the longest, they would take 2 GB."""
-    header, rest = protocol.parse(json.dumps(body(data=["x" * 100_000, *[""] * 5_000])).encode(), None)
+    sent = json.dumps(body(data=["x" * 100_000, *[""] * 5_000])).encode()
     tracemalloc.start()
     try:
         with pytest.raises(Problem, match="numbers are needed"):
-            protocol.to_images(header, rest)
+            protocol.parse(sent, None)
         assert tracemalloc.get_traced_memory()[1] < 10**6
     finally:
         tracemalloc.stop()
+
+
+def test_numbers_that_wait_cost_no_more_than_their_text():
+    """As Python's own a million bytes of them would be kept at twenty times that, for each request that waits."""
+    sent = json.dumps(body(datatype="FP32", shape=[100, 100, 3], data=[0.12345] * 30_000)).encode()
+    tracemalloc.start()
+    try:
+        kept = protocol.parse(sent, None)
+        assert tracemalloc.get_traced_memory()[0] < len(sent)
+    finally:
+        tracemalloc.stop()
+    assert len(kept[1]) == 4 * 30_000
 
 
 @pytest.mark.parametrize("length", ["0", "-1", "many", "1e3", "99999", "9" * 5000])
