@@ -83,7 +83,7 @@ def _add_model_routes(app: FastAPI, service: Service, authorised: list[Any]) -> 
     )
     async def purify(request: Request) -> Response:
         engine, form = service.engine, answers.wanted(request.headers.get("accept", ""))
-        async with bodies.image(request, service, engine) as pixels:
+        async with bodies.image(request, service, engine, answered=form.dtype) as pixels:
             purified = await engine.purify(await answers.prepared(pixels, form, engine))
             return await answers.respond(purified, form, engine, version_headers(engine.models))
 

@@ -58,10 +58,15 @@ def media_type(request: Request) -> str:
 
 @asynccontextmanager
 async def image(
-    request: Request, service: Service, engine: Engine, max_pixels: int | None = None
+    request: Request,
+    service: Service,
+    engine: Engine,
+    max_pixels: int | None = None,
+    answered: tensors.DType | None = None,
 ) -> AsyncIterator[torch.Tensor]:
     """The request's image while `engine` works on it: uint8, or float32 where a tensor is, [1, 3, H, W].
 
+    answered: the type of the answer, where the caller asks for one; it is computed in that.
     Raises Problem: one of `CODES`.
     """
     limit = service.config.max_pixels if max_pixels is None else min(max_pixels, service.config.max_pixels)
@@ -70,7 +75,7 @@ async def image(
         raise Problem("unsupported-media-type", f"content-type is {kind[:80]!r}", CLOSE)
     with service.admission():
         if kind == TENSOR_TYPE:
-            async with _tensor(request, service, engine, limit) as pixels:
+            async with _tensor(request, service, engine, limit, answered) as pixels:
                 yield pixels
             return
         data = await read(request, service)
@@ -78,7 +83,8 @@ async def image(
             if images.is_small(data):
                 yield await engine.coded("decode", True, images.decode, data, min(limit, images.SMALL))
                 return
-            with service.reservation(await engine.coded(None, False, images.num_pixels, data, limit)):
+            count = await engine.coded(None, False, images.num_pixels, data, limit)
+            with service.reservation(weight(count, answered)):
                 # From the bytes again: an opened image, whose metadata may outweigh its pixels, must not queue up.
                 pixels = await engine.coded("decode", False, images.decode, data, limit)
                 del data  # it is not needed while the pixels wait
@@ -86,7 +92,9 @@ async def image(
 
 
 @asynccontextmanager
-async def _tensor(request: Request, service: Service, engine: Engine, limit: int) -> AsyncIterator[torch.Tensor]:
+async def _tensor(
+    request: Request, service: Service, engine: Engine, limit: int, answered: tensors.DType | None
+) -> AsyncIterator[torch.Tensor]:
     shape = tensors.parse_shape(request.headers.get("x-shape", ""))
     dtype = tensors.parse_dtype(request.headers.get("x-dtype", ""))
     count = tensors.num_pixels(shape, limit)
@@ -94,15 +102,15 @@ async def _tensor(request: Request, service: Service, engine: Engine, limit: int
         raise Problem("invalid-tensor", f"{shape[0]} images: send one, or several to /v2/models/purifier/infer", CLOSE)
     data = await read(request, service)
     async with service.time_limit():
-        with service.reservation(weight(count, dtype)):
+        with service.reservation(weight(count, dtype, answered)):
             pixels = await engine.coded("decode", count <= images.SMALL, tensors.to_images, data, shape, dtype)
             del data
             yield pixels
 
 
-def weight(num_pixels: int, dtype: tensors.DType) -> int:
-    """What a tensor counts for in `Service.reservation`: memory in units of a uint8 image's pixels."""
-    return num_pixels if dtype == "uint8" else 4 * num_pixels
+def weight(num_pixels: int, *dtypes: tensors.DType | None) -> int:
+    """What an image of these types counts for in `Service.reservation`: memory in units of a uint8 image's pixels."""
+    return 4 * num_pixels if "float32" in dtypes else num_pixels
 
 
 async def read(request: Request, service: Service) -> bytes:

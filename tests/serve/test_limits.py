@@ -229,6 +229,16 @@ def test_an_image_beyond_the_pixels_in_flight_is_429_before_it_is_decoded(config
     asyncio.run(main())
 
 
+def test_an_image_that_is_to_be_answered_as_float32_counts_as_one(config, models, png, is_problem):
+    service = Service(dataclasses.replace(config, max_pixels_in_flight=4 * 300 * 300), models)
+    as_floats = {**PNG, "accept": "application/octet-stream;dtype=float32"}
+    with TestClient(create_api(service)) as client:
+        assert client.post("/v1/purify", content=png(300, 300), headers=as_floats).status_code == 200
+        with service.reservation(300 * 300):
+            assert is_problem(client.post("/v1/purify", content=png(300, 300), headers=as_floats), "queue-full")
+            assert client.post("/v1/purify", content=png(300, 300), headers=PNG).status_code == 200
+
+
 def test_small_images_pass_while_large_ones_fill_the_pixels_in_flight(config, models, png):
     service = Service(dataclasses.replace(config, max_pixels_in_flight=300 * 300), models)
     with TestClient(create_api(service)) as client, service.reservation(300 * 300):
