@@ -79,13 +79,16 @@ def private(configuration: str, most: int) -> str:
     as HAProxy's buffer holds (16 kB), is there. The time of the rest is the endpoint's. Where there is no application,
     as while the endpoint ends, Ray says that the address is wrong. In the headers that are its own Ray takes whatever
     comes, and fails where they are not UTF-8: none but a plain x-request-id passes. What HAProxy itself answers has one
-    too.
+    too. Raises ValueError for a configuration of which something is not where it was, as after a Ray to come: what
+    should be private would be public, and nobody would know.
     """
-    configuration = _SECTIONS_FOR_US.sub(r"\g<1>127.0.0.1:\2", configuration)
+    configuration, num_for_us = _SECTIONS_FOR_US.subn(r"\g<1>127.0.0.1:\2", configuration)
     if _OF_THE_PUBLIC_SECTION in configuration:
         return configuration
-    configuration = _PUBLIC_SECTION.sub(lambda found: found[1] + _OF_THE_PUBLIC_SECTION, configuration)
-    configuration = _UNKNOWN_SECTION.sub(lambda found: found[1] + _OF_THE_UNKNOWN_SECTION, configuration)
+    configuration, num_public = _PUBLIC_SECTION.subn(lambda found: found[1] + _OF_THE_PUBLIC_SECTION, configuration)
+    configuration, num_unknown = _UNKNOWN_SECTION.subn(lambda found: found[1] + _OF_THE_UNKNOWN_SECTION, configuration)
+    if (num_for_us, num_public, num_unknown) != (2, 1, 1):
+        raise ValueError("HAProxy is not started: its configuration is not as Ray wrote it when this was made")
     return _REPLICAS_SECTION.sub(lambda found: found[1] + _of_the_replicas_section(most), configuration)
 
 
@@ -105,7 +108,10 @@ def main() -> None:
     if "-f" in arguments:
         file = Path(arguments[arguments.index("-f") + 1])
         configuration = file.read_text(encoding="utf-8")
-        file.write_text(private(configuration, int(most)), encoding="utf-8")
+        try:
+            file.write_text(private(configuration, int(most)), encoding="utf-8")
+        except ValueError as error:
+            sys.exit(str(error))
         for path in set(_ERROR_FILE.findall(configuration)):
             Path(path).write_bytes(unanswered())
     os.execv(binary, [binary, *arguments])

@@ -187,6 +187,7 @@ def haproxy(folder: Path, monkeypatch: pytest.MonkeyPatch, applications: dict[st
     api = HAProxyApi(config, backends, str(file))
     api._initialize_directories_and_error_files()
     api._generate_config_file_internal()
+    (folder / "as-ray-wrote-it").write_bytes(file.read_bytes())
     process = subprocess.Popen([os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(file)])
     try:
         deadline = time.monotonic() + 60
@@ -356,14 +357,28 @@ def test_haproxy_lets_nobody_be_silent_for_an_hour(tmp_path, monkeypatch):
     assert int(os.environ[name]) <= 15
 
 
+@pytest.mark.parametrize("moved", ["frontend prometheus", "listen stats", "frontend http_frontend", "backend default_"])
+def test_haproxy_is_not_started_where_rays_configuration_is_another(haproxy_of_ray, tmp_path, moved):
+    """Else what is to be private would be public without a word."""
+    text = (tmp_path / "as-ray-wrote-it").read_text()
+    seen = []
+    for name, given in (("same", text), ("another", text.replace(moved, f"{moved}2"))):
+        (tmp_path / name).write_text(given)
+        command = [os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"], "-c", "-f", str(tmp_path / name)]
+        seen.append(subprocess.run(command, capture_output=True, text=True, timeout=60))
+    assert (seen[0].returncode, seen[1].returncode) == (0, 1)
+    assert "HAProxy is not started" in seen[1].stderr
+
+
 def test_haproxy_ends_with_whoever_started_it(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", {**os.environ})
     ingress.prepare(tmp_path, 2, 60)
+    # Not by -f, which says that it is Ray's
     (tmp_path / "cfg").write_text("defaults\n  mode http\n  timeout client 9s\nfrontend f\n  bind 127.0.0.1:0\n")
     wrapper = os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"]
     program = (
         "import subprocess, sys, time;"
-        f"p = subprocess.Popen([{wrapper!r}, '-db', '-f', {str(tmp_path / 'cfg')!r}]);"
+        f"p = subprocess.Popen([{wrapper!r}, '-db', '--', {str(tmp_path / 'cfg')!r}]);"
         "print(p.pid, flush=True); time.sleep(60)"
     )
     starter = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
