@@ -19,6 +19,7 @@ Stage = Literal["queue", "decode", "batch_wait", "forward", "encode"]
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _SHARES = (0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
+_SERVED = "maep_version"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ INSTRUMENTS = (
     Instrument("maep_suspected", "counter", "Classified images that are suspected.", ("version",)),
     Instrument("maep_scored", "counter", "Classified images that have a suspicion score.", ("version",)),
     Instrument("maep_refused_version", "counter", "Releases that were refused and took no traffic.", ("version",)),
-    Instrument("maep_version", "gauge", "1 for the version a replica serves, 0 for one it served.", ("version",)),
+    Instrument(_SERVED, "gauge", "1 for the version a replica serves, 0 for the one before it.", ("version",)),
 )
 
 
@@ -50,13 +51,17 @@ HISTOGRAM_PARTS = ("_bucket", "_sum", "_count")
 
 
 class Summary:
-    """Sums up histograms and keeps the last value of gauges."""
+    """Sums up histograms and keeps the last value of gauges, of the version that is served and of the one before it.
+
+    Of those before that nothing is told any more, else there would be more to tell with each promotion.
+    """
 
     def __init__(self) -> None:
         self._boundaries = {each.name: each.boundaries for each in INSTRUMENTS if each.kind == "histogram"}
         self._tags = {each.name: each.tags for each in INSTRUMENTS}
         self._gauges: dict[tuple[str, tuple[str, ...]], float] = {}
         self._histograms: dict[tuple[str, tuple[str, ...]], tuple[list[int], list[float]]] = {}
+        self._versions: list[str] = []
 
     def add(self, name: str, value: float, tags: Mapping[str, str]) -> None:
         """One measurement."""
@@ -64,12 +69,23 @@ class Summary:
         boundaries = self._boundaries.get(name)
         if boundaries is None:
             self._gauges[key] = value
+            if name == _SERVED and value:
+                self._forget_all_but(tags["version"])
             return
-        if key not in self._histograms:
-            self._histograms[key] = [0] * (len(boundaries) + 1), [0.0]
-        counts, total = self._histograms[key]
+        found = self._histograms.get(key)
+        if found is None:
+            found = self._histograms.setdefault(key, ([0] * (len(boundaries) + 1), [0.0]))
+        counts, total = found
         counts[bisect.bisect_left(boundaries, value)] += 1
         total[0] += value
+
+    def _forget_all_but(self, version: str) -> None:
+        """In the thread that has loaded `version`, while requests are counted in another."""
+        self._versions = [*(each for each in self._versions if each != version), version][-2:]
+        for series in (self._gauges, self._histograms):
+            for name, words in list(series):
+                if words[self._tags[name].index("version")] not in self._versions:
+                    series.pop((name, words), None)
 
     def values(self) -> Iterator[tuple[str, float, dict[str, str]]]:
         """All of it, histograms in their parts: name, value, tags."""
@@ -117,4 +133,4 @@ class Meter:
 
     def serving(self, now: bool) -> None:
         """Whether this version is the one that new requests get."""
-        self._sink("maep_version", float(now), self.version)
+        self._sink(_SERVED, float(now), self.version)

@@ -9,7 +9,7 @@ import torch
 from starlette.testclient import TestClient
 
 from maep_serve.api import create_api
-from maep_serve.metrics import HISTOGRAM_PARTS, INSTRUMENTS, Summary
+from maep_serve.metrics import HISTOGRAM_PARTS, INSTRUMENTS, Meter, Summary
 from maep_serve.service import Service
 from maep_serve.suspicion import Calibration
 
@@ -98,11 +98,11 @@ def test_a_request_that_began_before_a_new_version_counts_for_the_old_one(config
 
 def test_a_summary_says_of_histograms_what_prometheus_asks_for():
     summary = Summary()
+    for value in (1.0, 0.0):
+        summary.add("maep_version", value, {"version": "a"})
     for value in (1, 2, 3, 200):
         summary.add("maep_batch_size", value, {"version": "a", "model": "purifier"})
     summary.add("maep_batch_size", 4, {"model": "purifier", "version": "b"})
-    for value in (1.0, 0.0):
-        summary.add("maep_version", value, {"version": "a"})
     values = {(name, tags["version"], tags.get("le")): value for name, value, tags in summary.values()}
     of_a = {bound: values["maep_batch_size_bucket", "a", bound] for bound in ("1", "2", "4", "128", "+Inf")}
     assert of_a == {"1": 1, "2": 2, "4": 3, "128": 3, "+Inf": 4}  # a bound belongs to its bucket
@@ -110,3 +110,19 @@ def test_a_summary_says_of_histograms_what_prometheus_asks_for():
     assert values["maep_batch_size_sum", "b", None] == 4
     assert values["maep_version", "a", None] == 0
     assert {name.removeprefix("maep_batch_size") for name, *_ in values} == {*HISTOGRAM_PARTS, "maep_version"}
+
+
+def test_a_summary_forgets_the_versions_before_the_last():
+    summary = Summary()
+
+    def serve(version: str) -> None:
+        meter = Meter(summary.add, version)
+        meter.serving(True)
+        meter.stage("decode", 0.1)
+
+    def told() -> set[str]:
+        return {tags["version"] for _, _, tags in summary.values()}
+
+    for version, kept in (("a", {"a"}), ("b", {"a", "b"}), ("a", {"a", "b"}), ("c", {"a", "c"}), ("d", {"c", "d"})):
+        serve(version)
+        assert told() == kept
