@@ -58,6 +58,10 @@ def test_routes_over_http(server: Server, models, png):
         response = client.post("/v1/purify", content=png(), headers={"content-type": "image/png", "x-request-id": "a1"})
         assert response.headers.get_list("x-request-id") == ["a1"]
         assert response.headers["x-maep-purifier"] == models.purifier_sha256
+        latin = {"content-type": "image/png", "x-request-id": b"\xe9", "x-session-id": b"\xe9"}  # Ray reads UTF-8
+        response = client.post("/v1/purify", content=png(), headers=latin)
+        assert response.status_code == 200
+        assert response.headers["x-request-id"].isascii()
 
         def chunks() -> Iterator[bytes]:
             for _ in range(30):
