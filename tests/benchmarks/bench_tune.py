@@ -1,4 +1,4 @@
-"""Successive halving with TPE against random search on the digits: the share of random's images that it takes to reach the target.
+"""Halving with TPE against random search on the digits: the share of random's images that it takes to reach the target.
 
 For each seed both searches try as many settings of the same space with the same budget a trial. The target is the
 median over the seeds of random search's best, less one standard error of an accuracy of so many images. It is reached
