@@ -32,3 +32,27 @@ def faults(how: str) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="malloc of glibc")
 def test_steps_find_the_pages_of_the_step_before() -> None:
     assert faults("kept") < 1_000 < 100_000 < faults("given back")
+
+
+SIZES = """
+import re, torch
+from pathlib import Path
+from maep import memory
+memory.keep_freed()
+def mebibytes():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+before = mebibytes()
+blocks = [torch.ones(2**18) for _ in range(200)]  # 200 MiB
+last = blocks[-1]  # what lies behind it cannot just be cut off
+del blocks
+kept = mebibytes()
+memory.give_back()
+print(kept - before, mebibytes() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="malloc of glibc")
+def test_what_is_given_back_is_the_systems() -> None:
+    done = subprocess.run([sys.executable, "-c", SIZES], capture_output=True, text=True, check=True, timeout=120)
+    kept, left = map(int, done.stdout.split())
+    assert left < 50 < 150 < kept

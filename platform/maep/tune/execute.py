@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from maep import cluster, config
+from maep import cluster, config, memory
 from maep.errors import UnavailableError, WriteError
 from maep.train.distributed import logical_cpus, rooted
 from maep.tune import trial
@@ -196,6 +196,8 @@ def _piece(values: dict[str, Any], output: str, search: dict[str, Any]) -> dict[
         failure = do(Path(output), settings, values["number"], json.loads(values["settings"]), values["rung"])
     except (WriteError, UnavailableError) as fault:
         return {"failure": None, "fault": f"{fault}"}
+    finally:
+        memory.give_back()
     return {"failure": failure, "fault": None}
 
 
