@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ _STEPS = {"counted": 1, "timed": 2}
 
 
 def plan(search: TuneConfig, output: Path) -> list[str]:
-    """A line each. A few of the first settings are trained for some steps: seconds, a minute where steps are slow."""
+    """A line each. Where the budget is no time, a few of the first settings are trained for some steps: seconds."""
     chosen = [*search.fixed, *suggest.choose(search, min(search.num_trials, suggest.generation_size(search)), [])]
     allowed = suggest.check(search)
     size = "endless" if space.size(search.space) is None else f"{space.size(search.space):,} settings"
@@ -52,12 +51,19 @@ def _halving(search: TuneConfig) -> list[str]:
 
 
 def _length(search: TuneConfig, chosen: list[Settings], total: int) -> list[str]:
-    """Images and time of all trials, were none stopped, by the mean of a few that are measured."""
+    """Images and time of all trials, were none stopped: by the budget itself, or by the mean of a few, measured."""
+    at_once = max(1, int((os.cpu_count() or 1) / execute.need(search)["CPU"]))
+    stopped = " before any is stopped" if search.halving is not None else ""
+    if search.budget.kind == "core_seconds":
+        hours = total * search.budget.amount / at_once / 3600
+        return [
+            "images: as many as that time allows, which is measured when a trial begins",
+            f"time: {hours:.2g} hours of training{stopped}, {at_once} at once on this machine; measuring comes on top",
+        ]
     images, seconds = [], []
     with tempfile.TemporaryDirectory() as folder:
         try:
             ready = _with_untrained(search, Path(folder))
-            print("maep tune: measures the first steps of some trials", file=sys.stderr)
             made = {repr(made.finetune.model): made for made in (settings.phases(ready, each) for each in chosen)}
             for each in [*made.values()][:_MEASURED]:
                 seen, cpu = _one(ready, each)
@@ -65,10 +71,8 @@ def _length(search: TuneConfig, chosen: list[Settings], total: int) -> list[str]
                 seconds.append(cpu)
         except UserError as error:
             return [f"images and time: not known, {error}"]
-    at_once = max(1, int((os.cpu_count() or 1) / execute.need(search)["CPU"]))
     hours = total * sum(seconds) / len(seconds) / at_once / 3600
     mean = sum(images) / len(images)
-    stopped = " before any is stopped" if search.halving is not None else ""
     return [
         f"images: {total * mean:,.0f} in all{stopped}, about {mean:,.0f} a trial",
         f"time: {hours:.2g} hours of training{stopped}, {at_once} at once on this machine, by {len(seconds)} trials'"

@@ -14,7 +14,7 @@ from maep.cluster import check_address
 from maep.data.datasets import data_root, load
 from maep.errors import ConfigError
 from maep.models.classifiers import load_classifier
-from maep.tracking.client import TrackingConfig
+from maep.tracking.client import TrackingConfig, connect
 from maep.train.distributed import train
 from maep.train.loop import pick_device
 from maep.tune import budget, execute
@@ -42,6 +42,8 @@ def run_search(
     """
     _check(settings, address)
     _check_output(settings, output, resume)
+    if tracking.enabled:
+        connect(tracking)  # before Ray is started, which takes seconds
     named = _named(settings, output)
     room = nullcontext() if Search(named, output).is_finished else execute.room(settings, output, address)
     with room, Tracked(settings, tracking, output) as tracked:

@@ -86,7 +86,6 @@ def nothing_begun() -> bool:
         ({"objectives": None}, "objectives: None is no list"),
         ({"limits": {"clean_accuracy": 50}}, "limits.clean_accuracy: 50 must be a share"),
         ({"budget": {"amount": 512, "pretrain_share": 0}}, "pretrain_share: 0 leaves nothing for pretrain"),
-        ({"cpus_per_trial": 1, "gpus_per_trial": 99}, "a trial takes 1 CPUs and 99 GPUs, no machine has that"),
     ],
 )
 def test_a_mistake_is_one_line_and_begins_nothing(maep: Maep, words: Any, keys: dict[str, Any], reason: str) -> None:
@@ -226,6 +225,15 @@ def test_a_server_that_is_away_for_a_while_costs_no_trial_and_no_value(
             (point.samples_seen, point.objectives["clean_accuracy"]) for point in points
         ]
         assert run.info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_machine_without_room_for_a_trial_is_told_so_and_nothing_is_left(maep: Maep, words: Any, store: Path) -> None:
+    tracked = ["--tracking.enabled", "true", "--tracking.uri", f"sqlite:///{store}"]
+    ran = maep(*words(gpus_per_trial=99), *tracked)
+    assert ran.is_mistake("a trial takes 1 CPUs and 99 GPUs, no machine has that")
+    assert not Path("out").exists() or not any(Path("out").glob("[a-z]*"))
+    assert connect(TrackingConfig(uri=f"sqlite:///{store}")).search_experiments()[0].name == "Default"
 
 
 @pytest.mark.slow
