@@ -13,8 +13,8 @@ from types import FrameType
 
 from maep.errors import Stopped, UserError, nearest
 from maep_jobs.failure import JobFailed
-from maep_jobs.parent import end_with_parent
-from maep_jobs.standard_output import json_alone
+from maep_jobs.terminal.parent_death import end_with_parent
+from maep_jobs.terminal.standard_output import json_alone
 
 VERBS = {
     "demo": "the whole path on scikit-learn's digits in minutes, with a picture",
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = json_alone() if "--json" in rest and "--dry-run" not in rest else nullcontext()
     try:
         with output:
-            status: int = importlib.import_module(f"maep_jobs.{verb}").main(rest)
+            status: int = importlib.import_module(f"maep_jobs.verbs.{verb}").main(rest)
     except UserError as error:
         print(f"maep {verb}: {error}", file=sys.stderr)
         return 2

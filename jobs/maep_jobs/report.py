@@ -10,12 +10,12 @@ from PIL import Image
 
 from maep.artifact import Artifact
 from maep.attacks.config import AttackConfig
-from maep.evaluate import pictures
-from maep.evaluate.bench import Bench, Setup
 from maep.evaluate.config import EvaluateConfig, eps_label
-from maep.evaluate.presets import Source
-from maep.evaluate.report import REPORT, write_report
-from maep.evaluate.results import Result
+from maep.evaluate.protocol.context import Bench, Setup
+from maep.evaluate.protocol.presets import Source
+from maep.evaluate.report import pictures
+from maep.evaluate.report.report import REPORT, write_report
+from maep.evaluate.results.summary import Result
 
 _STEPS = 20
 

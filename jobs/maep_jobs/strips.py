@@ -10,9 +10,9 @@ from PIL import Image
 
 from maep import seeding
 from maep.artifact import Artifact
-from maep.data import imagenet
 from maep.data.datasets import DataConfig, data_uri, load
 from maep.data.image_set import to_float, to_uint8
+from maep.data.sets import imagenet
 from maep.models.build import build_model, load_weights
 from maep.models.mae import MaskedAutoencoder, fold
 from maep.storage import is_remote

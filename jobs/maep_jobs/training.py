@@ -13,25 +13,25 @@ from pathlib import Path
 
 from maep import artifact, config, storage
 from maep.artifact import Artifact
-from maep.data.loaders import open_images, part_bytes, resolved
-from maep.data.plan import Sampling
+from maep.data.stream.loaders import open_images, part_bytes, resolved
+from maep.data.stream.plan import Sampling
 from maep.errors import ConfigError, UserError
 from maep.models import flops
 from maep.tracking.client import TrackingConfig, absolute
 from maep.tracking.resolve import resolve
 from maep.tracking.runs import open_run, ui_command
-from maep.train.bench import estimate
-from maep.train.checkpoints import BEST, MODEL, RUN_KEY, Best
+from maep.train.benchmark import estimate
+from maep.train.checkpoint.mirror import working_folder
+from maep.train.checkpoint.store import BEST, MODEL, RUN_KEY, Best
 from maep.train.classifier import ClassifierConfig
 from maep.train.config import FinetuneConfig, PretrainConfig
-from maep.train.distributed import Settings, rooted, train
-from maep.train.loop import Callback, Progress
-from maep.train.mirror import working_folder
-from maep.train.ray_loader import store_bytes
+from maep.train.loop.run import Callback, Progress
+from maep.train.ray.loader import store_bytes
+from maep.train.ray.workers import Settings, rooted, train
 from maep.train.validation import Validation
 from maep_jobs.arguments import Job, plan_text
-from maep_jobs.progress import Bar
-from maep_jobs.standard_output import print_json
+from maep_jobs.terminal.progress import Bar
+from maep_jobs.terminal.standard_output import print_json
 
 _log = logging.getLogger("maep.train")
 

@@ -18,7 +18,7 @@ class ServeConfig:
     follow_s: so often it is looked whether an alias (`models:/NAME@ALIAS`) has moved; the replicas then take the new
         version, if it holds its golden outputs, while requests go on. 0 never looks.
     canary: a second purifier, served beside the first below /canary; a front such as nginx gives it its share.
-    classifier: a specification for `maep.models.classifiers.load_classifier`; without one there is no /v1/classify.
+    classifier: a specification for `maep.load_classifier`; without one there is no /v1/classify.
     calibration: a file that `maep serve --calibrate FILE` wrote for these very models; None takes what ships with maep.
     data: where the classifier's weights and the page's samples come from; None is the data set of the image size.
     max_batch_size, batch_wait_ms: images of equal size share a forward pass; a batch that is not full waits so long.
@@ -34,7 +34,7 @@ class ServeConfig:
         memory. Images of up to 256 x 256 do not count: the number of requests bounds those.
     request_timeout_s: for the body to arrive (408), and from then on for everything up to the answer (504).
     tile_size: longer sides are purified in overlapping tiles of this side; None is 8 x the purifier's training size.
-    tokens_file: digests of bearer tokens (see maep_serve.tokens), besides those of $MAEP_SERVE_TOKEN.
+    tokens_file: digests of bearer tokens (see maep_serve.http.tokens), besides those of $MAEP_SERVE_TOKEN.
     playground: attacks on the page; None is "on loopback addresses only".
     dashboard: Ray's own dashboard, where this process starts Ray.
     metrics_port: of the metrics, for Prometheus, where this process starts Ray; None lets Ray choose one. Ray answers

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from maep import seeding
 from maep.attacks import losses
-from maep.attacks.balls import L1
 from maep.attacks.config import AttackConfig, AttackName, Norm
+from maep.attacks.norms import L1
 from maep.attacks.run import attack
 from maep.data import datasets, lists
 from maep.data.datasets import DataConfig
-from maep.models.classifiers import load_classifier
+from maep.models.classifiers.load import load_classifier
 
 NUM = 200
 THEIR_LOSS: dict[AttackName, str] = {"apgd-ce": "ce", "apgd-dlr": "dlr", "apgd-t": "dlr-targeted"}

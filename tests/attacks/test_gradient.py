@@ -16,7 +16,7 @@ from maep.attacks.config import AttackConfig
 from maep.attacks.losses import cross_entropy
 from maep.attacks.run import attack
 from maep.errors import ConfigError
-from maep.models.classifiers import CifarResNet, Classifier, fold_batch_norm
+from maep.models.classifiers.load import CifarResNet, Classifier, fold_batch_norm
 
 EPS = 8 / 255
 ATTACKS = [

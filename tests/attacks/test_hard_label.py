@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from query_toys import Counter, Decisions, curved, gap, images_and_labels, inner_images, keys, linear
 
-from maep.attacks.balls import lengths
 from maep.attacks.config import AttackConfig
 from maep.attacks.hard_label import _RayS, attack
+from maep.attacks.norms import lengths
 
 
 def nearest(model: torch.nn.Sequential, images: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,8 @@ import torch
 from query_toys import Counter, curved, gap, images_and_labels, inner_images, keys, linear
 from torch import Tensor, nn
 
-from maep.attacks.balls import lengths
 from maep.attacks.config import AttackConfig, Norm
+from maep.attacks.norms import lengths
 from maep.attacks.run import attack
 
 DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}

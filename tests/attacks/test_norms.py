@@ -10,8 +10,8 @@ from query_toys import curved, images_and_labels, keys
 from torch import Tensor, nn
 
 from maep.attacks import losses
-from maep.attacks.balls import BALLS
 from maep.attacks.config import AttackConfig, AttackName, Norm
+from maep.attacks.norms import BALLS
 from maep.attacks.run import attack
 
 NAMES: tuple[AttackName, ...] = ("pgd", "pgd-cw", "apgd-ce", "apgd-dlr", "apgd-t")

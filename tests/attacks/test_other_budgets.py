@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torchvision.transforms import functional as reference
 
 from maep.attacks import patch, spatial
-from maep.attacks.balls import lengths
 from maep.attacks.config import AttackConfig, Norm
 from maep.attacks.losses import margin
+from maep.attacks.norms import lengths
 from maep.attacks.run import attack
 
 

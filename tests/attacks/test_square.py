@@ -10,11 +10,11 @@ from query_toys import gap, inner_images, keys, linear
 
 from maep import seeding
 from maep.attacks import square
-from maep.attacks.balls import lengths
 from maep.attacks.config import AttackConfig
+from maep.attacks.norms import lengths
 from maep.data import datasets, lists
 from maep.data.datasets import DataConfig
-from maep.models.classifiers import load_classifier
+from maep.models.classifiers.load import load_classifier
 
 NUM, QUERIES, SEEDS = 200, 50, (0, 1, 2)
 EPS = 8 / 255  # where a good part of the images survives so few queries

@@ -23,7 +23,7 @@ from maep.attacks.config import AttackConfig
 from maep.attacks.run import attack
 from maep.data import datasets, lists
 from maep.data.datasets import DataConfig
-from maep.models.classifiers import IMAGENET_MEAN, IMAGENET_STD, CifarResNet, Classifier, load_classifier
+from maep.models.classifiers.load import IMAGENET_MEAN, IMAGENET_STD, CifarResNet, Classifier, load_classifier
 
 NUM, SLOTS = 64, 32
 EPS = 0.6 / 255

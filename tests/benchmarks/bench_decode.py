@@ -22,8 +22,8 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import InterpolationMode, v2
 
-from maep.data.augmentation import SCALE, crop_box
-from maep.data.decoding import decode, decode_crop
+from maep.data.reading.decoding import decode, decode_crop
+from maep.data.stream.augmentation import SCALE, crop_box
 
 NUM, ROUNDS = 128, 6
 GRAIN = 6.0  # grey levels: it makes about 80 kB of each

@@ -14,7 +14,7 @@ import pytest
 
 from maep.data.datasets import DataConfig
 from maep.evaluate.config import EvaluateConfig
-from maep.evaluate.protocol import Progress, evaluate
+from maep.evaluate.protocol.run import Progress, evaluate
 
 
 def _settings(shared_data: Path, cache: Path) -> EvaluateConfig:

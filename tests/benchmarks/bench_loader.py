@@ -19,17 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from maep import cluster
-from maep.data import augmentation
 from maep.data.datasets import DataConfig, load
 from maep.data.image_set import ImageSet, to_float
-from maep.data.loaders import Loader, LoaderConfig, open_images
-from maep.data.plan import Sampling
-from maep.data.resident import Resident, Synthetic
+from maep.data.stream import augmentation
+from maep.data.stream.loaders import Loader, LoaderConfig, open_images
+from maep.data.stream.plan import Sampling
+from maep.data.stream.resident import Resident, Synthetic
 from maep.models.build import build_model
 from maep.train.config import LoopConfig
-from maep.train.loop import batch_of
+from maep.train.loop.run import batch_of
 from maep.train.objectives import Batch, Pretraining
-from maep.train.ray_loader import RayLoader
+from maep.train.ray.loader import RayLoader
 
 CPU = torch.device("cpu")
 ROUNDS = 5

@@ -19,16 +19,16 @@ from figures import held
 from torch import nn
 
 from maep import config
-from maep.data.plan import Sampling
-from maep.data.resident import Resident
+from maep.data.stream.plan import Sampling
+from maep.data.stream.resident import Resident
 from maep.models import flops
 from maep.models.mae import MaskedAutoencoder
-from maep.train.bench import _random_images
+from maep.train.benchmark import _random_images
 from maep.train.config import PretrainConfig
-from maep.train.loop import batch_of
+from maep.train.loop.run import batch_of
+from maep.train.loop.step import Step
+from maep.train.loop.stopwatch import Stopwatch
 from maep.train.objectives import Batch, Pretraining
-from maep.train.step import Step
-from maep.train.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")
 ROUNDS, STEPS = 5, 2

@@ -21,7 +21,7 @@ from train_toys import TURN, lines, taking_turns
 
 from maep import cluster, config
 from maep.train.config import PretrainConfig, WorkersConfig
-from maep.train.distributed import train
+from maep.train.ray.workers import train
 from maep_jobs.arguments import find
 
 PAIRS = 3

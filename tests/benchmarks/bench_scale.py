@@ -74,9 +74,9 @@ def _checkpoint(folder: Path) -> dict[str, float]:
 
     from maep import config
     from maep.models.mae import MaskedAutoencoder
-    from maep.train.checkpoints import Checkpoints, snapshot
+    from maep.train.checkpoint.store import Checkpoints, snapshot
     from maep.train.config import LoopConfig, PretrainConfig
-    from maep.train.step import make_optimizer
+    from maep.train.loop.step import make_optimizer
 
     settings = config.build(PretrainConfig, {"model": {"preset": "Ti/4", "image_size": 32}})
     model = MaskedAutoencoder(settings.model)
@@ -146,12 +146,12 @@ def test_steps_that_ray_data_hands_over(tmp_path: Path) -> None:
     """Steps a second of the loader `ray` where there is next to nothing to decode: what one task a step allows."""
     import torch
 
-    from maep.data import imagenet
-    from maep.data.decoding import encode_png
-    from maep.data.loaders import LoaderConfig
-    from maep.data.plan import Sampling
-    from maep.data.streaming import Streamed
-    from maep.train.ray_loader import RayLoader
+    from maep.data.reading.decoding import encode_png
+    from maep.data.sets import imagenet
+    from maep.data.stream.loaders import LoaderConfig
+    from maep.data.stream.plan import Sampling
+    from maep.data.stream.streaming import Streamed
+    from maep.train.ray.loader import RayLoader
 
     (tmp_path / "imagenet" / "train" / "a").mkdir(parents=True)
     for number in range(64):

@@ -21,12 +21,13 @@ from pathlib import Path
 import pytest
 
 from maep import config
-from maep.tune import execute, record
+from maep.tune import record
 from maep.tune.config import TuneConfig
 from maep.tune.record import TrialRecord
-from maep.tune.search import Search
+from maep.tune.search import execute
+from maep.tune.search.rounds import Search
 from maep_jobs.arguments import find
-from maep_jobs.tuning import with_classifiers
+from maep_jobs.search.run import with_classifiers
 
 OBJECTIVE = "adaptive_accuracy"
 NUM_TRIALS = 24

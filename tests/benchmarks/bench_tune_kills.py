@@ -20,12 +20,13 @@ import pytest
 import yaml
 
 from maep import config
-from maep.tune import record, trial
+from maep.tune import record
+from maep.tune.trial import run
 from maep_jobs.arguments import find
 
 SEEDS = range(5)
 LATEST_S = 2.0
-MARKS = (f"{record.TRIALS}/*/{trial.PLAN}", f"{record.TRIALS}/*/{record.CURVE}", f"{trial.PRETRAINED}/*/{trial.SPENT}")
+MARKS = (f"{record.TRIALS}/*/{run.PLAN}", f"{record.TRIALS}/*/{record.CURVE}", f"{run.PRETRAINED}/*/{run.SPENT}")
 
 
 def started(folder: Path, *words: str) -> subprocess.Popen[bytes]:

@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from maep import config
-from maep.tune import execute, record
+from maep.tune import record
 from maep.tune.config import TuneConfig
 from maep.tune.record import TrialRecord
-from maep.tune.search import Search, Silent, Work
-from maep.tune.trial import Trial
+from maep.tune.search import execute
+from maep.tune.search.rounds import Search, Silent, Work
+from maep.tune.trial.run import Trial
 from maep_jobs.arguments import find
-from maep_jobs.tuning import with_classifiers
+from maep_jobs.search.run import with_classifiers
 
 MOST_S = 3.0
 NUM_TRIALS = 6

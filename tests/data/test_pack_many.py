@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from processes import memory_mib
 
-from maep.data.imagenet import synsets
+from maep.data.sets.imagenet import synsets
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 PER_CLASS, SHARDS, KILL_AT, DEADLINE_S = 10, 40, 10, 600

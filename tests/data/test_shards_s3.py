@@ -15,10 +15,11 @@ import pytest
 import torch
 from stack import S3
 
-from maep.data import imagenet, shards
 from maep.data.datasets import DataConfig
-from maep.data.plan import Sampling
-from maep.data.streaming import Stream, Streamed
+from maep.data.reading import shards
+from maep.data.sets import imagenet
+from maep.data.stream.plan import Sampling
+from maep.data.stream.streaming import Stream, Streamed
 from maep.errors import DataError, UnavailableError
 from maep_jobs.strips import _shown
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import maep
-from maep.data import cifar10, digits, imagenet, lists
+from maep.data import lists
 from maep.data.datasets import DataConfig, ImageSet, Split, load
+from maep.data.sets import cifar10, digits, imagenet
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 

@@ -12,9 +12,9 @@ from purifier_toys import small_unet
 from maep import artifact
 from maep.data.datasets import DataConfig, load
 from maep.evaluate.config import EvaluateConfig
-from maep.evaluate.protocol import evaluate
-from maep.evaluate.results import Result
-from maep.models.classifiers import CifarResNet, Classifier, load_classifier
+from maep.evaluate.protocol.run import evaluate
+from maep.evaluate.results.summary import Result
+from maep.models.classifiers.load import CifarResNet, Classifier, load_classifier
 
 
 @pytest.fixture(scope="session")

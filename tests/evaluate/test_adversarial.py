@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from maep.attacks.config import AttackConfig
-from maep.data import adversarial, lists
+from maep.data import lists
 from maep.data.datasets import DataConfig, load
 from maep.data.image_set import ImageSet
 from maep.errors import DataError
-from maep.models.classifiers import Classifier
+from maep.evaluate import attacked_sets
+from maep.models.classifiers.load import Classifier
 
 FGSM = AttackConfig("fgsm", 8 / 255, 1)
 
@@ -36,8 +37,8 @@ def wanted(
     cache: Path,
     config: AttackConfig = FGSM,
     seed: int = 0,
-) -> adversarial.AttackedSet:
-    return adversarial.AttackedSet(classifier.sha256, None, images, image_list, config, seed, cache)
+) -> attacked_sets.AttackedSet:
+    return attacked_sets.AttackedSet(classifier.sha256, None, images, image_list, config, seed, cache)
 
 
 @pytest.mark.parametrize("eps", [8 / 255, 2 / 255, 2.6 / 255, 0.5 / 255])
@@ -45,10 +46,10 @@ def test_rounding_keeps_the_budget(eps: float) -> None:
     generator = torch.Generator().manual_seed(0)
     original = torch.randint(0, 256, (4, 3, 8, 8), generator=generator).float() / 255
     attacked = (original + eps * (2 * torch.rand(original.shape, generator=generator) - 1)).clamp(0, 1)
-    pixels = adversarial.as_tensor(adversarial.round_to_budget(attacked, original, eps).numpy())
+    pixels = attacked_sets.as_tensor(attacked_sets.round_to_budget(attacked, original, eps).numpy())
     assert (pixels - original).abs().max() <= eps + 1e-6
-    on_grid = adversarial.round_to_budget((original + 8 / 255).clamp(0, 1), original, 8 / 255)
-    assert torch.allclose(adversarial.as_tensor(on_grid.numpy()), (original + 8 / 255).clamp(0, 1), atol=1e-6)
+    on_grid = attacked_sets.round_to_budget((original + 8 / 255).clamp(0, 1), original, 8 / 255)
+    assert torch.allclose(attacked_sets.as_tensor(on_grid.numpy()), (original + 8 / 255).clamp(0, 1), atol=1e-6)
 
 
 def test_made_once_and_read_back(
@@ -113,7 +114,7 @@ def test_damage_is_found_and_named(
     elif damage == "missing":
         shard.unlink()
     else:
-        manifest = attacked.folder / adversarial.MANIFEST
+        manifest = attacked.folder / attacked_sets.MANIFEST
         manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 5'))
     with pytest.raises(DataError, match=r"delete .* and they are made again"):
         attacked.made(classifier)

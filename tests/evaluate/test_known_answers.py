@@ -17,12 +17,13 @@ from maep import artifact
 from maep.attacks.bpda import BackwardIdentity
 from maep.attacks.config import AttackConfig
 from maep.attacks.run import attack
-from maep.data.adversarial import Meter
 from maep.data.datasets import DataConfig, load
-from maep.evaluate import baselines, sanity
-from maep.evaluate.flags import flags
+from maep.evaluate import baselines
+from maep.evaluate.attacked_sets import Meter
+from maep.evaluate.trust import sanity
+from maep.evaluate.trust.flags import flags
 from maep.models import build
-from maep.models.classifiers import load_classifier
+from maep.models.classifiers.load import load_classifier
 from maep.models.purifier import defend
 
 EPS = 40 / 255

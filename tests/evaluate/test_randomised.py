@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from maep import artifact, config
 from maep.data import lists
 from maep.data.datasets import DataConfig, load
-from maep.evaluate import baselines, sanity
-from maep.evaluate.bench import Expectation, FixedDraws
+from maep.evaluate import baselines
 from maep.evaluate.config import EvaluateConfig
-from maep.evaluate.protocol import evaluate
-from maep.models.classifiers import Classifier
+from maep.evaluate.protocol.context import Expectation, FixedDraws
+from maep.evaluate.protocol.run import evaluate
+from maep.evaluate.trust import sanity
+from maep.models.classifiers.load import Classifier
 from maep.models.mae import MaeConfig
 from maep.models.purifier import Purifier, PurifierConfig, defend
 

@@ -10,8 +10,9 @@ from scipy.stats import binomtest
 
 import maep
 from maep import artifact
-from maep.evaluate import results, table
-from maep.evaluate.results import WORST, Result
+from maep.evaluate.report import table
+from maep.evaluate.results import summary
+from maep.evaluate.results.summary import WORST, Result
 
 ROOT = Path(__file__).parents[2]
 README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
@@ -24,7 +25,7 @@ def bundled_folder() -> Path:
 
 
 def recomputed(result: Result) -> Result:
-    figures = [asdict(figure) for figure in results.summarise(result.rows())]
+    figures = [asdict(figure) for figure in summary.summarise(result.rows())]
     return replace(result, values={**result.values, "figures": figures})
 
 
@@ -40,12 +41,12 @@ def percent(result: Result, purifier: str, threat: str, eps: float | None = None
 
 
 def test_the_readme_shows_the_table_recomputed_from_the_per_image_rows() -> None:
-    result = recomputed(results.read(bundled_folder() / "evaluation"))
+    result = recomputed(summary.read(bundled_folder() / "evaluation"))
     assert " ".join(table.markdown(table.headline(result), table.notes(result)).split()) in README
 
 
 def test_the_readme_says_in_words_what_the_rows_say_of_rivals() -> None:
-    result = recomputed(results.read(bundled_folder() / "evaluation"))
+    result = recomputed(summary.read(bundled_folder() / "evaluation"))
     ahead = {}
     for rival in ("jpeg-q50", "conv"):
         table_of = {name: right(result, UNSEEN, name) for name in ("maep", rival)}
@@ -67,7 +68,7 @@ def right(result: Result, classifier: str, purifier: str) -> np.ndarray:
 
 
 def test_the_readme_says_what_the_published_page_measured() -> None:
-    result = recomputed(results.read(STANDARD))
+    result = recomputed(summary.read(STANDARD))
     ours, theirs = (percent(result, name, "oblivious") for name in ("maep", "conv"))
     assert f"({ours} on ResNet-56, U-Net {theirs})" in README
     curve = [percent(result, "maep", "adaptive", eps / 255) for eps in (0.5, 1)]
@@ -76,7 +77,7 @@ def test_the_readme_says_what_the_published_page_measured() -> None:
 
 
 def test_the_shipped_evaluation_is_of_what_ships() -> None:
-    figures = results.read(bundled_folder() / "evaluation").figures
+    figures = summary.read(bundled_folder() / "evaluation").figures
     for name, purifier in (("cifar10", "maep"), ("cifar10-conv", "conv")):
         shipped = artifact.read(bundled_folder().parent / name)
         assert {figure.purifier_sha256 for figure in figures if figure.purifier == purifier} == {shipped.sha256}

@@ -10,7 +10,7 @@ from chromium import Watch, faint
 from evaluations import bundled, changed
 from PIL import Image
 
-from maep.evaluate import report
+from maep.evaluate.report import report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 pytestmark = pytest.mark.browser

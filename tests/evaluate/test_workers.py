@@ -13,8 +13,8 @@ from processes import children, is_running
 from maep import artifact
 from maep.errors import UnavailableError
 from maep.evaluate.config import EvaluateConfig
-from maep.evaluate.protocol import Progress, evaluate
-from maep.evaluate.results import Result
+from maep.evaluate.protocol.run import Progress, evaluate
+from maep.evaluate.results.summary import Result
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from maep.artifact import Artifact
-from maep.models.classifiers import load_classifier
-from maep_serve import suspicion
+from maep.models.classifiers.load import load_classifier
+from maep_serve.engine import suspicion
 
 
 def test_clean_dev_images_are_measured_into_a_file(

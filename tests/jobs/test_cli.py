@@ -101,7 +101,7 @@ def test_what_others_print_is_kept_out_of_the_json(maep: Any, monkeypatch: pytes
         print("(raylet) A worker died")
         return load(*words)
 
-    monkeypatch.setattr("maep_jobs.data.load", noisy)
+    monkeypatch.setattr("maep_jobs.verbs.data.load", noisy)
     ran = maep("data", "show", "digits", "--json")
     assert len(json.loads(ran.out)) == 3
     assert ran.err.count("(raylet) A worker died\n") == 3

@@ -18,12 +18,12 @@ from maep.artifact import Artifact
 from maep.tracking import client as mlflow_client
 from maep.tracking.client import TrackingConfig, absolute
 from maep.tracking.revision import revision
-from maep.train.checkpoints import Checkpoints
+from maep.train.checkpoint.history import read
+from maep.train.checkpoint.store import Checkpoints
 from maep.train.config import PretrainConfig
-from maep.train.history import read
-from maep.train.loop import Progress
+from maep.train.loop.run import Progress
 from maep.train.validation import validate
-from maep_jobs.identity import of_training
+from maep_jobs.pipeline.identity import of_training
 from maep_jobs.training import _Shown, _Tracked
 
 Words = Callable[..., list[str]]

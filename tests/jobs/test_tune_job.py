@@ -24,13 +24,14 @@ from maep import config
 from maep.errors import UnavailableError
 from maep.tracking.client import TrackingConfig, absolute, connect, experiment
 from maep.tracking.runs import open_run
-from maep.tune import execute, record, suggest
+from maep.tune import record
 from maep.tune.config import TuneConfig
-from maep.tune.search import Search
+from maep.tune.search import execute, suggest
+from maep.tune.search.rounds import Search
 from maep_jobs.arguments import find
-from maep_jobs.tune_table import Table
-from maep_jobs.tune_tracking import Tracked
-from maep_jobs.tuning import claim
+from maep_jobs.search.run import claim
+from maep_jobs.search.table import Table
+from maep_jobs.search.tracking import Tracked
 
 Maep = Callable[..., Any]
 
@@ -209,7 +210,7 @@ def test_a_server_that_is_away_for_a_while_costs_no_trial_and_no_value(
         return open_run(*words)
 
     tracking = absolute(TrackingConfig(uri=f"sqlite:///{store}"))
-    monkeypatch.setattr("maep_jobs.tune_tracking.open_run", open_later)
+    monkeypatch.setattr("maep_jobs.search.tracking.open_run", open_later)
     with Tracked(asked, tracking, output) as tracked:
         play(asked, output, listener=tracked)
     assert "--resume records what is missing" in caplog.text

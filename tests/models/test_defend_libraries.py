@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import maep
 from maep import config
-from maep.models.classifiers import CifarResNet, Classifier
+from maep.models.classifiers.load import CifarResNet, Classifier
 from maep.models.purifier import Purifier, PurifierConfig
 
 NUM, EPS, STEPS = 32, 8 / 255, 5

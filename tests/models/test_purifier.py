@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from maep import config
 from maep.errors import ConfigError
-from maep.models.classifiers import CifarResNet
+from maep.models.classifiers.load import CifarResNet
 from maep.models.conv import ConvConfig, ConvPurifier
 from maep.models.purifier import Purifier, PurifierConfig, defend
 

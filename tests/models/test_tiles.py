@@ -14,7 +14,7 @@ from maep.data import datasets, lists
 from maep.data.datasets import DataConfig
 from maep.errors import ConfigError
 from maep.models import tiles
-from maep.models.classifiers import load_classifier
+from maep.models.classifiers.load import load_classifier
 from maep.models.conv import ConvConfig, ConvPurifier
 from maep.models.mae import MaeConfig
 from maep.models.purifier import Purifier, PurifierConfig, defend

@@ -16,10 +16,10 @@ from maep.artifact import Artifact
 from maep.config import to_dict
 from maep.errors import ArtifactError
 from maep.models.build import build_model, load_weights
-from maep.models.classifiers import IMAGENET_MEAN, IMAGENET_STD
+from maep.models.classifiers.load import IMAGENET_MEAN, IMAGENET_STD
 from maep.models.mae import MaeConfig, MaskedAutoencoder
-from maep.models.vitmae import _published, from_vitmae, to_vitmae
-from maep.models.vitmae_folder import export_vitmae, import_vitmae
+from maep.models.vitmae.folder import export_vitmae, import_vitmae
+from maep.models.vitmae.weights import _published, from_vitmae, to_vitmae
 
 SIZES = [(32, 2), (32, 4), (32, 8), (32, 16), (224, 16), (224, 32)]
 

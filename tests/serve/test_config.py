@@ -10,8 +10,8 @@ from maep import config
 from maep.data.datasets import DataConfig
 from maep.errors import ConfigError
 from maep_serve.config import ServeConfig, is_loopback
-from maep_serve.loading import class_names
-from maep_serve.samples import load_samples
+from maep_serve.engine.loading import class_names
+from maep_serve.page.samples import load_samples
 
 
 def test_a_configuration_round_trips(tmp_path):

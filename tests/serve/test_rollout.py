@@ -22,10 +22,10 @@ from maep.errors import UserError
 from maep.models.build import load_purifier_artifact
 from maep.tracking.client import TrackingConfig
 from maep.tracking.registry import register, roll_back, set_alias
-from maep_serve import golden
-from maep_serve.client import Client
+from maep_serve.client.client import Client
 from maep_serve.config import ServeConfig
-from maep_serve.server import Server, start
+from maep_serve.ray.server import Server, start
+from maep_serve.release import golden
 
 pytestmark = pytest.mark.slow
 PNG = {"content-type": "image/png"}
@@ -211,7 +211,7 @@ def replica_names() -> list[str]:
 def test_a_killed_controller_and_a_new_deployment_fail_no_request(server, settings, tracking, versions, png):
     from ray import serve
 
-    from maep_serve.app import APP_NAME, build_app
+    from maep_serve.ray.app import APP_NAME, build_app
 
     with steady(server.url, png()) as load:
         ray.kill(ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve"), no_restart=False)

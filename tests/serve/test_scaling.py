@@ -12,7 +12,7 @@ import pytest
 from stack import free_ports
 
 from maep_serve.config import ServeConfig
-from maep_serve.server import start
+from maep_serve.ray.server import start
 
 pytestmark = pytest.mark.slow
 PNG = {"content-type": "image/png"}

@@ -11,13 +11,13 @@ from typing import Any
 import pyarrow as pa
 
 from maep import storage
-from maep.evaluate import results, rows
-from maep.evaluate.results import Result
+from maep.evaluate.results import rows, summary
+from maep.evaluate.results.summary import Result
 
 
 def bundled() -> Result:
     """Of `bundled:cifar10`: two purifiers and the baselines before two classifiers."""
-    return results.read(Path(str(resources.files("maep").joinpath("bundled/cifar10/evaluation"))))
+    return summary.read(Path(str(resources.files("maep").joinpath("bundled/cifar10/evaluation"))))
 
 
 def changed(
@@ -31,6 +31,6 @@ def changed(
     data = rows.encode(table(result.rows()))
     values(copied)
     copied["images_sha256"] = storage.sha256(data)
-    storage.write_bytes(folder / results.IMAGES, data)
-    storage.write_bytes(folder / results.RESULT, json.dumps(copied).encode())
-    return results.read(folder)
+    storage.write_bytes(folder / summary.IMAGES, data)
+    storage.write_bytes(folder / summary.RESULT, json.dumps(copied).encode())
+    return summary.read(folder)

@@ -15,7 +15,7 @@ from processes import children, is_running
 
 from maep import artifact
 from maep.artifact import Artifact
-from maep.train.history import read
+from maep.train.checkpoint.history import read
 
 DEADLINE_S = 280
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from maep import seeding
-from maep.models.classifiers import CifarResNet, Classifier, fold_batch_norm
+from maep.models.classifiers.load import CifarResNet, Classifier, fold_batch_norm
 
 
 class Counter(nn.Module):

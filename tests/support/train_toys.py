@@ -15,11 +15,11 @@ import torch
 
 from maep.artifact import Artifact
 from maep.data.image_set import ImageSet
-from maep.data.plan import Sampling
-from maep.data.resident import Resident
+from maep.data.stream.plan import Sampling
+from maep.data.stream.resident import Resident
 from maep.errors import ConfigError
-from maep.train import history
-from maep.train.loop import Progress, Task, batch_of
+from maep.train.checkpoint import history
+from maep.train.loop.run import Progress, Task, batch_of
 from maep.train.objectives import Batch
 
 MAE = {
@@ -96,7 +96,7 @@ class Written:
         if self.kill_other_at == progress.samples_seen and self.first_time():
             os.kill(history.read(self.path.parent / "out")[-1]["workers"][1]["pid"], signal.SIGKILL)
         if self.term_at == progress.samples_seen and self.first_time():
-            from maep.train.ray_notice import sigterm
+            from maep.train.ray.termination import sigterm
 
             os.kill(os.getpid(), signal.SIGTERM)
             assert sigterm.wait(120), "the worker's main thread heard no SIGTERM"

@@ -12,7 +12,7 @@ from maep import config
 from maep.tune import record
 from maep.tune.config import TuneConfig
 from maep.tune.record import Budget, Point
-from maep.tune.search import Listener, Search, Work
+from maep.tune.search.rounds import Listener, Search, Work
 
 IMAGES = 960
 

@@ -48,10 +48,10 @@ def _pretrain(spec: dict[str, Any], output: Path, rank: int, size: int) -> dict[
 
     from maep import config
     from maep.errors import Stopped, UserError
+    from maep.train.build_tasks import pretraining
     from maep.train.config import PretrainConfig
-    from maep.train.loop import World, run
+    from maep.train.loop.run import World, run
     from maep.train.objectives import Batch, Losses
-    from maep.train.phases import pretraining
 
     task = pretraining(config.build(PretrainConfig, spec["values"]))
     forward, calls = task.objective.forward, []

@@ -22,8 +22,8 @@ from maep.tracking.checkpoints import checkpoints
 from maep.tracking.resolve import cache_folder, resolve
 from maep.tracking.runs import TrackingConfig, open_run
 from maep.train.config import PretrainConfig
-from maep.train.distributed import train
-from maep.train.loop import Progress
+from maep.train.loop.run import Progress
+from maep.train.ray.workers import train
 from maep_jobs.training import make_callbacks
 
 Make = Callable[..., artifact.Artifact]

@@ -11,10 +11,10 @@ from train_toys import LOOP, MAE, Heard, Make
 from maep import config
 from maep.artifact import Artifact
 from maep.data.datasets import DataConfig
+from maep.train.build_tasks import pretraining
 from maep.train.classifier import ClassifierConfig, classification, dev_accuracy
 from maep.train.config import FinetuneConfig, PretrainConfig
-from maep.train.loop import run
-from maep.train.phases import pretraining
+from maep.train.loop.run import run
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,10 @@ from maep import config
 from maep.artifact import Artifact
 from maep.data.datasets import DataConfig, load
 from maep.errors import ArtifactError, ConfigError
-from maep.models.classifiers import load_classifier
-from maep.models.families import ThinVgg
+from maep.models.classifiers.architectures import ThinVgg
+from maep.models.classifiers.load import load_classifier
 from maep.train.classifier import Classification, ClassifierConfig, classification, dev_accuracy
-from maep.train.loop import run
+from maep.train.loop.run import run
 from maep.train.objectives import Batch
 
 

@@ -19,11 +19,11 @@ from maep import artifact, config
 from maep.artifact import Artifact
 from maep.data.datasets import DataConfig, load
 from maep.models.build import build_model, load_weights
+from maep.train.build_tasks import pretraining
+from maep.train.checkpoint.history import read
 from maep.train.config import PretrainConfig
-from maep.train.history import read
-from maep.train.loop import run
+from maep.train.loop.run import run
 from maep.train.objectives import Batch, Pretraining
-from maep.train.phases import pretraining
 from maep_jobs.arguments import find
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(1500)]

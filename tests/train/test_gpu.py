@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from train_toys import Heard, Make
 
-from maep.train.loop import run
-from maep.train.phases import pretraining, purification
+from maep.train.build_tasks import pretraining, purification
+from maep.train.loop.run import run
 
 pytestmark = pytest.mark.gpu
 

@@ -16,8 +16,8 @@ from maep.artifact import Artifact
 from maep.errors import ConfigError
 from maep.models.build import build_model, load_purifier_artifact, load_weights
 from maep.models.lora import merged, num_trained
-from maep.train.loop import Task, run
-from maep.train.phases import purification
+from maep.train.build_tasks import purification
+from maep.train.loop.run import Task, run
 
 RANK = 4
 LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")

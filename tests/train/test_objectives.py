@@ -12,13 +12,13 @@ from train_toys import Heard, Make, batch_at, weights
 from maep import config
 from maep.data.datasets import DataConfig
 from maep.errors import ArtifactError, ConfigError
-from maep.models.classifiers import load_classifier
+from maep.models.classifiers.load import load_classifier
 from maep.models.conv import ConvPurifier
+from maep.train.attack_mixture import MixtureConfig
+from maep.train.build_tasks import pretraining, purification
 from maep.train.config import LossConfig, TermConfig
-from maep.train.loop import Task, run
-from maep.train.mixture import MixtureConfig
+from maep.train.loop.run import Task, run
 from maep.train.objectives import Purification, _sizes, check_classifier
-from maep.train.phases import pretraining, purification
 
 EPS = 32 / 255
 

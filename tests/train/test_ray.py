@@ -18,9 +18,9 @@ from train_toys import LOOP, Heard, Make, lines, weights, written
 from maep import artifact, cluster, config
 from maep.artifact import Artifact
 from maep.errors import ArtifactError, ConfigError, UnavailableError
-from maep.train import history
+from maep.train.checkpoint import history
 from maep.train.config import WorkersConfig
-from maep.train.distributed import rooted, train
+from maep.train.ray.workers import rooted, train
 from maep_jobs import cli
 
 

@@ -12,9 +12,9 @@ from train_toys import weights
 
 from maep import config
 from maep.artifact import Artifact
+from maep.train.build_tasks import pretraining, purification
 from maep.train.config import FinetuneConfig, PretrainConfig
-from maep.train.loop import run
-from maep.train.phases import pretraining, purification
+from maep.train.loop.run import run
 from maep_jobs.arguments import find
 
 PRETRAIN = ["--loop.samples", "12800", "--loop.batch_size", "64", "--loop.checkpoint_every", "640"]

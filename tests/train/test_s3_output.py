@@ -19,11 +19,11 @@ from stack import S3, free_ports, seaweedfs, weed_binary
 from maep import artifact, config, storage
 from maep.artifact import Artifact
 from maep.errors import UnavailableError
+from maep.train.build_tasks import pretraining
+from maep.train.checkpoint.history import read
+from maep.train.checkpoint.mirror import working_folder
 from maep.train.config import PretrainConfig
-from maep.train.history import read
-from maep.train.loop import run
-from maep.train.mirror import working_folder
-from maep.train.phases import pretraining
+from maep.train.loop.run import run
 from maep_jobs.arguments import find
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(1200)]

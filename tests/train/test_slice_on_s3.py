@@ -17,7 +17,7 @@ from kills import newest
 from stack import S3
 
 from maep import artifact
-from maep.train.history import read
+from maep.train.checkpoint.history import read
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.shared_data, pytest.mark.timeout(1800)]
 FILE = "imagenet_slice/val_256.parquet"

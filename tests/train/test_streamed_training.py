@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from train_toys import Heard, Make, weights
 
-from maep.data.decoding import encode_png
+from maep.data.reading.decoding import encode_png
 from maep.errors import ArtifactError, ConfigError
+from maep.train.build_tasks import pretraining
 from maep.train.config import PretrainConfig
-from maep.train.loop import run
-from maep.train.phases import pretraining
+from maep.train.loop.run import run
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from kills import kill_and_go_on
 
 from maep import config
 from maep.artifact import Artifact
+from maep.train.build_tasks import pretraining
 from maep.train.config import PretrainConfig
-from maep.train.loop import run
-from maep.train.phases import pretraining
+from maep.train.loop.run import run
 from maep_jobs.arguments import find
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

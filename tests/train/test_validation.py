@@ -20,14 +20,14 @@ from maep.artifact import Artifact
 from maep.data import datasets
 from maep.errors import ConfigError
 from maep.models.build import load_purifier_artifact
-from maep.models.classifiers import load_classifier
+from maep.models.classifiers.load import load_classifier
 from maep.models.purifier import defend
 from maep.train import validation
-from maep.train.checkpoints import Best
+from maep.train.build_tasks import pretraining, purification
+from maep.train.checkpoint.store import Best
 from maep.train.config import FinetuneConfig, WorkersConfig
-from maep.train.distributed import train
-from maep.train.loop import Progress, run
-from maep.train.phases import pretraining, purification
+from maep.train.loop.run import Progress, run
+from maep.train.ray.workers import train
 from maep.train.validation import Validation, validate
 
 ON = {"every_checkpoint": True, "num_images": 40, "steps": 3}

@@ -14,10 +14,10 @@ from workers import together
 
 from maep import artifact
 from maep.artifact import Artifact
-from maep.train.checkpoints import Checkpoints
-from maep.train.history import read
-from maep.train.loop import run
-from maep.train.phases import pretraining
+from maep.train.build_tasks import pretraining
+from maep.train.checkpoint.history import read
+from maep.train.checkpoint.store import Checkpoints
+from maep.train.loop.run import run
 
 pytestmark = pytest.mark.slow
 

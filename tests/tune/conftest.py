@@ -11,7 +11,7 @@ from train_toys import LOOP, MAE, Make
 from maep import config
 from maep.artifact import Artifact
 from maep.train.classifier import ClassifierConfig, classification
-from maep.train.loop import run
+from maep.train.loop.run import run
 from maep.tune.config import TuneConfig
 
 

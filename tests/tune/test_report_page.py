@@ -8,7 +8,8 @@ import pytest
 from chromium import Watch
 from searches import grid, settings, trial, write
 
-from maep.tune import report, results
+from maep.tune import results
+from maep.tune.report import report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 pytestmark = pytest.mark.browser

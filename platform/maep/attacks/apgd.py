@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maep.attacks.balls import BALLS, per_image
 from maep.attacks.config import AttackConfig
-from maep.attacks.slots import State
+from maep.attacks.gradient_engine import State
+from maep.attacks.norms import BALLS, per_image
 
 MOMENTUM = 0.75  # alpha of the paper's equation 2, and rho of its condition 1
 RHO = 0.75

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from maep.attacks.apgd import Best
-from maep.attacks.balls import L1, per_image, sparse_sign
 from maep.attacks.config import AttackConfig
+from maep.attacks.norms import L1, per_image, sparse_sign
 
 REDUCE = 1.5  # by which a step is shortened, and the changed values are more than those of the next step
 SHORTEST = 0.1  # of the radius: the shortest step

@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from maep.attacks.balls import lengths
 from maep.attacks.config import AttackConfig
-from maep.attacks.search import Answer, Search
+from maep.attacks.norms import lengths
+from maep.attacks.query_engine import Answer, Search
 
 NUM_CONSTANTS = 9
 """Values that the constant c takes, by bisection, as in the authors' code."""

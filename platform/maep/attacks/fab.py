@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maep.attacks.balls import lengths
 from maep.attacks.config import AttackConfig
 from maep.attacks.losses import logits_of
+from maep.attacks.norms import lengths
 
 
 def attack(

@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from maep.attacks import losses, slots
+from maep.attacks import gradient_engine, losses
 from maep.attacks.apgd import APGD
 from maep.attacks.apgd_l1 import SparseAPGD
 from maep.attacks.config import AttackConfig, AttackName
+from maep.attacks.gradient_engine import Task
 from maep.attacks.losses import Loss
 from maep.attacks.pgd import PGD, fgsm
-from maep.attacks.slots import Task
 
 _UNTARGETED: dict[AttackName, Loss] = {
     "pgd": losses.cross_entropy,
@@ -62,7 +62,7 @@ def _targeted(
     different classes and are scaled differently, so they do not compare between runs. With `stop_when_broken`, images
     that the model gets wrong as they are stay.
     """
-    logits = slots.predict(model, images, batch_size)
+    logits = gradient_engine.predict(model, images, batch_size)
     found = images.clone()
     rows = torch.arange(len(images), device=images.device)
     if stop_when_broken:
@@ -77,7 +77,7 @@ def _targeted(
 
 def _climb(task: Task, config: AttackConfig, stop_when_broken: bool, batch_size: int | None) -> Tensor:
     if config.name in ("pgd", "pgd-cw"):
-        return slots.climb(task, PGD(config), stop_when_broken, batch_size)
+        return gradient_engine.climb(task, PGD(config), stop_when_broken, batch_size)
     if config.norm == "L1":
-        return slots.climb(task, SparseAPGD(config), stop_when_broken, batch_size)
-    return slots.climb(task, APGD(config), stop_when_broken, batch_size)
+        return gradient_engine.climb(task, SparseAPGD(config), stop_when_broken, batch_size)
+    return gradient_engine.climb(task, APGD(config), stop_when_broken, batch_size)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from maep.attacks.config import AttackConfig
-from maep.attacks.search import Answer, Search
+from maep.attacks.query_engine import Answer, Search
 
 TOLERANCE = 1e-3
 """Bisection ends at this length, in L2 as in the authors' code; 1e-3 / sqrt(d) in units of the image range."""

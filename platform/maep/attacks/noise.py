@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from maep import seeding
-from maep.attacks.balls import lengths
 from maep.attacks.config import AttackConfig
-from maep.attacks.search import Search
+from maep.attacks.norms import lengths
+from maep.attacks.query_engine import Search
 
 
 def attack(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from maep import seeding
 from maep.attacks.config import AttackConfig
-from maep.attacks.search import Answer, Search
+from maep.attacks.query_engine import Answer, Search
 
 
 def attack(

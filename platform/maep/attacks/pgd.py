@@ -7,10 +7,10 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from maep.attacks.balls import BALLS, Linf, per_image
 from maep.attacks.config import AttackConfig
+from maep.attacks.gradient_engine import State, evaluate
 from maep.attacks.losses import cross_entropy
-from maep.attacks.slots import State, evaluate
+from maep.attacks.norms import BALLS, Linf, per_image
 
 
 def fgsm(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maep.attacks.config import AttackConfig
-from maep.attacks.search import Search
+from maep.attacks.query_engine import Search
 
 DEGREES_PER_EPS = 300.0
 """The paper's budget for CIFAR-10 is 30 degrees and 10 % of the side (section 4)."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from maep import seeding
 from maep.attacks.config import AttackConfig
 from maep.attacks.patch import squares
-from maep.attacks.search import Search
+from maep.attacks.query_engine import Search
 
 P_INIT = 0.8
 """Share of the pixels in the first squares."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from maep import storage
-from maep.data import cifar10, digits, imagenet
 from maep.data.image_set import ImageSet, Split
+from maep.data.sets import cifar10, digits, imagenet
 from maep.errors import ConfigError
 
 __all__ = ["DataConfig", "ImageSet", "Split", "data_root", "data_uri", "deciding", "inventory", "load"]

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from maep.data import parquet
-from maep.data.cifar10 import BATCHES
-from maep.data.decoding import encode_png
+from maep.data.reading import parquet
+from maep.data.reading.decoding import encode_png
+from maep.data.sets.cifar10 import BATCHES
 from maep.errors import DataError, UnavailableError, nearest
 
 NAMES = ("cifar10", "digits", "imagenet")

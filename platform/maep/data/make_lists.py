@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from maep.data import cifar10, datasets, digits, lists, parquet
+from maep.data import datasets, lists
 from maep.data.image_set import ImageSet, Split
 from maep.data.lists import ImageList
+from maep.data.reading import parquet
+from maep.data.sets import cifar10, digits
 
 SEED = 20240607
 NUM_DEV = 2_000

@@ -22,9 +22,9 @@ class EvaluateConfig:
     """One evaluation. Budgets are in units of the image range [0, 1]; figures depend on every key but the last three.
 
     images         a named image list; `num_images` cuts it to its first so many
-    classifiers    specs of the protected classifiers (maep.models.classifiers)
+    classifiers    specs of the protected classifiers (maep.models.classifiers.load)
     baselines      defences without weights that stand in the same table
-    preset         which attacks are made (maep.evaluate.presets)
+    preset         which attacks are made (maep.evaluate.protocol.presets)
     eps            budgets of the adaptive (and bpda) attacks
     curve_eps      further budgets, whose adaptive figures draw the curve over eps (`standard` and `full`)
     oblivious_eps  budget of the attacks on other models than the defended one: the bare classifier, other purifiers

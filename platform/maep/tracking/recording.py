@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from maep import storage
 from maep.errors import ArtifactError, UnavailableError
+from maep.tracking import artifact_store
 from maep.tracking import client as mlflow_client
-from maep.tracking import places
 from maep.tracking.checkpoints import Checkpoint, checkpoints, to_tags
 from maep.tracking.client import TrackingConfig, hide_secrets
-from maep.tracking.outbox import Outbox, Point, Refused
+from maep.tracking.metric_queue import Outbox, Point, Refused
 from maep.tracking.system import PREFIX, SystemMetrics, monitors
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class MlflowRun:
     def _upload(self, path: Path, name: str) -> None:
         assert path.is_file(), path
         uri = storage.join(self._files, name)
-        self._try(f"{name} ({path})", lambda: places.put_file(path, uri, self._uri))
+        self._try(f"{name} ({path})", lambda: artifact_store.put_file(path, uri, self._uri))
 
     def _put_checkpoint(self, artifact: Artifact, samples_seen: int) -> None:
         known = self._checkpoints.get(artifact.sha256)
@@ -135,7 +135,7 @@ class MlflowRun:
             uri = storage.join(self._root, "checkpoints", str(samples_seen))
             if any(other.uri == uri for other in self._checkpoints.values()):
                 uri = f"{uri}-{artifact.sha256[:8]}"  # what is recorded is never overwritten
-            places.put(artifact, uri, self._uri)
+            artifact_store.put(artifact, uri, self._uri)
             known = Checkpoint(uri, artifact.sha256, samples_seen)
         self._client.log_batch(self._run_id, tags=mlflow_client.tags(to_tags(known) | _data_tags(artifact.config)))
         self._checkpoints[artifact.sha256] = known

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from maep import storage
 from maep.errors import ArtifactError, ConfigError
+from maep.tracking import artifact_store
 from maep.tracking import client as mlflow_client
-from maep.tracking import places
 from maep.tracking.client import TrackingConfig, absolute
 from maep.tracking.runs import KEY, flatten
 
@@ -56,7 +56,7 @@ def register(
                 client.set_model_version_tag(config.model, str(known.version), key, value)
         return known.version
     uri, run_id = _home(config, client, artifact, run_id)
-    places.put(artifact, uri, config.uri)
+    artifact_store.put(artifact, uri, config.uri)
     with mlflow_client.translated(config.uri):
         _make_model(client, config.model)
         made = client.create_model_version(config.model, source=uri, run_id=run_id, tags=tags, await_creation_for=0)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from maep import storage
 from maep.errors import ArtifactError, ConfigError, UnavailableError, nearest
+from maep.tracking import artifact_store, registry
 from maep.tracking import client as mlflow_client
-from maep.tracking import places, registry
 from maep.tracking.checkpoints import checkpoints, newest_checkpoint
 from maep.tracking.client import TrackingConfig, absolute, hide_secrets
 
@@ -49,7 +49,7 @@ def resolve(uri: str, tracking: TrackingConfig | None = None) -> Artifact:
         return _fetch(uri, None, uri, config)
     if re.match(r"[a-z][a-z0-9+.-]+:", uri) and not uri.startswith("file:"):
         raise ConfigError(f"{hide_secrets(uri)!r} names no purifier: write {_FORMS}")
-    folder = Path(places.direct(uri) or uri)
+    folder = Path(artifact_store.direct(uri) or uri)
     if not folder.exists():
         raise ArtifactError(f"{uri} does not exist: write {_FORMS}")
     return _read(folder, None, uri)
@@ -145,11 +145,11 @@ def _fetch(place: str, sha256: str | None, uri: str, config: TrackingConfig) -> 
     """The artifact at `place`, which must have `sha256` if that was recorded; `uri` is how the user called it."""
     assert config.uri is not None
     tracking_uri = config.uri
-    if places.is_local(place):
-        return _read(Path(places.direct(place) or place), sha256, uri)
+    if artifact_store.is_local(place):
+        return _read(Path(artifact_store.direct(place) or place), sha256, uri)
     if sha256 is None and storage.is_remote(place):  # one small read may spare the large ones
         sha256 = storage.sha256(_manifest(place))
-    return _cached(sha256, uri, lambda beside: places.get(place, beside, tracking_uri))
+    return _cached(sha256, uri, lambda beside: artifact_store.get(place, beside, tracking_uri))
 
 
 def _manifest(place: str) -> bytes:

@@ -21,10 +21,10 @@ from typing import Any, TypeVar
 from maep import config
 from maep.artifact import Artifact
 from maep.errors import ConfigError, Stopped, UserError
+from maep.train.build_tasks import pretraining, purification
 from maep.train.config import FinetuneConfig, PretrainConfig, WorkersConfig
-from maep.train.loop import Progress, run
-from maep.train.notice import Notice, on_sigterm
-from maep.train.phases import pretraining, purification
+from maep.train.loop.run import Progress, run
+from maep.train.loop.termination import Notice, on_sigterm
 
 T = TypeVar("T", PretrainConfig, FinetuneConfig)
 

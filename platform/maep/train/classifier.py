@@ -10,13 +10,13 @@ from torch import nn
 
 from maep.artifact import Artifact
 from maep.data.datasets import DataConfig, load
-from maep.data.loaders import LoaderConfig, open_images, resolved, sample
+from maep.data.stream.loaders import LoaderConfig, open_images, resolved, sample
 from maep.errors import ArtifactError
-from maep.models import families
-from maep.models.classifiers import load_classifier
-from maep.models.families import Family, check_shape
+from maep.models.classifiers import architectures
+from maep.models.classifiers.architectures import Family, check_shape
+from maep.models.classifiers.load import load_classifier
 from maep.train.config import LoopConfig, WorkersConfig, deciding
-from maep.train.loop import Task
+from maep.train.loop.run import Task
 from maep.train.objectives import Batch, Losses, Objective
 
 
@@ -81,7 +81,7 @@ def classification(settings: ClassifierConfig) -> Task:
             "num_classes": len(images.classes),
             "width": settings.width,
         }
-        model = families.build(shape)
+        model = architectures.build(shape)
     pixels = sample(images, 10_000).reshape(-1, 3) / 255.0
     mean, std = (tuple(round(float(v), 4) for v in values) for values in (pixels.mean(axis=0), pixels.std(axis=0)))
     stored = {

@@ -8,12 +8,12 @@ from typing import Any, Literal
 from maep import config
 from maep.data import datasets
 from maep.data.datasets import DataConfig
-from maep.data.loaders import LoaderConfig
+from maep.data.stream.loaders import LoaderConfig
 from maep.models.conv import ConvConfig
 from maep.models.lora import LoraConfig
 from maep.models.mae import MaeConfig
 from maep.models.purifier import PurifierConfig
-from maep.train.mixture import AttackMixConfig
+from maep.train.attack_mixture import AttackMixConfig
 
 _PLACE = ("device", "checkpoint_every", "keep_checkpoints", "keep_best", "pause_at")
 _NEWER = {"lr_rule": "absolute", "ema": None}
@@ -272,7 +272,7 @@ class FinetuneConfig:
     lora: LoraConfig | None = None
     """Adapters beside the weights that `init` gives, which stay as they are; null: all weights are trained."""
     classifiers: tuple[str, ...] = ()
-    """Classifiers to attack, as specs (maep.models.classifiers); `loss.teacher` says which of them teaches."""
+    """Classifiers to attack, as specs (maep.models.classifiers.load); `loss.teacher` says which of them teaches."""
     classifier_shares: tuple[float, ...] = ()
     """How often each is attacked; empty: equally."""
     attacks: AttackMixConfig = field(default_factory=AttackMixConfig)

@@ -20,13 +20,13 @@ from maep.attacks.config import AttackConfig
 from maep.attacks.run import attack
 from maep.errors import ConfigError
 from maep.models import flops
+from maep.models.classifiers.features import logits_and_features
 from maep.models.conv import ConvPurifier
-from maep.models.features import logits_and_features
 from maep.models.lora import merged
 from maep.models.mae import MaskedAutoencoder
 from maep.models.purifier import Purifier, defend
+from maep.train.attack_mixture import MixtureConfig
 from maep.train.config import FinetuneConfig
-from maep.train.mixture import MixtureConfig
 
 # keep the draws for one purpose from those for another
 _MASK, _START, _NOISE, _NOISE_SIZE, _EPS, _STEPS, _CLASSIFIER, _GLOBAL = range(1, 9)

@@ -26,16 +26,16 @@ from maep.artifact import Artifact
 from maep.attacks.config import AttackConfig
 from maep.attacks.run import attack
 from maep.data import lists
-from maep.data.adversarial import AttackedSet, as_tensor, attack_keys, cache_folder, round_to_budget
 from maep.data.datasets import data_root, load
 from maep.data.image_set import ImageSet
+from maep.evaluate.attacked_sets import AttackedSet, as_tensor, attack_keys, cache_folder, round_to_budget
 from maep.models.build import build_model, load_weights
-from maep.models.classifiers import load_classifier
+from maep.models.classifiers.load import load_classifier
 from maep.models.mae import MaskedAutoencoder
 from maep.models.purifier import defend
-from maep.train.checkpoints import Best, hold
+from maep.train.checkpoint.store import Best, hold
 from maep.train.config import FinetuneConfig, PretrainConfig
-from maep.train.loop import Progress
+from maep.train.loop.run import Progress
 
 Settings = PretrainConfig | FinetuneConfig
 Report = Callable[[Mapping[str, float], int], None]

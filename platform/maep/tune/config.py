@@ -9,7 +9,7 @@ from maep.errors import nearest
 from maep.train.classifier import ClassifierConfig
 from maep.train.config import FinetuneConfig, PretrainConfig
 from maep.tune.record import OBJECTIVES, Objective
-from maep.tune.space import Axis
+from maep.tune.search.space import Axis
 
 MAXIMISED: tuple[Objective, ...] = ("clean_accuracy", "oblivious_accuracy", "adaptive_accuracy")
 """The objectives of which more is better; of the others, less."""
@@ -37,7 +37,7 @@ class BudgetConfig:
 
 @dataclass(frozen=True)
 class HalvingConfig:
-    """Successive halving (maep.tune.halving): of the trials measured at a rung, the best one in `factor` go on."""
+    """Successive halving (`search/halving.py`): of the trials measured at a rung, the best one in `factor` go on."""
 
     num_rungs: int = 3
     """With the last, at which a trial is done. Each rung is `factor` times as far as the one before."""
@@ -97,7 +97,7 @@ class TuneConfig:
     finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(classifiers=("cifar10_resnet20",)))
     """What trials have in common; `loop.samples` of both follows from the budget."""
     space: dict[str, Axis] = field(default_factory=dict)
-    """By short name (maep.tune.settings.NAMES: mask_ratio, patch_size, width ...) or dotted key of the phases."""
+    """By short name (`trial_config.NAMES`: mask_ratio, patch_size, width ...) or dotted key of the phases."""
     constraints: tuple[str, ...] = ()
     """Comparisons that settings must hold, of names of the space and of dotted keys: `width % 8 == 0`."""
     fixed: tuple[dict[str, Any], ...] = ()

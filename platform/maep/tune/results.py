@@ -15,12 +15,14 @@ import yaml
 
 from maep import config, storage
 from maep.errors import ArtifactError, ConfigError, DataError
-from maep.evaluate import rows
-from maep.evaluate.results import interval
-from maep.tune import front, maps, measures
+from maep.evaluate.results import rows
+from maep.evaluate.results.summary import interval
+from maep.tune import pareto
 from maep.tune.config import TuneConfig
+from maep.tune.metrics import estimates
 from maep.tune.record import OBJECTIVES, SEARCH, Point, TrialRecord, curve, read_all
-from maep.tune.space import Axis
+from maep.tune.report import maps
+from maep.tune.search.space import Axis
 
 TABLE = "trials.parquet"
 BEST = "best.yaml"
@@ -51,21 +53,21 @@ class Result:
     @cached_property
     def objectives(self) -> list[str]:
         """What was looked for first, then what was measured beside it."""
-        asked: list[str] = [name for name in self.config.objectives if name in measures.measured(self.trials)]
-        return [*asked, *(name for name in measures.measured(self.trials) if name not in asked)]
+        asked: list[str] = [name for name in self.config.objectives if name in estimates.measured(self.trials)]
+        return [*asked, *(name for name in estimates.measured(self.trials) if name not in asked)]
 
     @cached_property
     def best(self) -> TrialRecord | None:
         """The best by the first objective under the search's limits; None where no trial is."""
         try:
-            return front.best(self.trials, self.config.objectives[0], self.config.limits)
+            return pareto.best(self.trials, self.config.objectives[0], self.config.limits)
         except ConfigError:
             return None
 
     @cached_property
     def front(self) -> list[TrialRecord]:
         """The trials that no other beats in all objectives that were looked for."""
-        return front.front(self.trials, self.config.objectives)
+        return pareto.front(self.trials, self.config.objectives)
 
     def curves(self) -> dict[str, list[Point]]:
         """By trial id, what was measured on the way."""
@@ -115,10 +117,10 @@ def best_yaml(result: Result, trial: TrialRecord) -> str:
     """The configuration of `trial`, a section for each verb; each verb takes its own of such a file."""
     sections = {name: trial.configuration[name] for name in PHASES if trial.configuration.get(name)}
     objective = result.config.objectives[0]
-    reached = measures.estimate(trial, objective)
+    reached = estimates.estimate(trial, objective)
     head = [
         f"# Trial {trial.number} ({trial.trial_id}), the best of {len(result.trials)} by {objective}:",
-        f"# {measures.with_unit(reached, objective)} on dev images that also chose it, so optimistic; settings:",
+        f"# {estimates.with_unit(reached, objective)} on dev images that also chose it, so optimistic; settings:",
         *(f"#   {key}: {json.dumps(value)}" for key, value in trial.settings.items()),
         *(f"# maep {name} --config {result.folder / BEST} takes the section {name}" for name in sections),
     ]
@@ -131,7 +133,7 @@ def winner(result: Result) -> tuple[TrialRecord, Path]:
     Raises ArtifactError, which says why, where no trial is best or its purifier is not kept.
     """
     if result.best is None:
-        front.best(result.trials, result.config.objectives[0], result.config.limits)  # raises, with the reason
+        pareto.best(result.trials, result.config.objectives[0], result.config.limits)  # raises, with the reason
     assert result.best is not None
     if result.best.artifact is None:
         raise ArtifactError(f"trial {result.best.trial_id} of {result.folder} kept no purifier: train its {BEST}")

@@ -1,0 +1,70 @@
+"""What decides a result, as a digest, so that a finished one is found again by the name of its folder.
+
+Settings of where, how often and on how many workers are left out, and so is every path: a checkout or a data folder
+that moves makes nothing anew. What lies behind a name is in it: the files of the data set, the classifiers' weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from maep import artifact
+from maep.data.datasets import data_root, inventory
+from maep.data.stream.loaders import LoaderConfig, resolved
+from maep.evaluate import config as evaluate
+from maep.evaluate.config import EvaluateConfig
+from maep.models.classifiers.load import load_classifier, weights_file
+from maep.storage import sha256_file
+from maep.train import config as train
+from maep.train.classifier import ClassifierConfig
+from maep.train.config import FinetuneConfig, PretrainConfig
+
+
+def of_training(settings: ClassifierConfig | PretrainConfig | FinetuneConfig, upstream: dict[str, str]) -> str:
+    """Digest of a training stage. `upstream` maps what earlier stages make (classifiers, `init`) to their digests."""
+    values = train.deciding(settings)
+    inputs: list[Any] = [inventory(settings.data), *_unusual(settings)]
+    if isinstance(settings, PretrainConfig):
+        init = values.pop("init")
+        inputs += [artifact.read(init).sha256] if init else []
+    if isinstance(settings, FinetuneConfig):
+        root = data_root(settings.data)
+        inputs.append([upstream.get(spec) or _classifier(spec, root) for spec in values.pop("classifiers")])
+        inputs.append(upstream.get("init") or (values["init"] and artifact.read(values["init"]).sha256))
+        values.pop("init")
+    return digest(values, inputs)
+
+
+def _unusual(settings: ClassifierConfig | PretrainConfig | FinetuneConfig) -> list[str]:
+    """The loader's kind where it gives other images than the usual one; `stream` and `ray` give the same."""
+    on_ray = settings.workers.most > 0
+    kinds = [
+        resolved(loader, settings.data, on_ray).kind.replace("ray", "stream")
+        for loader in (settings.loader, LoaderConfig())
+    ]
+    return kinds[:1] if kinds[0] != kinds[1] else []
+
+
+def of_evaluation(settings: EvaluateConfig, purifiers: list[str]) -> str:
+    """Digest of an evaluation of `purifiers` (sha256)."""
+    root = data_root(settings.data)
+    classifiers = [_classifier(spec, root) for spec in settings.classifiers]
+    return digest(evaluate.deciding(settings), [inventory(settings.data), classifiers, purifiers])
+
+
+def digest(values: dict[str, Any], inputs: list[Any]) -> str:
+    """Eight hex digits."""
+    return hashlib.sha256(json.dumps([values, inputs], sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _classifier(spec: str, root: Path) -> str:
+    """A digest of the weights where they lie on disk, of the user's model and its code, else the spec itself."""
+    if artifact.is_valid(spec):
+        return artifact.read(spec).sha256
+    if spec.startswith("import:"):
+        return load_classifier(spec, root).sha256
+    file = weights_file(spec, root)
+    return sha256_file(file) if file is not None and file.is_file() else spec

@@ -1,0 +1,1 @@
+"""`maep tune`: planning, running, tracking and promoting a search."""

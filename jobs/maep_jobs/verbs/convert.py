@@ -1,0 +1,45 @@
+"""`maep convert`: a ViTMAE of Hugging Face's as an artifact to start from, and an autoencoder as such a ViTMAE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from maep.errors import ConfigError
+from maep.models.vitmae.folder import export_vitmae, import_vitmae, is_vitmae
+from maep.tracking.resolve import resolve
+from maep_jobs.arguments import Parser, local_folder
+from maep_jobs.terminal.standard_output import print_json
+
+_EXAMPLES = """examples:
+  maep convert downloads/vit-mae-base -o outputs/vit-mae-base
+  maep convert outputs/mae/model -o exports/vit-mae --json"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the verb."""
+    made = Parser(
+        "convert",
+        "Turn a folder of Hugging Face's ViTMAE into an artifact, or an autoencoder's artifact into such a folder.",
+        _EXAMPLES,
+    )
+    made.add_argument("source", metavar="FROM", help="folder of a ViTMAEForPreTraining, or URI of an autoencoder")
+    made.add_argument("-o", "--output", type=local_folder, required=True, metavar="TO", help="folder to write")
+    made.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+    options = made.parse_args(list(argv))
+    output: Path = options.output
+    if output.resolve() == Path(options.source).resolve():
+        raise ConfigError(f"-o {output}: that is where it is converted from: name another folder")
+    if is_vitmae(options.source):
+        result = import_vitmae(options.source, output)
+        found = {"model": str(result.folder), "kind": result.kind, "sha256": result.sha256}
+        text = f"convert: {result.folder}  {result.kind}, sha256 {result.sha256[:12]}"
+    else:
+        folder = export_vitmae(resolve(options.source), output)
+        found = {"model": str(folder), "kind": "vit_mae"}
+        text = f"convert: {folder}  vit_mae, for ViTMAEForPreTraining.from_pretrained"
+    if options.json:
+        print_json(found)
+    else:
+        print(text)
+    return 0

@@ -1,0 +1,170 @@
+"""`maep data`: fetch a data set, say what lies there, or pack ImageNet for training."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from maep.config import build
+from maep.data.datasets import DataConfig, data_root, load
+from maep.data.get import get
+from maep.data.image_set import Split
+from maep.data.pack.archive import open_archive
+from maep.data.pack.build import Shard, left_out, pack
+from maep.data.pack.plan import OFFICIAL, Plan, plan_pack
+from maep.errors import ConfigError, DataError, UserError, nearest
+from maep_jobs.arguments import Parser
+from maep_jobs.terminal.progress import Bar
+from maep_jobs.terminal.standard_output import print_json
+
+_NAMES = ("digits", "cifar10", "imagenet")
+_SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+_EXAMPLES = """examples:
+  maep data get cifar10 --root data
+  maep data show cifar10
+  MAEP_DATA=/mnt/data maep data show imagenet --max-corrupt 10 --json"""
+_PACK_EXAMPLES = """examples:
+  maep data pack imagenet --source ILSVRC2012_img_train.tar --dry-run
+  maep data pack imagenet --source ILSVRC2012_img_train.tar --root data
+  maep data pack imagenet --source raw/train --shards 1024 --max-corrupt 5
+  maep data pack imagenet --part val --source ILSVRC2012_img_val.tar --labels synsets.txt"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the verb."""
+    made = Parser(
+        "data", "Fetch a data set (get), count what lies there (show), or make ImageNet's shards (pack).", _EXAMPLES
+    )
+    made.add_argument("action", choices=list(_ACTIONS))
+    made.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="maep data ACTION --help tells more")
+    options = made.parse_args(list(argv))
+    return _ACTIONS[options.action](options.rest)
+
+
+def _get(argv: Sequence[str]) -> int:
+    options = _options(_parser("get", "Fetch a data set.", _EXAMPLES), argv)
+    print(get(options.name, _root(options)))
+    return 0
+
+
+def _show(argv: Sequence[str]) -> int:
+    made = _parser("show", "Count what lies there, by split.", _EXAMPLES)
+    made.add_argument("--max-corrupt", type=int, default=0, help="so many images may be left out")
+    made.add_argument("--json", action="store_true")
+    options = _options(made, argv)
+    config = build(DataConfig, {"name": options.name, "root": options.root, "max_corrupt": options.max_corrupt})
+    found = [_describe(config, split) for split in _SPLITS]
+    if options.json:
+        print_json(found)
+    else:
+        print(*map(_line, found), sep="\n")
+    return 0
+
+
+def _pack(argv: Sequence[str]) -> int:
+    made = _parser(
+        "pack", "Pack ImageNet's folders or tars into Parquet shards. The same line goes on.", _PACK_EXAMPLES
+    )
+    made.add_argument("--source", type=Path, required=True, help="folder of class folders, or an uncompressed tar")
+    made.add_argument("--part", choices=list(OFFICIAL), default="train")
+    made.add_argument("--labels", type=Path, metavar="FILE", help="one synset a line, for images without class folders")
+    made.add_argument("--shards", type=int, help="number of files (default: of about 256 MiB each)")
+    made.add_argument("--seed", type=int, default=0, help="of the order of the images")
+    made.add_argument("--max-corrupt", type=int, default=0, help="so many images may be left out")
+    made.add_argument("--dry-run", action="store_true", help="count the images and say what would be written")
+    made.add_argument("--json", action="store_true")
+    options = _options(made, argv)
+    if options.name != "imagenet":
+        raise UserError(f"{options.name} needs no packing: only imagenet does")
+    if options.max_corrupt < 0:
+        raise ConfigError(f"--max-corrupt {options.max_corrupt}: at least 0")
+    with closing(Bar("list")) as bar:
+        archive = open_archive(options.source, options.labels, bar.show)
+    plan = plan_pack(archive, _root(options), options.part, options.shards, options.seed)
+    if options.dry_run:
+        told = _planned(plan)
+    else:
+        with closing(Bar("pack")) as bar:
+            told = _packed(plan, pack(plan, options.max_corrupt, bar.show))
+    if options.json:
+        print_json(told)
+    else:
+        print(_line(told))
+    return 0
+
+
+_ACTIONS = {"get": _get, "show": _show, "pack": _pack}
+
+
+def _parser(action: str, description: str, examples: str) -> Parser:
+    made = Parser(f"data {action}", description, examples)
+    made.add_argument("name", metavar="digits|cifar10|imagenet")
+    made.add_argument("--root", help="data root (default: $MAEP_DATA, else ./data)")
+    return made
+
+
+def _options(made: Parser, argv: Sequence[str]) -> argparse.Namespace:
+    options = made.parse_args(list(argv))
+    if options.name not in _NAMES:
+        raise UserError(f"data set {options.name!r} is not known: {nearest(options.name, _NAMES)}")
+    return options
+
+
+def _root(options: argparse.Namespace) -> Path:
+    return Path(data_root(build(DataConfig, {"name": options.name, "root": options.root})))
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return "  ".join(f"{key} {value}" for key, value in entry.items())
+
+
+def _planned(plan: Plan) -> dict[str, Any]:
+    archive = plan.archive
+    place = next(folder for folder in plan.folder.absolute().parents if folder.is_dir())
+    return {
+        "part": plan.part,
+        "images": len(archive),
+        "official": OFFICIAL[plan.part],
+        "classes": len(set(archive.synsets)),
+        "bytes": int(archive.sizes.sum()),
+        "free": shutil.disk_usage(place).free,
+        "shards": plan.num_shards,
+        "folder": str(plan.folder),
+    }
+
+
+def _packed(plan: Plan, shards: dict[str, Shard]) -> dict[str, Any]:
+    for line in left_out(shards):
+        print(f"left out {line}", file=sys.stderr)
+    return {
+        "part": plan.part,
+        "images": sum(shard.rows for shard in shards.values()),
+        "official": OFFICIAL[plan.part],
+        "corrupt": len(left_out(shards)),
+        "bytes": sum(shard.size for shard in shards.values()),
+        "shards": plan.num_shards,
+        "manifest": str(plan.manifest),
+    }
+
+
+def _describe(config: DataConfig, split: Split) -> dict[str, Any]:
+    try:
+        images = load(config, split)
+    except DataError as error:
+        if split != "train" or config.name != "imagenet":
+            raise
+        return {"split": split, "missing": str(error)}  # an evaluation needs no training images
+    height, width = images.image_shape
+    return {
+        "split": split,
+        "images": len(images),
+        "size": f"{height}x{width}",
+        "classes": len(images.classes),
+        "corrupt": len(images.corrupt),
+        "fingerprint": images.fingerprint[:16],
+    }

@@ -1,0 +1,203 @@
+"""`maep purify`: image files and folders through a purifier, by a server or in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from maep import config
+from maep.errors import UserError
+from maep.tracking.resolve import resolve
+from maep_jobs import image_files
+from maep_jobs.arguments import Job, local_folder, parse, parser, plan_text
+from maep_jobs.failure import JobFailed
+from maep_jobs.image_files import Found, Pair
+from maep_jobs.terminal.progress import Bar
+from maep_jobs.terminal.standard_output import print_json
+from maep_serve.client.client import AsyncClient, token_of_environment
+from maep_serve.client.in_process import InProcess
+from maep_serve.client.results import ProblemError, Purified
+from maep_serve.config import ServeConfig
+
+_EXAMPLES = """  maep purify photo.jpg -o clean.png --model bundled:cifar10
+  maep purify photos more/cat.png -o clean --server http://127.0.0.1:8000
+  maep purify photos -o clean --model models:/purifier@champion --json"""
+_CHAMPION = "models:/purifier@champion"
+_OF_THE_IMAGE = (400, 413, 415, 422, 500, 504)  # another image may fare better
+
+
+@dataclass(frozen=True)
+class PurifyConfig:
+    """Which purifier, where, and how much at once.
+
+    model: any purifier URI, in this process; None is the registry's champion. server: an endpoint's URL instead.
+    ca_file: certificates to trust instead of the system's, for https.
+    in_flight: images under way at once; more than the endpoint's max_batch_size fills its batches.
+    max_pixels, tile_size, max_batch_size: as the endpoint's own, in this process.
+    """
+
+    model: str | None = None
+    server: str | None = None
+    ca_file: str | None = None
+    in_flight: int = 32
+    max_pixels: int = 4096 * 4096
+    tile_size: int | None = None
+    max_batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the key that cannot be used."""
+        if self.model is not None and self.server is not None:
+            raise ValueError("server: it has a purifier of its own: give either --server or --model")
+        for name in ("in_flight", "max_pixels", "max_batch_size"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
+
+
+class _Purifier(Protocol):
+    """An `AsyncClient`, or what stands for one in this process."""
+
+    async def purify(self, image: bytes) -> Purified: ...
+
+
+@dataclass
+class Outcome:
+    """What became of the files, as it goes."""
+
+    total: int
+    purified: int = 0
+    skipped: int = 0
+    failed: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def done(self) -> int:
+        """How many files need no more work."""
+        return self.purified + self.skipped + len(self.failed)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the verb; exit status 1 where a file failed."""
+    made = parser("purify", "Purify images. The same line goes on where it was cut short.", _EXAMPLES, output=False)
+    made.add_argument("inputs", nargs="+", type=Path, metavar="IN", help="an image, or a folder of images")
+    made.add_argument("-o", "--output", type=local_folder, required=True, metavar="OUT", help="a folder, or a .png")
+    made.add_argument("--server", metavar="URL", help="an endpoint; its token is read from MAEP_SERVE_TOKEN")
+    made.add_argument("--model", metavar="URI", help=f"a purifier for this process (default: {_CHAMPION})")
+    job = _with_options(parse(made, PurifyConfig, argv))
+    found = image_files.find(job.options.inputs, job.options.output)
+    if job.options.dry_run:
+        print(plan_text(job, [_plan(job, found)]), end="")
+        return 0
+    with closing(Bar("purify")) as bar:
+        outcome, purifier = asyncio.run(_run(job, found.pairs, bar))
+    if job.options.json:
+        counts = {"purified": outcome.purified, "skipped": outcome.skipped, "failed": outcome.failed}
+        print_json(counts | {"output": str(job.options.output), "purifier": purifier})
+    else:
+        print(_told(job, outcome, purifier))
+    return 1 if outcome.failed else 0
+
+
+def _with_options(job: Job[PurifyConfig]) -> Job[PurifyConfig]:
+    """`job` with the two keys that are options of their own, so that they may stand before IN."""
+    given = {key: value for key in ("server", "model") if (value := getattr(job.options, key)) is not None}
+    return dataclasses.replace(job, settings=config.build(PurifyConfig, config.to_dict(job.settings) | given))
+
+
+async def _run(job: Job[PurifyConfig], pairs: Sequence[Pair], bar: Bar) -> tuple[Outcome, str]:
+    """Purifies what is not done yet. Raises UserError before anything is written, JobFailed where it had to stop."""
+    outcome = Outcome(len(pairs))
+    async with _opened(job) as (purifier, sha256):
+        started, remaining = time.monotonic(), iter(pairs)
+
+        async def work() -> None:
+            for pair in remaining:
+                failure = await _one(purifier, sha256, pair, outcome)
+                if failure is not None:
+                    outcome.failed.append(failure)
+                    bar.say(f"failed: {failure['file']}: {failure['reason']}")
+                bar.show(outcome.done, outcome.total, _eta_s(outcome, time.monotonic() - started))
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(job.settings.in_flight, len(pairs))):
+                    group.create_task(work())
+        except ExceptionGroup as group:
+            first = group.exceptions[0]
+            if not isinstance(first, UserError):
+                raise
+            done = f"{outcome.purified + outcome.skipped} of {outcome.total} are done"
+            raise JobFailed(f"{first}; {done}, and the same line goes on from there") from None
+    return outcome, sha256
+
+
+@asynccontextmanager
+async def _opened(job: Job[PurifyConfig]) -> AsyncIterator[tuple[_Purifier, str]]:
+    """The purifier and its sha256. Raises UserError where it is not to be had."""
+    settings = job.settings
+    if settings.server is not None:
+        client = AsyncClient(
+            settings.server, token_of_environment(), ca_file=settings.ca_file, num_connections=settings.in_flight
+        )
+        async with client:
+            yield client, (await client.info()).purifier
+        return
+    artifact = resolve(settings.model or _CHAMPION, job.tracking)
+    limits = ServeConfig(
+        str(artifact.folder),
+        max_batch_size=settings.max_batch_size,
+        batch_wait_ms=0,
+        max_pixels=settings.max_pixels,
+        max_pixels_in_flight=4 * settings.max_pixels,
+        tile_size=settings.tile_size,
+    )
+    async with InProcess(artifact, limits) as local:
+        yield local, local.purifier
+
+
+async def _one(purifier: _Purifier, sha256: str, pair: Pair, outcome: Outcome) -> dict[str, str] | None:
+    """Purifies one file, unless that is done; the answer says why it cannot be.
+
+    Raises UserError where no other file would fare better.
+    """
+    try:
+        source = await asyncio.to_thread(pair.source.read_bytes)
+    except OSError as error:
+        return {"file": str(pair.source), "code": "unreadable", "reason": error.strerror or str(error)}
+    if await asyncio.to_thread(image_files.is_complete, pair.target, image_files.stamp(sha256, source)):
+        outcome.skipped += 1
+        return None
+    try:
+        answer = await purifier.purify(source)
+    except ProblemError as problem:
+        if problem.status not in _OF_THE_IMAGE:
+            raise
+        return {"file": str(pair.source), "code": problem.code, "reason": problem.detail}
+    # The purifier that made it, which after a rollout is not the one that the run began with.
+    made_by = image_files.stamp(answer.purifier, source)
+    await asyncio.to_thread(image_files.write, pair.target, answer.image, made_by)
+    outcome.purified += 1
+    return None
+
+
+def _eta_s(outcome: Outcome, elapsed_s: float) -> float | None:
+    """By the rate of what was really purified: what is skipped takes no time."""
+    worked = outcome.done - outcome.skipped
+    return elapsed_s / worked * (outcome.total - outcome.done) if worked else None
+
+
+def _plan(job: Job[PurifyConfig], found: Found) -> str:
+    by = job.settings.server or job.settings.model or _CHAMPION
+    others = f"; {found.num_others:,} other files are left alone" if found.num_others else ""
+    return f"purifies {len(found.pairs):,} images to {job.options.output} by {by}{others}"
+
+
+def _told(job: Job[PurifyConfig], outcome: Outcome, purifier: str) -> str:
+    parts = [f"{outcome.purified:,} purified"]
+    parts += [f"{outcome.skipped:,} were done already"] if outcome.skipped else []
+    parts += [f"{len(outcome.failed):,} failed"] if outcome.failed else []
+    return f"{', '.join(parts)}: {job.options.output}  (purifier {purifier[:12]})"

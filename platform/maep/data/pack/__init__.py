@@ -1,0 +1,1 @@
+"""ImageNet's archives packed into shuffled Parquet shards."""

@@ -1,0 +1,270 @@
+"""ImageNet's archives packed into Parquet shards: what `maep data pack` does.
+
+  <root>/imagenet/train-00000-of-00512.parquet ...  columns image (the bytes as they came), label, index, synset, name
+  <root>/imagenet/train-manifest.json               the plan, and of each shard rows, size, sha256, what was left out
+
+An image's place among all rows is a hash of its name and the seed, so each shard, and each row group, is a sample of
+the whole, and a folder and a tar of the same images make the same bytes. Finished shards wait in a folder beside until
+all are there: what `<root>/imagenet` holds is complete. Each has an entry of its own, so a run that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from maep import storage
+from maep.data.image_set import corrupt_images
+from maep.data.pack.archive import Tick
+from maep.data.pack.plan import ROWS_PER_GROUP, Plan
+from maep.data.reading.decoding import Undecodable, decode, open_image
+from maep.data.reading.encoded import ENDS, TAIL
+from maep.data.sets.imagenet import index_of
+from maep.errors import DataError, WriteError
+
+T = TypeVar("T")
+Read = Callable[[int], bytes]
+"""Row of an archive -> the bytes of the image."""
+SCHEMA, KIND, PLAN = 1, "imagenet-shards", "plan.json"
+NUM_READERS = 16
+"""Threads that read and check images: on a network's file system each waits for most of its time."""
+COLUMNS = pa.schema(
+    {"image": pa.binary(), "label": pa.int64(), "index": pa.int64(), "synset": pa.string(), "name": pa.string()}
+)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One finished file: its rows, size in bytes, hex sha256, and a line for each image that was left out of it."""
+
+    rows: int
+    size: int
+    sha256: str
+    corrupt: tuple[str, ...]
+
+
+def pack(plan: Plan, max_corrupt: int = 0, tick: Tick | None = None) -> dict[str, Shard]:
+    """Makes the shards that are not there yet, then the manifest; returns all shards by file name.
+
+    Every image's header and end are read, and what looks damaged is decoded. What does not decode is left out; more
+    than `max_corrupt` such images are a DataError, which comes at the end, when all of them are known and the shards
+    are kept, so that allowing them costs no second reading. One row group is held in memory.
+    Raises DataError too where another packing is in the way, WriteError for a disk that is full or not writable,
+    UnavailableError while another process packs into the same place.
+    """
+    _refuse_others(plan)
+    try:
+        plan.work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"cannot write to {plan.folder}: {error.strerror}: choose another --root") from None
+    with storage.alone_in(plan.work):
+        _claim(plan)
+        clock = _Clock(len(plan.archive), tick)
+        done = _kept(plan, clock)
+        _refuse_full_disk(plan, done)
+        clock.start()
+        with plan.archive.reader() as read, ThreadPoolExecutor(NUM_READERS) as pool:
+            for name in plan.shards:
+                if name not in done:
+                    done[name] = _make(plan, name, read, pool, clock)
+        shards = {name: done[name] for name in plan.shards}
+        _refuse_corrupt(plan, shards, max_corrupt)
+        _publish(plan, shards)
+    return shards
+
+
+def left_out(shards: Mapping[str, Shard]) -> list[str]:
+    """A line for each image that is in no shard: SYNSET/NAME: reason."""
+    return sorted(line for shard in shards.values() for line in shard.corrupt)
+
+
+class _Clock:
+    """Tells `tick` how many images are done, and how long the rest will take at the pace since `start`."""
+
+    def __init__(self, total: int, tick: Tick | None) -> None:
+        self._total, self._tick = total, tick
+        self._done = self._before = 0
+        self._since: float | None = None
+
+    def start(self) -> None:
+        self._before, self._since = self._done, time.monotonic()
+
+    def add(self, num: int) -> None:
+        self._done += num
+        eta = None
+        if self._since is not None:
+            pace = (time.monotonic() - self._since) / (self._done - self._before)
+            eta = pace * (self._total - self._done)
+        if self._tick is not None:
+            self._tick(self._done, self._total, eta)
+
+
+def _make(plan: Plan, name: str, read: Read, pool: ThreadPoolExecutor, clock: _Clock) -> Shard:
+    """Writes one shard, then its entry."""
+    corrupt: list[str] = []
+    num_rows = 0
+    rows = plan.shards[name]
+    with storage.whole(plan.work / name) as file, _writer(file) as writer:
+        for group in np.split(rows, range(ROWS_PER_GROUP, len(rows), ROWS_PER_GROUP)):
+            images = list(pool.map(lambda row: _load(read, row), map(int, group)))
+            corrupt += [f"{plan.archive.name(row)}: {reason}" for row, reason in _pairs(group, images, str)]
+            good = _pairs(group, images, bytes)
+            if good:
+                writer.write_table(_table(plan, good))
+            num_rows += len(good)
+            clock.add(len(group))
+    if not num_rows:
+        raise DataError(f"{plan.archive.source}: not one of {len(rows):,} images can be used: {'; '.join(corrupt[:3])}")
+    written = plan.work / name
+    shard = Shard(num_rows, written.stat().st_size, storage.sha256_file(written), tuple(corrupt))
+    storage.write_bytes(_entry(plan, name), _json(asdict(shard)))
+    return shard
+
+
+def _writer(file: BinaryIO) -> pq.ParquetWriter:
+    # JPEG is compressed already, and no two images are alike, so neither compression nor a dictionary would help.
+    return pq.ParquetWriter(
+        file, COLUMNS, compression="none", use_dictionary=False, write_statistics=["label", "index"]
+    )
+
+
+def _table(plan: Plan, images: Sequence[tuple[int, bytes]]) -> pa.Table:
+    names = [plan.archive.name(row) for row, _ in images]
+    return pa.table(
+        {
+            "image": [image for _, image in images],
+            "label": [plan.labels[plan.archive.synsets[row]] for row, _ in images],
+            "index": [index_of(name) for name in names],
+            "synset": [plan.archive.synsets[row] for row, _ in images],
+            "name": [name.partition("/")[2] for name in names],
+        },
+        COLUMNS,
+    )
+
+
+def _load(read: Read, row: int) -> bytes | str:
+    """The bytes of an image, or why it cannot be used."""
+    try:
+        data = read(row)
+        if any(end in data[-TAIL:] for end in ENDS):
+            open_image(data)
+        else:
+            decode(data)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except Undecodable as reason:
+        return str(reason)
+    return data
+
+
+def _claim(plan: Plan) -> None:
+    """Notes which plan the finished shards are of, and refuses to go on with another."""
+    finished = plan.manifest.exists()
+    begun = _read_json(plan.manifest if finished else plan.work / PLAN).get("plan")
+    if begun is None:
+        storage.write_bytes(plan.work / PLAN, _json({"plan": plan.identity}))
+    elif begun != plan.identity:
+        differ = ", ".join(f"{key} {begun.get(key)}" for key, value in plan.identity.items() if begun.get(key) != value)
+        raise DataError(
+            f"{plan.folder}: {plan.part} was packed otherwise ({differ}): give the same again, or remove "
+            f"{plan.manifest if finished else plan.work}"
+        )
+    for torn in plan.work.glob(".*.parquet.*"):  # of a run that was killed
+        torn.unlink()
+
+
+def _refuse_others(plan: Plan) -> None:
+    """Loaders read every PART*.parquet of the folder."""
+    others = sorted({file.name for file in plan.folder.glob(f"{plan.part}*.parquet")} - set(plan.shards))
+    if others:
+        raise DataError(
+            f"{plan.folder} holds {others[0]}, which is not of this packing ({plan.num_shards} shards): remove it, or "
+            "choose another --root"
+        )
+
+
+def _refuse_full_disk(plan: Plan, done: Mapping[str, Shard]) -> None:
+    """Now, not after hours."""
+    needed = sum(int(plan.archive.sizes[rows].sum()) for name, rows in plan.shards.items() if name not in done)
+    free = shutil.disk_usage(plan.work).free
+    if needed > free:
+        raise WriteError(
+            f"{plan.folder}: the shards need {needed / 1e9:,.2f} GB, {free / 1e9:,.2f} GB are free: free some space, "
+            "or choose another --root"
+        )
+
+
+def _refuse_corrupt(plan: Plan, shards: Mapping[str, Shard], max_corrupt: int) -> None:
+    lines = left_out(shards)
+    if len(lines) > max_corrupt:
+        raise DataError(
+            f"{plan.archive.source}: {corrupt_images(lines)}: leave them out with --max-corrupt {len(lines)}, which "
+            f"takes no second reading, or repair them and remove {plan.work}"
+        )
+
+
+def _kept(plan: Plan, clock: _Clock) -> dict[str, Shard]:
+    """The shards of an earlier run that are there as their entries say."""
+    entries = _read_json(plan.manifest).get("files", {})
+    kept = {}
+    for name, rows in plan.shards.items():
+        entry = _read_json(_entry(plan, name)) or entries.get(name)
+        file = _place(plan, name)
+        if not entry or not file.exists():
+            continue
+        shard = Shard(entry["rows"], entry["size"], entry["sha256"], tuple(entry["corrupt"]))
+        if file.stat().st_size == shard.size and storage.sha256_file(file) == shard.sha256:
+            kept[name] = shard
+            clock.add(len(rows))
+    return kept
+
+
+def _publish(plan: Plan, shards: Mapping[str, Shard]) -> None:
+    """Puts the shards where loaders look for them, then the manifest."""
+    for name in shards:
+        if (plan.work / name).exists():
+            os.replace(plan.work / name, plan.folder / name)
+    files = {name: asdict(shard) for name, shard in shards.items()}
+    images = sum(shard.rows for shard in shards.values())
+    manifest = {"schema": SCHEMA, "kind": KIND, "images": images, "plan": plan.identity, "files": files}
+    storage.write_bytes(plan.manifest, _json(manifest))
+    shutil.rmtree(plan.work)
+
+
+def _place(plan: Plan, name: str) -> Path:
+    """Where a finished shard lies: one that was made anew counts before one that was published."""
+    beside = plan.work / name
+    return beside if beside.exists() else plan.folder / name
+
+
+def _entry(plan: Plan, name: str) -> Path:
+    return (plan.work / name).with_suffix(".json")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """What a file of ours holds; {} where there is none, or one that was damaged."""
+    try:
+        held = json.loads(file.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return held if isinstance(held, dict) else {}
+
+
+def _json(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()
+
+
+def _pairs(rows: NDArray[np.int64], images: Sequence[bytes | str], kind: type[T]) -> list[tuple[int, T]]:
+    return [(int(row), image) for row, image in zip(rows, images, strict=True) if isinstance(image, kind)]

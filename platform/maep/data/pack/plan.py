@@ -1,0 +1,90 @@
+"""Which of ImageNet's images goes into which Parquet shard, decided before any is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from maep import seeding
+from maep.data.pack.archive import Archive
+from maep.data.sets.imagenet import index_of, synsets
+from maep.errors import ConfigError, DataError, few
+
+Part = Literal["train", "val"]
+OFFICIAL = {"train": 1_281_167, "val": 50_000}
+"""How many images ILSVRC2012 has."""
+SHARD_BYTES = 256 * 2**20
+"""About the size of a shard: some 550 for all of train, enough to deal out to many workers, few enough to list."""
+ROWS_PER_GROUP = 32
+"""A streaming loader reads and shuffles whole row groups: 32 images are about 3.5 MB, one read that is worth its
+latency, and so few that the groups a worker holds at a time mix well."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which images go into which shard of `folder`."""
+
+    archive: Archive
+    folder: Path
+    part: Part
+    num_shards: int
+    seed: int
+
+    @cached_property
+    def shards(self) -> dict[str, NDArray[np.int64]]:
+        """For each file name, which rows of the archive it holds, in order."""
+        indices = torch.tensor([index_of(self.archive.name(row)) for row in range(len(self.archive))])
+        draws = seeding.draws(seeding.mix(self.seed), indices).numpy().view(np.uint64)
+        parts = np.array_split(np.argsort(draws, kind="stable"), self.num_shards)
+        return {f"{self.part}-{k:05}-of-{self.num_shards:05}.parquet": rows for k, rows in enumerate(parts)}
+
+    @cached_property
+    def labels(self) -> dict[str, int]:
+        """The label of each synset."""
+        return {synset: label for label, synset in enumerate(synsets())}
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs the same: shards of unlike plans must not be mixed."""
+        return {
+            "part": self.part,
+            "seed": self.seed,
+            "shards": self.num_shards,
+            "rows_per_group": ROWS_PER_GROUP,
+            "images": len(self.archive),
+            "source": self.archive.digest(),
+        }
+
+    @property
+    def manifest(self) -> Path:
+        """Written last."""
+        return self.folder / f"{self.part}-manifest.json"
+
+    @property
+    def work(self) -> Path:
+        """Where finished shards and their entries wait for the others."""
+        return self.folder / f".{self.part}-packing"
+
+
+def plan_pack(archive: Archive, root: Path, part: Part, num_shards: int | None = None, seed: int = 0) -> Plan:
+    """How `archive` is packed into `root`/imagenet; by default into shards of about SHARD_BYTES.
+
+    Raises DataError for a class that ImageNet-1k does not have, ConfigError for more shards than images.
+    """
+    unknown = sorted(set(archive.synsets) - set(synsets()))
+    if unknown:
+        raise DataError(
+            f"{archive.source}: {few(unknown)}: no synset of ImageNet-1k: name the folder or tar whose class folders "
+            "are n01440764 and so on"
+        )
+    if num_shards is None:
+        num_shards = max(1, round(int(archive.sizes.sum()) / SHARD_BYTES))
+    if not 1 <= num_shards <= len(archive):
+        raise ConfigError(f"--shards {num_shards}: at least 1 and at most one an image, {len(archive):,}")
+    return Plan(archive, root / "imagenet", part, num_shards, seed)

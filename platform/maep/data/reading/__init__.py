@@ -1,0 +1,1 @@
+"""Encoded images as they lie, in Parquet files or class folders, and their decoding."""

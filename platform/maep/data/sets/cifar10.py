@@ -1,0 +1,148 @@
+"""CIFAR-10 (A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009) from any of three layouts.
+
+Under <root>/cifar10:
+  (a) our Parquet: train*.parquet and test*.parquet with the columns image (PNG), label, index, lossless;
+  (b) the Hugging Face hub's uoft-cs/cifar10: the same names, here or in plain_text/ or data/, columns img and label;
+  (c) torchvision's folder cifar-10-batches-py.
+
+train is the official training set. The official test set is split once by index: `dev` is the committed list
+lists/cifar10-dev.txt (2,000 images, for every choice), `test` is every other image (for reported figures only).
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maep.data.image_set import ImageSet, Split, refuse_corrupt
+from maep.data.lists import read_indices
+from maep.data.reading import parquet
+from maep.data.reading.decoding import Undecodable, decode_exact
+from maep.errors import DataError
+
+SIZE = (32, 32)
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+NUM_OFFICIAL = {"train": 50_000, "test": 10_000}
+BATCHES = "cifar-10-batches-py"
+
+
+def load(root: Path, split: Split, max_corrupt: int = 0) -> ImageSet:
+    """The split, decoded: uint8 [N, 32, 32, 3]. Raises DataError when it is missing, empty or damaged."""
+    folder = root / "cifar10"
+    official = "train" if split == "train" else "test"
+    files = parquet.find([folder, folder / "plain_text", folder / "data"], official)
+    if files:
+        found = _from_rows(parquet.read(files), split, official)
+    elif (folder / BATCHES).is_dir():
+        found = _from_batches(folder, split, official)
+    else:
+        raise DataError(
+            f"no CIFAR-10 ({official}) in {folder}: set $MAEP_DATA or --data.root to the folder that holds cifar10/, "
+            "or fetch it with `maep data get cifar10`"
+        )
+    refuse_corrupt(found.corrupt, max_corrupt, str(folder))
+    if not len(found):
+        raise DataError(
+            f"{folder}: no image of the split {split}: set $MAEP_DATA or --data.root to a complete CIFAR-10, "
+            "or fetch it with `maep data get cifar10`"
+        )
+    return found
+
+
+def of_split(indices: NDArray[np.int64], split: Split) -> NDArray[np.bool_]:
+    """Bool [N]: which official indices of the split's file belong to `split`."""
+    if split == "train":
+        return np.ones(len(indices), dtype=np.bool_)
+    is_dev: NDArray[np.bool_] = np.isin(indices, dev_indices())
+    return is_dev if split == "dev" else ~is_dev
+
+
+def dev_indices() -> NDArray[np.int64]:
+    """int64 [2000]: the official test indices that choices are made on, sorted."""
+    return read_indices("cifar10-dev")
+
+
+def dev_labels() -> NDArray[np.int64]:
+    """int64 [2000]: the official labels of `dev_indices`."""
+    text = resources.files("maep.data").joinpath("lists", "cifar10-dev.labels").read_text(encoding="ascii")
+    return np.array([int(digit) for digit in "".join(text.split())], dtype=np.int64)
+
+
+def _from_rows(rows: parquet.Rows, split: Split, official: str) -> ImageSet:
+    indices = _official_order(rows, official) if rows.indices is None else rows.indices
+    images = np.empty((len(rows), *SIZE, 3), dtype=np.uint8)
+    corrupt: list[str] = []
+    kept: list[int] = []
+    seen: set[int] = set()
+    for row in np.flatnonzero(of_split(indices, split)):
+        index, label = int(indices[row]), int(rows.labels[row])
+        try:
+            if not 0 <= index < NUM_OFFICIAL[official]:
+                raise Undecodable(f"index {index} is not in 0..{NUM_OFFICIAL[official] - 1}")
+            if index in seen:
+                raise Undecodable(f"index {index} is there twice")
+            if not 0 <= label < len(CLASSES):
+                raise Undecodable(f"label {label} is not in 0..{len(CLASSES) - 1}")
+            images[len(kept)] = decode_exact(rows.image(int(row)), SIZE)
+        except Undecodable as reason:
+            corrupt.append(f"{rows.place(int(row))}: {reason}")
+            continue
+        seen.add(index)
+        kept.append(int(row))
+    where = np.array(kept, dtype=np.int64)
+    return ImageSet(
+        name="cifar10",
+        split=split,
+        images=images[: len(kept)].copy() if len(kept) < len(images) else images,
+        labels=rows.labels[where],
+        indices=indices[where],
+        classes=CLASSES,
+        lossless=rows.lossless[where],
+        corrupt=tuple(corrupt),
+    )
+
+
+def _official_order(rows: parquet.Rows, official: str) -> NDArray[np.int64]:
+    """The row numbers, which stand for the official indices where a file has no column `index`.
+
+    True of the hub's test set. In its training set the five batches stand in another order, which matters only to
+    the draws of the augmentation. Raises DataError where the order of the test set cannot be the official one,
+    because its split would then mix what choices were made on with what is reported.
+    """
+    indices = np.arange(len(rows), dtype=np.int64)
+    if official == "test":
+        here = dev_indices()[dev_indices() < len(rows)]
+        if not np.array_equal(rows.labels[here], dev_labels()[: len(here)]):
+            raise DataError(
+                f"{rows.files[0]}: has no column index, and its rows are not in the official order: "
+                "add the column index (0..9999), or fetch the set again with `maep data get cifar10`"
+            )
+    return indices
+
+
+def _from_batches(folder: Path, split: Split, official: str) -> ImageSet:
+    # The batches are pickles, which can run code when read. torchvision compares each with the md5 sum of the official
+    # file before it unpickles, so that nothing but Krizhevsky's own bytes is ever read.
+    from torchvision.datasets import CIFAR10
+
+    try:
+        source = CIFAR10(str(folder), train=official == "train", download=False)
+    except RuntimeError:
+        raise DataError(
+            f"{folder / BATCHES}: files are missing or differ from the official ones (md5): "
+            "fetch them again with `maep data get cifar10`"
+        ) from None
+    indices = np.arange(len(source.data), dtype=np.int64)
+    where = np.flatnonzero(of_split(indices, split))
+    return ImageSet(
+        name="cifar10",
+        split=split,
+        images=np.ascontiguousarray(source.data[where]),
+        labels=np.asarray(source.targets, dtype=np.int64)[where],
+        indices=indices[where],
+        classes=CLASSES,
+        lossless=np.ones(len(where), dtype=np.bool_),
+    )

@@ -1,0 +1,143 @@
+"""Loaders: the images of each step, augmented and on the device, whatever they are read from and whoever decodes them.
+
+  resident   the whole set decoded in memory, on the device where it fits; crop and flip on the device
+  stream     groups of encoded images read and decoded by threads of this process, some parts ahead
+  ray        the same parts, read and decoded outside the training processes (maep.train.ray.loader)
+  synthetic  random images made once: what is left when nothing is read or decoded, the upper bound
+
+`stream` and `ray` give the same bits. A run is input-bound where it waits for its data (`data_s` in its metrics);
+`loader_rate` is what a loader gives when nothing else runs.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from maep.data import datasets
+from maep.data.datasets import DataConfig
+from maep.data.image_set import ImageSet
+from maep.data.sets import imagenet
+from maep.data.stream.plan import Part, Sampling
+from maep.data.stream.resident import Noise, noise
+from maep.data.stream.streaming import Streamed
+from maep.errors import ConfigError
+
+Kind = Literal["auto", "resident", "stream", "ray", "synthetic"]
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """How images reach the steps. Only `kind` can change a weight: encoded images are augmented while they decode."""
+
+    kind: Kind = "auto"
+    """auto: resident for what is small; ImageNet is streamed, by Ray where Ray Train trains, else by threads."""
+    threads: int = 0
+    """stream: so many decode; 0: one for each core."""
+    cpus: float = 0.5
+    """ray: logical CPUs of a task that decodes. Two whole ones would find no place beside two workers on two cores."""
+    prefetch: int = 4
+    """stream, ray: parts of a step that lie ready, beside those that are being decoded."""
+    memory_share: float = 0.5
+    """resident: most of the free memory that all workers' copies of a set may take."""
+
+    def __post_init__(self) -> None:
+        """Refuses loaders that could not go on."""
+        if self.threads < 0 or self.prefetch < 1 or self.cpus <= 0 or not 0 < self.memory_share <= 1:
+            raise ValueError("threads: at least 0; prefetch: at least 1; cpus: above 0; memory_share: in (0, 1]")
+
+
+class Loader(Protocol):
+    """Gives the parts of steps, in order."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches."""
+
+    def parts(self, first_step: int, stop_step: int) -> Generator[Part, None, None]:
+        """The parts of steps first_step..stop_step-1; close it to end what works ahead.
+
+        Raises DataError where more images are corrupt than may be, UnavailableError where storage gives up.
+        """
+
+
+Images = ImageSet | Streamed | Noise
+"""What a run is trained on."""
+
+
+def resolved(loader: LoaderConfig, data: DataConfig, on_ray: bool) -> LoaderConfig:
+    """`loader` with its kind chosen. Raises ConfigError for a kind that does not fit the data or the place.
+
+    What is small is resident and ImageNet streamed, on any machine: how images are augmented must not follow from how
+    much memory there happens to be.
+    """
+    kind = loader.kind
+    if kind == "auto":
+        kind = "resident" if data.name != "imagenet" else "ray" if on_ray else "stream"
+    if kind in ("stream", "ray") and data.name != "imagenet":
+        raise ConfigError(f"loader.kind: {kind} streams imagenet; {data.name} fits in memory: use resident")
+    if kind == "ray" and not on_ray:
+        raise ConfigError("loader.kind: ray needs Ray Train workers: give workers.num_workers, or use stream")
+    if kind in ("stream", "ray") and data.max_corrupt and not data.max_corrupt_share:
+        warnings.warn(
+            f"data.max_corrupt: {data.max_corrupt} is for the images of dev; those that are streamed go by"
+            f" data.max_corrupt_share, now {data.max_corrupt_share:g}",
+            stacklevel=2,
+        )
+    if kind == "resident" and data.train_files is not None:
+        raise ConfigError("data.train_files: only stream and ray read them: leave out loader.kind resident")
+    return replace(loader, kind=kind)
+
+
+def open_images(loader: LoaderConfig, data: DataConfig) -> Images:
+    """What `loader` (resolved) trains on. Raises DataError when it is missing, empty or damaged."""
+    side = data.image_size or imagenet.IMAGE_SIZE
+    match loader.kind:
+        case "synthetic":
+            sides = {"digits": 16, "cifar10": 32, "imagenet": side}
+            classes = {"digits": 10, "cifar10": 10, "imagenet": imagenet.NUM_CLASSES}[data.name]
+            return Noise(data.name, (sides[data.name],) * 2, tuple(map(str, range(classes))))
+        case "stream" | "ray":
+            shards = imagenet.train_shards(datasets.data_uri(data), data.train_files, data.read_timeout_s)
+            return Streamed(shards, side, data.max_corrupt_share)
+        case _:
+            return datasets.load(data, "train")
+
+
+def sample(images: Images, count: int) -> NDArray[np.uint8]:
+    """uint8 [n, H, W, 3], n <= count: some images as they are, not augmented."""
+    match images:
+        case ImageSet():
+            return images.pixels(np.arange(min(len(images), count)))
+        case Noise():
+            return noise(images, count).numpy()
+        case Streamed(shards, side):
+            return imagenet.first_of(shards, "train", count, side)
+
+
+def part_bytes(sampling: Sampling, image_shape: tuple[int, int]) -> int:
+    """Bytes of one worker's part of a step."""
+    return sampling.share * (3 * image_shape[0] * image_shape[1] + 16)
+
+
+def loader_rate(loader: Loader, share: int, steps: int, first_step: int = 0) -> float:
+    """Images a second of a loader alone, over `steps` parts of `share` images after a first one, on this worker."""
+    with closing(loader.parts(first_step, first_step + 1 + steps)) as parts:
+        _finished(next(parts))
+        began = time.perf_counter()
+        for part in parts:
+            _finished(part)
+    return steps * share / (time.perf_counter() - began)
+
+
+def _finished(part: Part) -> None:
+    if part.pixels.is_cuda:
+        torch.cuda.synchronize(part.pixels.device)

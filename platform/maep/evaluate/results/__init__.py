@@ -1,0 +1,1 @@
+"""Rows, results computed from them, paired comparison, and the gate."""

@@ -1,0 +1,123 @@
+"""One row for each image x purifier x classifier x threat x attack x eps: what every figure is computed from."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from maep.attacks.norms import lengths
+from maep.errors import DataError
+
+SCHEMA = pa.schema(
+    [
+        ("dataset", pa.string()),
+        ("split", pa.string()),
+        ("image_list", pa.string()),
+        ("index", pa.int64()),  # official index of the image in its data set
+        ("label", pa.int64()),
+        ("purifier", pa.string()),
+        ("purifier_sha256", pa.string()),
+        ("classifier", pa.string()),
+        ("classifier_sha256", pa.string()),
+        ("threat", pa.string()),  # see maep.evaluate.config.Threat
+        ("norm", pa.string()),
+        ("attack", pa.string()),
+        ("eps", pa.float64()),
+        ("steps", pa.int64()),
+        ("eot", pa.int64()),
+        ("seed", pa.int64()),
+        ("prediction", pa.int64()),
+        ("correct", pa.bool_()),
+        ("num_draws", pa.int64()),  # fresh draws of a randomised purifier, else 1; prediction is what most say
+        ("num_right", pa.int64()),  # draws of which the answer is right
+        ("loss", pa.float32()),  # cross-entropy of the label, mean over draws
+        ("change", pa.float32()),  # what the attack changed, in `norm` (see `change`)
+        ("inherited", pa.bool_()),  # not attacked: wrong on the clean image, or after an earlier attack of the cascade
+    ]
+)
+_COST = b"maep.cost"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a part took: images that went forward through the attacked model, and seconds of one thread."""
+
+    forward_passes: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.forward_passes + other.forward_passes, self.seconds + other.seconds)
+
+
+def make(constants: Mapping[str, Any], columns: Mapping[str, Any]) -> pa.Table:
+    """Rows from values that all share and columns [N]; together they are exactly the schema."""
+    length = len(next(iter(columns.values())))
+    arrays = {
+        field.name: pa.array(columns[field.name], field.type)
+        if field.name in columns
+        else pa.array([constants[field.name]] * length, field.type)
+        for field in SCHEMA
+    }
+    return pa.table(arrays, schema=SCHEMA)
+
+
+def change(difference: Tensor, norm: str) -> Tensor:
+    """float32 [B]: size of the change [B, 3, H, W] in `norm`; of a patch, the share of pixels that are changed, of a
+    spatial attack the largest change of a pixel.
+    """
+    if norm == "patch":
+        return (difference.abs().amax(dim=1) > 0).flatten(1).float().mean(dim=1)
+    return lengths(difference, "Linf" if norm == "spatial" else norm)
+
+
+def encode_part(rows: pa.Table, cost: Cost) -> bytes:
+    """One finished task as a file."""
+    note = json.dumps([cost.forward_passes, cost.seconds]).encode()
+    return encode(rows.replace_schema_metadata({_COST: note}))
+
+
+def decode_part(data: bytes) -> tuple[pa.Table, Cost]:
+    """The rows of a finished task and what they took."""
+    table = pq.read_table(io.BytesIO(data))
+    forward_passes, seconds = json.loads(table.schema.metadata[_COST])
+    return table.replace_schema_metadata(None), Cost(forward_passes, seconds)
+
+
+def encode(rows: pa.Table) -> bytes:
+    """Rows as the bytes of a Parquet file; equal rows give equal bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(rows, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def read(path: str | Path) -> pa.Table:
+    """The rows of images.parquet. Raises DataError where that is no such file."""
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: cannot read the rows of an evaluation: {' '.join(str(error).split())}") from None
+    if "linf" in table.column_names:  # schema 1, which had no draws and no other norm
+        once = pa.array([1] * len(table), pa.int64())
+        right = table["correct"].cast(pa.int64())
+        table = table.append_column("num_draws", once).append_column("num_right", right)
+        table = table.append_column("change", table["linf"])
+    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise DataError(f"{path} has no column {missing[0]!r}: it is not images.parquet of an evaluation")
+    return table.select(SCHEMA.names)
+
+
+def part_name(words: Sequence[object]) -> str:
+    """A file name that stands for these words: readable, and unique by a digest."""
+    text = "|".join(str(word) for word in words)
+    readable = "".join(c if c.isalnum() or c in "-." else "-" for c in text.replace("|", "_"))
+    return f"{readable[:80]}.{hashlib.sha256(text.encode()).hexdigest()[:8]}"

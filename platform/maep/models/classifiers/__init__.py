@@ -1,0 +1,1 @@
+"""The protected classifiers: loading, architectures, features."""

@@ -1,0 +1,216 @@
+"""`python -m maep.train.benchmark`: how fast this machine pretrains, where a step's time goes, whether data keep up.
+
+    python -m maep.train.benchmark --preset B/16 --image_size 224 --batch_size 256 --steps 50
+
+Needs PyTorch and no more; the images are random, or with `--loader stream` those of `--data.root`. Further words
+override keys of `maep pretrain`:
+`--loop.precision fp32 --loop.compile true --model.decoder_width 256`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from maep import config
+from maep.data.image_set import ImageSet
+from maep.data.stream.loaders import Images, Loader, LoaderConfig, loader_rate, open_images
+from maep.data.stream.plan import Part, Sampling
+from maep.data.stream.resident import Noise
+from maep.errors import UserError
+from maep.models import flops
+from maep.models.mae import MaskedAutoencoder
+from maep.train.config import PretrainConfig
+from maep.train.hardware import peak_flops, peak_memory_mib
+from maep.train.loop.run import batch_of, open_loader, pick_device
+from maep.train.loop.step import Step, pick_dtype
+from maep.train.loop.stopwatch import Stopwatch
+from maep.train.objectives import Pretraining
+
+Kind = Literal["resident", "stream", "synthetic"]
+_WARMUP = 2
+_TRIAL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured, and of what."""
+
+    device: str
+    precision: str
+    batch_size: int
+    steps: int
+    parameters: int
+    gflops_per_image: float
+    """Of a training step, by formula (maep.models.flops)."""
+    images_per_s: float
+    peak_tflops: float
+    """Of matrix products on this device: MFU is counted against it."""
+    mfu: float
+    split_s: dict[str, float]
+    """Seconds of a step by phase."""
+    loader_images_per_s: float
+    """Of the loader alone."""
+    loader_ratio: float
+    """That over the rate of the steps without a loader: above 1, training does not wait for data."""
+    peak_memory_mib: float
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints what was measured; the exit status is 0 done, 2 a mistake in what was given."""
+    parser = argparse.ArgumentParser(
+        prog="python -m maep.train.benchmark", description=__doc__.split("\n\n")[0], allow_abbrev=False
+    )
+    parser.add_argument("--preset", default="S/16", help="sizes of the autoencoder: Ti, S, B or L, and the patch")
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--loader", default="resident", choices=("resident", "stream", "synthetic"))
+    parser.add_argument("--json", action="store_true")
+    options, overrides = parser.parse_known_args(argv)
+    values: dict[str, Any] = {
+        "model": {"preset": options.preset, "image_size": options.image_size},
+        "loop": {
+            "batch_size": options.batch_size,
+            "samples": options.batch_size * max(1, options.steps + _WARMUP),
+            "device": options.device,
+        },
+    }
+    try:
+        settings = config.build(PretrainConfig, config.apply_overrides(values, overrides))
+        measured = measure(settings, options.steps, options.loader)
+    except UserError as error:
+        print(f"maep.train.benchmark: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(dataclasses.asdict(measured)) if options.json else text(measured))
+    return 0
+
+
+def measure(settings: PretrainConfig, steps: int, kind: Kind = "synthetic") -> Measured:
+    """Takes `steps` training steps of `settings`, in one process, after two to warm up, on random images.
+
+    `kind` synthetic is one batch over and over, the most that any loader could give; `stream` reads the data set.
+    """
+    loop = settings.loop
+    device = pick_device(loop.device)
+    objective = Pretraining(MaskedAutoencoder(settings.model), settings.mask_ratio)
+    update = Step(objective.to(device).to(memory_format=torch.channels_last).train(), loop, 1, device)
+    loader = _open(settings, kind, device)
+    watch = Stopwatch(device)
+
+    def take(parts: Iterator[Part], number: int) -> None:
+        watch.start()
+        batch = batch_of(next(parts), number, loop)
+        watch.lap("data")
+        update(batch, loop.lr, watch)
+
+    with closing(loader.parts(0, _WARMUP + steps)) as parts:
+        for number in range(_WARMUP):
+            take(parts, number)
+        watch.read()
+        seconds = _seconds(lambda number: take(parts, number), steps, device)
+    rate, split = loop.batch_size / seconds, watch.read()
+    loading = loader_rate(loader, loop.batch_size, steps)
+    without = loop.batch_size / max(1e-9, seconds - split.get("data", 0.0))
+    cost, peak = flops.training(settings.model, settings.mask_ratio), peak_flops(device, update.dtype)
+    return Measured(
+        device=torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads",
+        precision=str(update.dtype).removeprefix("torch."),
+        batch_size=loop.batch_size,
+        steps=steps,
+        parameters=flops.parameters(settings.model),
+        gflops_per_image=cost / 1e9,
+        images_per_s=rate,
+        peak_tflops=peak / 1e12,
+        mfu=rate * cost / peak,
+        split_s=split,
+        loader_images_per_s=loading,
+        loader_ratio=loading / without,
+        peak_memory_mib=peak_memory_mib(device),
+    )
+
+
+def estimate(settings: PretrainConfig) -> tuple[float, str]:
+    """Images a second that this machine trains at, and how that is known: from few steps of as many images as take
+    about a second, or where one image takes longer, from the rate of matrix products.
+    """
+    device = pick_device(settings.loop.device)
+    possible = peak_flops(device, pick_dtype(settings.loop, device)) / flops.training(
+        settings.model, settings.mask_ratio
+    )
+    images = min(settings.loop.batch_size, int(_TRIAL_S * possible))
+    if images < 1:
+        return possible, "at the rate of matrix products, which training does not quite reach"
+    trial = replace(settings.loop, batch_size=images, samples=images, micro_batch=None, ema=None, compile=False)
+    rate = measure(replace(settings, loop=trial), steps=2).images_per_s
+    return rate, f"measured in two steps of {images} images"
+
+
+def text(measured: Measured) -> str:
+    """For a person."""
+    split = "  ".join(f"{phase} {seconds * 1000:.1f}" for phase, seconds in measured.split_s.items())
+    rate = f"{measured.images_per_s:,.1f}"
+    return "\n".join(
+        (
+            f"device    {measured.device}, {measured.precision}, {measured.peak_tflops:.3g} TFLOP/s at most",
+            f"model     {measured.parameters / 1e6:.1f} M parameters, {measured.gflops_per_image:.3g} GFLOP an image",
+            f"step      {rate} images/s in batches of {measured.batch_size}, MFU {measured.mfu:.3f}",
+            f"split     {split} ms",
+            f"loader    {measured.loader_images_per_s:,.1f} images/s alone, {measured.loader_ratio:.3g} times the step",
+            f"memory    {measured.peak_memory_mib:,.0f} MiB at most",
+        )
+    )
+
+
+def _seconds(work: Callable[[int], None], count: int, device: torch.device) -> float:
+    """Mean seconds of a call, the device's work included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    for number in range(count):
+        work(_WARMUP + number)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - start) / count
+
+
+def _open(settings: PretrainConfig, kind: Kind, device: torch.device) -> Loader:
+    """The loader to measure: of a batch of random images, or of the data set where it is streamed."""
+    loop, (height, width) = settings.loop, settings.model.image_size
+    images: Images = _random_images(loop.batch_size, height, width)
+    if kind == "synthetic":
+        images = Noise("random", (height, width), ("none",))
+    elif kind == "stream":
+        data = replace(settings.data, name="imagenet", image_size=height)
+        images = open_images(LoaderConfig(kind="stream"), data)
+    return open_loader(images, settings.loader, Sampling(loop.batch_size, loop.seed, loop.augment), device)
+
+
+def _random_images(count: int, height: int, width: int) -> ImageSet:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    return ImageSet(
+        name="random",
+        split="train",
+        images=pixels,
+        labels=np.zeros(count, dtype=np.int64),
+        indices=np.arange(count, dtype=np.int64),
+        classes=("none",),
+        lossless=np.ones(count, dtype=np.bool_),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

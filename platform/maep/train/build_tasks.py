@@ -1,0 +1,158 @@
+"""The two phases as tasks for the loop: from configuration, data and classifiers to an objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from maep import artifact, config
+from maep.artifact import Artifact
+from maep.data.datasets import data_root
+from maep.data.image_set import ImageSet, to_float
+from maep.data.stream.loaders import Images, LoaderConfig, open_images, resolved, sample
+from maep.errors import ArtifactError, ConfigError
+from maep.models.build import build_model, load_weights
+from maep.models.classifiers.load import load_classifier
+from maep.models.conv import ConvPurifier
+from maep.models.lora import LoraConfig, attach, num_trained
+from maep.models.mae import MaskedAutoencoder
+from maep.models.purifier import Purifier
+from maep.models.vitmae.folder import is_vitmae
+from maep.train.config import FinetuneConfig, PretrainConfig, deciding
+from maep.train.loop.run import Task
+from maep.train.objectives import Pretraining, Purification, check_classifier
+
+
+def pretraining(settings: PretrainConfig) -> Task:
+    """MAE pretraining as a task; its artifact is of kind `mae`."""
+    loader, images = _open(settings)
+    _check_size(images, settings.model.image_size)
+    model = _build(config.to_dict(settings.model), settings.loop.seed)
+    assert isinstance(model, MaskedAutoencoder)
+    stored = _stored(settings, images)
+    if settings.init is not None:
+        start = _opened(settings.init)
+        stored["train"]["init_sha256"] = start.sha256
+        _start_from(model, start)
+    card = _card("Masked autoencoder", f"pretrained on {settings.data.name}, mask ratio {settings.mask_ratio}")
+    return Task("mae", Pretraining(model, settings.mask_ratio), images, settings.loop, stored, card, loader)
+
+
+def purification(settings: FinetuneConfig) -> Task:
+    """Fine-tuning as a purifier as a task; its artifact is of kind `purifier`.
+
+    With `lora`, what `init` gives is frozen (all of a purifier, the autoencoder of a new one) beside its adapters.
+    """
+    loader, images = _open(settings)
+    model_config = settings.model
+    _check_size(images, model_config.mae.image_size if model_config.name == "purifier" else model_config.image_size)
+    model = _build(config.to_dict(model_config), settings.loop.seed)
+    assert isinstance(model, Purifier | ConvPurifier)
+    stored = _stored(settings, images)
+    stored["train"]["init_sha256"], adapted = None, ""
+    if settings.init is not None:
+        start = _opened(settings.init)
+        stored["train"]["init_sha256"] = start.sha256
+        trained = _start_from(model, start)
+        if settings.lora is not None:
+            assert isinstance(model, Purifier)
+            adapted = _adapt(model, settings.lora, trained, settings.loop.seed)
+    classifiers: list[nn.Module] = []
+    two = to_float(torch.from_numpy(sample(images, 2)))
+    labels = torch.from_numpy(images.labels if isinstance(images, ImageSet) else np.array([len(images.classes) - 1]))
+    for spec in settings.classifiers:
+        classifier = load_classifier(spec, data_root(settings.data))
+        check_classifier(classifier, two, labels, spec)
+        classifiers.append(classifier)
+    stored["train"]["classifiers"] = [classifier.name for classifier in classifiers]
+    stored["train"]["classifiers_sha256"] = [classifier.sha256 for classifier in classifiers]
+    attacked = ", ".join(stored["train"]["classifiers"])
+    card = _card(
+        "Masked-autoencoder purifier" if model_config.name == "purifier" else "U-Net purifier",
+        f"fine-tuned on {settings.data.name} with {settings.attacks.mode} attacks on {attacked}{adapted}",
+    )
+    return Task("purifier", Purification(model, classifiers, settings), images, settings.loop, stored, card, loader)
+
+
+def _open(settings: PretrainConfig | FinetuneConfig) -> tuple[LoaderConfig, Images]:
+    loader = resolved(settings.loader, settings.data, settings.workers.num_workers != 0)
+    return loader, open_images(loader, settings.data)
+
+
+def _build(values: dict[str, Any], seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model(values)
+
+
+def _opened(init: str) -> Artifact:
+    if is_vitmae(init):
+        raise ArtifactError(
+            f"init: {init} is Hugging Face's ViTMAE: first make it an artifact, maep convert {init} -o DIR"
+        )
+    return artifact.read(init)
+
+
+def _start_from(model: nn.Module, start: Artifact) -> nn.Module:
+    """Puts the weights of `start` into `model`, and returns the part of it that they fill."""
+    part, where = model, "model"
+    if isinstance(model, Purifier) and start.kind == "mae":
+        part, where = model.mae, "model.mae"
+    elif isinstance(model, ConvPurifier) and start.kind == "mae":
+        raise ConfigError("init: only model.name purifier starts from an autoencoder")
+    wanted = "mae" if isinstance(part, MaskedAutoencoder) else "purifier"
+    if start.kind != wanted:
+        also = "" if wanted == "mae" else "a purifier or "
+        raise ArtifactError(
+            f"init: {start.folder} holds a {start.kind}, not {also}the autoencoder that maep pretrain writes"
+        )
+    assert isinstance(part, MaskedAutoencoder | Purifier | ConvPurifier)
+    _check_alike(config.to_dict(part.config), start.config["model"], where, start)
+    load_weights(part, start)
+    return part
+
+
+def _check_alike(mine: Mapping[str, Any], theirs: Mapping[str, Any], where: str, start: Artifact) -> None:
+    """Refuses a model of another shape than that of `start`, naming the first key that differs."""
+    names = {"mae": "autoencoder"}
+    for key, value in mine.items():
+        if isinstance(value, Mapping) and isinstance(theirs.get(key), Mapping):
+            _check_alike(value, theirs[key], f"{where}.{key}", start)
+        elif theirs.get(key) != value:
+            kind = names.get(start.kind, start.kind)
+            raise ConfigError(f"{where}.{key}: {value!r}, but the {kind} at {start.folder} has {theirs.get(key)!r}")
+
+
+def _adapt(model: Purifier, adapters: LoraConfig, trained: nn.Module, seed: int) -> str:
+    """Attaches adapters, drawn from `seed`; what the card says of them."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        attach(model, adapters, trained)
+    where = " and ".join(adapters.targets)
+    return f", by LoRA of rank {adapters.rank} on the {where}: {num_trained(model):,} numbers trained beside {count:,}"
+
+
+def _check_size(images: Images, size: tuple[int, int]) -> None:
+    if images.image_shape != size:
+        have = "x".join(map(str, images.image_shape))
+        raise ConfigError(f"model image_size: {'x'.join(map(str, size))}, but {images.name} has {have} images")
+
+
+def _stored(settings: PretrainConfig | FinetuneConfig, images: Images) -> dict[str, Any]:
+    """What an artifact says of its training: all that decides the weights, nothing of where or when it ran."""
+    values = deciding(settings)
+    model = values.pop("model")
+    values.pop("init", None)
+    return {"model": model, "train": values, "data": {"name": images.name, "fingerprint": images.fingerprint}}
+
+
+def _card(title: str, what: str) -> str:
+    return (
+        f"# {title}\n\nMade by maep: {what}. Images are RGB in [0, 1]. `config.json` holds every setting,"
+        " `MANIFEST.json` the digests.\n"
+    )

@@ -1,0 +1,1 @@
+"""Checkpoints: written asynchronously, verified, mirrored, resumed from."""

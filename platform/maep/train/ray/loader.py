@@ -1,0 +1,123 @@
+"""The loader `ray`: Ray Data reads, decodes and augments outside the training processes, on whatever CPUs are free.
+
+Each training worker has a stream of its own, one task a step, whose part is what `stream` would make of it. Ray Data
+holds back tasks once its share of the object store is full.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Generator
+from typing import Any
+
+import torch
+
+from maep.data.reading.shards import Encoded
+from maep.data.stream.loaders import LoaderConfig, part_bytes
+from maep.data.stream.plan import Plan, Sampling
+from maep.data.stream.streaming import Loaded, Streamed, StreamLoader, assemble
+from maep.errors import DataError, UnavailableError
+
+SEGMENT = 500
+"""Steps of one execution of Ray Data: what it keeps of each that is done adds up."""
+_GROUPS_KEPT = 4
+
+
+def store_bytes(loader: LoaderConfig, sampling: Sampling, image_shape: tuple[int, int]) -> int:
+    """Bytes of the object store that one worker's stream takes: parts that lie ready and as many on their way."""
+    return 2 * loader.prefetch * part_bytes(sampling, image_shape)
+
+
+class RayLoader(StreamLoader):
+    """Parts decoded by Ray tasks; made inside a Ray Train worker, for its rank."""
+
+    def __init__(self, images: Streamed, sampling: Sampling, device: torch.device, loader: LoaderConfig) -> None:
+        super().__init__(images, sampling, device)
+        self.loader = loader
+
+    def _loaded(self, first_step: int, stop_step: int) -> Generator[Loaded, None, None]:
+        import ray
+        from ray.exceptions import RayError
+
+        source = ray.put((self.images, self.plan.sampling))
+        cpus = _free_cpus(self.plan.sampling.size, self.loader.cpus)
+        for start in range(first_step, stop_step, SEGMENT):
+            batches = self._segment(source, list(range(start, min(start + SEGMENT, stop_step))), cpus)
+            try:
+                yield from batches
+            except RayError as error:
+                raise _cause(error) from None
+            finally:
+                if hasattr(batches, "close"):
+                    batches.close()
+
+    def _segment(self, source: Any, steps: list[int], cpus: float) -> Any:
+        """Ray Data's iterator over the parts of `steps`."""
+        import ray.data
+
+        parts = ray.data.from_items(steps, override_num_blocks=len(steps)).map_batches(
+            _task(source), batch_size=None, num_cpus=self.loader.cpus
+        )
+        context, sampling = parts.context, self.plan.sampling
+        context.enable_progress_bars = context.print_on_execution_start = False
+        options = context.execution_options
+        options.preserve_order = True
+        options.resource_limits = type(options.resource_limits)(
+            cpu=cpus, object_store_memory=store_bytes(self.loader, sampling, self.images.image_shape)
+        )
+        batches = parts.iter_batches(
+            batch_size=sampling.share, batch_format="numpy", prefetch_batches=self.loader.prefetch
+        )
+        return iter(batches)
+
+
+def _task(source: Any) -> Callable[[Loaded], Loaded]:
+    """What one task does: the step it is given becomes this worker's part of it."""
+
+    def load(batch: Loaded) -> Loaded:
+        (step,) = batch["item"].tolist()
+        images, plan, read = _opened(source)
+        return assemble(images, plan, step, read)
+
+    return load
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(source: Any) -> tuple[Streamed, Plan, Callable[[int], Encoded]]:
+    """Images and plan, once a process, and the groups that it read last: the next step may need them too."""
+    import ray
+
+    images, sampling = ray.get(source)
+    read = functools.lru_cache(maxsize=_GROUPS_KEPT)(images.shards.read)
+    return images, Plan(images.shards.sizes, sampling), read
+
+
+def _free_cpus(num_workers: int, wanted: float) -> float:
+    """Logical CPUs that are one worker's for decoding: its share of what the training workers leave.
+
+    Raises UnavailableError where that is less than one task takes: Ray Data would wait for ever.
+    """
+    import ray
+    from ray.util import get_current_placement_group
+
+    total = float(ray.cluster_resources().get("CPU", 0))
+    group = get_current_placement_group()
+    taken = sum(bundle.get("CPU", 0) for bundle in group.bundle_specs) if group is not None else 0
+    share = (total - taken) / num_workers
+    if share < wanted - 1e-6:
+        raise UnavailableError(
+            f"loader.cpus: {wanted:g} for each worker's loader, but of the cluster's {total:g} CPUs training takes"
+            f" {taken:g}: lower loader.cpus or workers.cpus_per_worker, or use loader.kind stream"
+        )
+    return share
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The mistake of ours inside what Ray wrapped it in, else Ray's own."""
+    inner: BaseException | None = error
+    while inner is not None:
+        for kind in (DataError, UnavailableError):
+            if isinstance(inner, kind):
+                return kind(str(getattr(inner, "cause", inner)))  # Ray makes a class that is both, with its own text
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    return error

@@ -1,0 +1,255 @@
+"""The same loop on Ray Train: N workers share each batch, Ray starts them and starts them anew when one dies.
+
+Nothing of Ray is in the step. Checkpoints are the loop's own, in a folder that all workers see or on s3://; a new group
+of workers resumes from the newest as any other process would. A range of workers is Ray Train's own elasticity: the
+batch stays the same, so a group of another size takes the same steps, up to the order of sums.
+
+A notice reaches the steps from three sides: SIGTERM of this process, which leaves a file that rank 0 looks for each
+second; SIGTERM of a worker; Ray's own, of a machine that is drained (a spot machine that is reclaimed), within five
+seconds. Then all workers end the step that is under way, and at most one more. The first ends the run, the others only
+the group: a new one goes on elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from maep import artifact, cluster, config, storage
+from maep.artifact import Artifact
+from maep.data.datasets import data_uri
+from maep.data.stream.loaders import resolved
+from maep.errors import Stopped, UnavailableError, UserError
+from maep.train.build_tasks import pretraining, purification
+from maep.train.checkpoint.mirror import Mirror, mirror_of, working_folder
+from maep.train.checkpoint.resume import anyones, starting_point
+from maep.train.checkpoint.store import MODEL, RESUMED
+from maep.train.classifier import ClassifierConfig, classification
+from maep.train.config import FinetuneConfig, PretrainConfig
+from maep.train.loop.run import Callback, Task, World, go_on
+from maep.train.loop.step import check_shares
+from maep.train.loop.termination import Notice, on_sigterm
+from maep.train.ray.faults import cause, of_rank, watching
+from maep.train.ray.termination import StopFile, hearing, worker_notice
+
+Settings = PretrainConfig | FinetuneConfig | ClassifierConfig
+
+MakeCallbacks = Callable[[], Sequence[Callback]]
+"""Makes the callbacks in the process where they run (connections do not travel), once nothing refuses the run."""
+
+
+def train(
+    settings: Settings,
+    output: str | Path,
+    make_callbacks: MakeCallbacks,
+    address: str | None = None,
+    resume: Artifact | None = None,
+) -> Artifact:
+    """Trains a phase in this process (`workers.num_workers` 0) or on that many Ray Train workers.
+
+    For workers, `settings` must be `rooted`, and `output` a folder that all machines see, or s3://. Returns the result
+    as it lies on this machine. Raises UnavailableError where the cluster cannot place the workers, or S3 does not
+    answer, Stopped after a SIGTERM of this process, and what the loop raises.
+    """
+    workers = settings.workers
+    output = str(output if storage.is_remote(output) else Path(output).absolute())
+    folder, mirror = working_folder(output), mirror_of(output, settings.loop.keep_checkpoints)
+    if workers.most == 0:
+        task = _task(settings)
+        start = starting_point(task.config, folder, resume, mirror=mirror)  # refuses before callbacks write anything
+        with on_sigterm() as notice:
+            return _to_end(start, task, folder, mirror, make_callbacks, World(), notice)
+    for count in range(workers.least, workers.most + 1):
+        check_shares(settings.loop, count)
+    folder.mkdir(parents=True, exist_ok=True)
+    stop = StopFile(output)
+    stop.remove()
+    with cluster.session(address, logical_cpus(settings)), on_sigterm(stop.put) as told:
+        _check_room(settings)
+        try:
+            lent = _lent(resume, output, mirror) if resume is not None else None
+            while (stopped := _fit(settings, output, make_callbacks, lent)) is not None:
+                if told() or stopped.samples_seen >= settings.loop.last_step * settings.loop.batch_size:
+                    raise stopped
+        finally:
+            with suppress(UnavailableError):  # where S3 is away, another error says so
+                stop.remove()
+    if mirror is not None:
+        mirror.pull()
+    return artifact.read(folder / MODEL)
+
+
+def _to_end(
+    start: Artifact | None,
+    task: Task,
+    folder: Path,
+    mirror: Mirror | None,
+    make_callbacks: MakeCallbacks,
+    world: World,
+    notice: Notice,
+) -> Artifact:
+    """The run in `folder`, and what of it goes to the mirror, before anybody else is told."""
+    callbacks = [*([mirror] if mirror else []), *make_callbacks()] if world.rank == 0 else []
+    result = go_on(start, task, folder, callbacks, world, notice)
+    if mirror is not None and world.rank == 0:
+        mirror.finish()
+    return result
+
+
+def _task(settings: Settings) -> Task:
+    match settings:
+        case PretrainConfig():
+            return pretraining(settings)
+        case FinetuneConfig():
+            return purification(settings)
+        case ClassifierConfig():
+            return classification(settings)
+
+
+def rooted(settings: Settings) -> Settings:
+    """`settings` with what lies below the working directory named from the root: Ray gives workers another one."""
+    root = Path(data_uri(settings.data))
+    if not root.is_absolute() and root.is_dir():
+        settings = replace(settings, data=replace(settings.data, root=str(root.absolute())))
+    if isinstance(settings, PretrainConfig | FinetuneConfig) and settings.init is not None:
+        settings = replace(settings, init=str(Path(settings.init).absolute()))
+    if isinstance(settings, FinetuneConfig):
+        classifiers = tuple(
+            str(Path(spec).absolute()) if (Path(spec) / artifact.MANIFEST).is_file() else spec
+            for spec in settings.classifiers
+        )
+        settings = replace(settings, classifiers=classifiers)
+    return settings
+
+
+def _check_room(settings: Settings) -> None:
+    """Refuses at once what this cluster can never place; Ray itself would wait for ever."""
+    workers, have = settings.workers, cluster.resources()
+    cpus = workers.cpus_per_worker + _loader_cpus(settings)
+    need = {"CPU": workers.least * cpus, "GPU": workers.least * int(workers.use_gpu)}
+    for kind, amount in need.items():
+        if have.get(kind, 0) < amount:
+            raise UnavailableError(
+                f"workers.num_workers: {workers.least} need {amount:g} {kind}s, the cluster has"
+                f" {have.get(kind, 0):g}: lower it, or workers.cpus_per_worker"
+            )
+
+
+def logical_cpus(settings: Settings) -> float:
+    """Ray's logical CPUs that the workers of a run take, all together; 0 where there are none."""
+    workers = settings.workers
+    return workers.most * (workers.cpus_per_worker + _loader_cpus(settings)) if workers.most else 0.0
+
+
+def _loader_cpus(settings: Settings) -> float:
+    """Logical CPUs that a worker's loader needs beside the worker's own: Ray Data would starve without, and not say."""
+    loader = resolved(settings.loader, settings.data, on_ray=True)
+    return loader.cpus if loader.kind == "ray" else 0.0
+
+
+def _fit(settings: Settings, output: str, make_callbacks: MakeCallbacks, lent: str | None) -> Stopped | None:
+    """Trains with workers until the result is there, or a notice has stopped them: then it says so."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    workers = settings.workers
+    patience = workers.start_timeout_s / (workers.max_failures + 1)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(patience)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "phase": type(settings).__name__,
+            "settings": config.to_dict(settings),
+            "output": output,
+            "make_callbacks": make_callbacks,
+            "resume": lent,
+        },
+        torch_config=hearing(),
+        scaling_config=ScalingConfig(
+            num_workers=workers.num_workers,
+            elastic_resize_monitor_interval_s=workers.resize_every_s,
+            use_gpu=workers.use_gpu,
+            resources_per_worker={"CPU": workers.cpus_per_worker, "GPU": int(workers.use_gpu)},
+        ),
+        run_config=RunConfig(
+            name="ray",
+            **_ray_storage(output),
+            callbacks=[watching(output)],
+            failure_config=FailureConfig(
+                max_failures=workers.max_failures, controller_failure_limit=workers.max_failures
+            ),
+        ),
+    )
+    try:
+        ended: Stopped | UserError | FloatingPointError | None = trainer.fit().return_value
+    except TrainingFailedError as error:
+        raise cause(error, workers.start_timeout_s) from None
+    if ended is None or isinstance(ended, Stopped):
+        return ended
+    raise ended
+
+
+def _lent(resume: Artifact, output: str, mirror: Mirror | None) -> str:
+    """Puts the checkpoint where all machines see it, and not only the driver; its name below `output`."""
+    if mirror is not None:
+        return mirror.lend(resume)
+    name = f"{RESUMED}/{resume.sha256[:16]}"
+    if not artifact.is_valid(Path(output) / name):
+        shutil.copytree(resume.folder, Path(output) / name, dirs_exist_ok=True)
+    return name
+
+
+def _ray_storage(output: str) -> dict[str, Any]:
+    """Where Ray keeps what it has to of a run, as it takes it; keys come from each process's own environment."""
+    if not storage.is_remote(output):
+        return {"storage_path": output}
+    from pyarrow import fs
+
+    place = urlsplit(storage.s3_endpoint() or "")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    system = fs.S3FileSystem(region=region, scheme=place.scheme or "https", endpoint_override=place.netloc or None)
+    return {"storage_path": output.removeprefix("s3://"), "storage_filesystem": system}
+
+
+def _worker(values: dict[str, Any]) -> UserError | FloatingPointError | Stopped | None:
+    """One worker's run. A mistake of all workers is returned; what one raises ends the others by Ray's hand."""
+    import ray.train
+
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size())
+    kinds: dict[str, type[Settings]] = {
+        kind.__name__: kind for kind in (PretrainConfig, FinetuneConfig, ClassifierConfig)
+    }
+    settings = config.build(kinds[values["phase"]], values["settings"])
+    output, resume, mistake = values["output"], None, None
+    folder, mirror = working_folder(output), mirror_of(output, settings.loop.keep_checkpoints)
+    try:
+        task = _task(settings)
+        if values["resume"] and world.rank == 0:
+            resume = mirror.bring(values["resume"]) if mirror else artifact.read(folder / values["resume"])
+    except UserError as error:
+        mistake = error
+    mistake = anyones(mistake, world)
+    if mistake is not None:
+        return mistake
+    try:
+        start = starting_point(task.config, folder, resume, world, mirror)
+    except UserError as error:
+        return error
+    notice = worker_notice(world.rank, StopFile(output))
+    try:
+        _to_end(start, task, folder, mirror, values["make_callbacks"], world, notice)
+    except Stopped as stopped:
+        return stopped
+    except (UserError, FloatingPointError) as error:
+        if world.size > 1:
+            raise of_rank(world.rank, error) from None  # the others wait for this worker, and only Ray can end them
+        return of_rank(world.rank, error)
+    return None

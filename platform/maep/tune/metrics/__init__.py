@@ -1,0 +1,1 @@
+"""What trials are judged by."""

@@ -1,0 +1,118 @@
+"""What trials are judged by: each objective's name in words, unit, direction, and its value with the interval.
+
+Accuracies carry Wilson's 95 % interval over the `dev` images. Latency and size are single numbers: nothing here
+pretends to know how far they would differ on another run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from maep.errors import ConfigError, nearest
+from maep.evaluate.results.summary import interval
+from maep.tune.config import MAXIMISED
+from maep.tune.record import OBJECTIVES, TrialRecord
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How an objective is written: value x `scale` in `unit`, with so many `digits` after the point."""
+
+    words: str
+    unit: str
+    scale: float
+    digits: int
+    lower_is_better: bool
+
+    @property
+    def label(self) -> str:
+        """For an axis or a column's head: clean accuracy, %."""
+        return f"{self.words}, {self.unit}"
+
+    def text(self, value: float) -> str:
+        """The value as it is written, without its unit."""
+        return f"{self.scale * value:,.{self.digits}f}"
+
+
+MEASURES: Mapping[str, Measure] = {
+    name: Measure(*how, lower_is_better=name not in MAXIMISED)
+    for name, how in {
+        "clean_accuracy": ("clean accuracy", "%", 100, 1),
+        "oblivious_accuracy": ("oblivious accuracy", "%", 100, 1),
+        "adaptive_accuracy": ("adaptive accuracy", "%", 100, 1),
+        "latency_ms": ("latency of one image", "ms", 1, 2),
+        "num_parameters": ("number of parameters", "thousand", 1e-3, 1),
+    }.items()
+}
+assert MEASURES.keys() == set(OBJECTIVES)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its 95 % interval, in the objective's own unit (shares, ms, parameters); `low` and `high` are the
+    value itself where it has no interval. `count` is the number of images it is over, 0 where it is over none.
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int = 0
+
+    def overlaps(self, other: Estimate) -> bool:
+        """Whether the intervals share a point: then the two are not shown to differ."""
+        return self.low <= other.high and other.low <= self.high
+
+
+def measure(objective: str) -> Measure:
+    """How `objective` is written. Raises ConfigError where it is none."""
+    if objective not in MEASURES:
+        raise ConfigError(f"objective {objective!r} is not known: {nearest(objective, MEASURES)}")
+    return MEASURES[objective]
+
+
+def measured(trials: Sequence[TrialRecord]) -> list[str]:
+    """The objectives that any of the trials has, in the order in which they are always shown."""
+    return [name for name in OBJECTIVES if any(name in trial.objectives for trial in trials)]
+
+
+def estimate(trial: TrialRecord, objective: str) -> Estimate:
+    """What `trial` reached. It must have been measured."""
+    return pooled([trial], objective)
+
+
+def pooled(trials: Sequence[TrialRecord], objective: str) -> Estimate:
+    """The mean of repeats, all measured on the same images.
+
+    They do not add up to more images, so the interval is that of the mean share over one set of them; it is widened to
+    hold every repeat, for one that differs by more than the images explain differs by its seed.
+    """
+    values = [trial.objectives[objective] for trial in trials]
+    mean = sum(values) / len(values)
+    counts = [trial.counts[objective] for trial in trials if objective in trial.counts]
+    low, high, count = min(values), max(values), 0
+    if counts:
+        count = min(number for _, number in counts)
+        bounds = interval(round(mean * count), count)
+        low, high = min(low, bounds[0]), max(high, bounds[1])
+    return Estimate(mean, low, high, count)
+
+
+def text(found: Estimate, objective: str) -> str:
+    """A value as it stands in a table: 43.1 [40.0, 46.2]; of what has no interval, 4.05 (4.00–4.10) for repeats."""
+    value, low, high = (measure(objective).text(each) for each in (found.value, found.low, found.high))
+    if found.count:
+        return f"{value} [{low}, {high}]"
+    return value if found.low == found.high else f"{value} ({low}–{high})"
+
+
+def with_unit(found: Estimate, objective: str) -> str:
+    """A value as it stands in a sentence: 43.1 % [40.0, 46.2]."""
+    how = measure(objective)
+    value, space, brackets = text(found, objective).partition(" ")
+    return f"{value} {how.unit}{space}{brackets}"
+
+
+def finished(trials: Iterable[TrialRecord], objective: str) -> list[TrialRecord]:
+    """Trials that trained to the end and were measured: only those have spent the same, so only they are compared."""
+    return [trial for trial in trials if trial.status == "done" and objective in trial.objectives]

@@ -1,0 +1,110 @@
+"""Which settings mattered: fANOVA (Hutter, Hoos, Leyton-Brown 2014), as Optuna does it, and whether to believe it.
+
+fANOVA fits a random forest to the trials and splits its variance among the settings. The shares add up to one whatever
+the forest has learnt, noise included; so nothing is said of a forest that does not predict trials it was not fitted to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from maep.tune.metrics.estimates import finished, measure
+from maep.tune.record import TrialRecord
+from maep.tune.report.maps import is_reference, keys
+from maep.tune.search.space import Axis
+
+LEAST_TRIALS = 12
+"""And at least TRIALS_A_KEY for each setting that was searched: below, a forest of them is noise."""
+TRIALS_A_KEY = 5
+LEAST_EXPLAINED = 0.1
+"""Share of the variance, out of bag, below which the forest has learnt nothing worth a chart."""
+_TREES = 64
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Of one objective: each setting's share in [0, 1] of the variance of the forest, the largest first.
+
+    `shares` is empty where nothing can be said; `why` then says why. `explained` is R^2 of the forest on trials that a
+    tree was not fitted to (out of bag), None where it was not fitted.
+    """
+
+    objective: str
+    shares: dict[str, float]
+    num_trials: int
+    explained: float | None = None
+    why: str = ""
+
+
+def importance(trials: Sequence[TrialRecord], space: Mapping[str, Axis], objective: str, seed: int = 0) -> Importance:
+    """How much of the variation of `objective` among the finished trials goes with each setting.
+
+    What two settings do only together belongs to neither, so the shares may add up to less than 1.
+    """
+    words = measure(objective).words
+    able = [trial for trial in finished(trials, objective) if not is_reference(trial, space)]
+    searched = keys(able, space)
+    needed = max(LEAST_TRIALS, TRIALS_A_KEY * len(searched))
+    if not searched:
+        return Importance(objective, {}, len(able), why="no setting had two values among the finished trials")
+    if len(able) < needed:
+        few = f"{len(able)} finished trials are too few for {len(searched)} settings: at least {needed} are needed"
+        return Importance(objective, {}, len(able), why=few)
+    values = [trial.objectives[objective] for trial in able]
+    if min(values) == max(values):
+        return Importance(objective, {}, len(able), why=f"every trial has the same {words}")
+    features = {key: _feature(space[key], [trial.settings[key] for trial in able]) for key in searched}
+    explained = _explained([list(row) for row in zip(*features.values(), strict=True)], values)
+    if explained < LEAST_EXPLAINED:
+        why = (
+            f"the settings do not predict the {words} of trials left out of the fit (out-of-bag R² {explained:.2f}):"
+            " shares would be of noise"
+        )
+        return Importance(objective, {}, len(able), explained, why)
+    countable = {key for key in searched if space[key].values is not None}
+    return Importance(objective, _fanova(features, countable, values, seed), len(able), explained)
+
+
+def _feature(kind: Axis, values: Sequence[Any]) -> list[float]:
+    """A setting as numbers: the logarithm where it was drawn evenly in that, the place of what has no order."""
+    if not kind.is_scale:
+        known = sorted({repr(value) for value in values})
+        return [float(known.index(repr(value))) for value in values]
+    return [math.log(value) if kind.log_uniform is not None else float(value) for value in values]
+
+
+def _explained(features: list[list[float]], values: list[float]) -> float:
+    """R^2 out of bag of a forest like fANOVA's, with trees enough for every trial to be left out of some."""
+    from sklearn.ensemble import RandomForestRegressor
+
+    forest = RandomForestRegressor(n_estimators=4 * _TREES, oob_score=True, random_state=0)
+    return float(forest.fit(features, values).oob_score_)
+
+
+def _fanova(
+    features: Mapping[str, list[float]], countable: Collection[str], values: Sequence[float], seed: int
+) -> dict[str, float]:
+    """What it averages over: the values of a countable setting alike, the range of another evenly."""
+    import optuna
+    from optuna.importance import FanovaImportanceEvaluator
+
+    ranges = {
+        key: optuna.distributions.CategoricalDistribution(sorted(set(column)))
+        if key in countable
+        else optuna.distributions.FloatDistribution(min(column), max(column))
+        for key, column in features.items()
+    }
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of every study that is made
+    try:
+        study = optuna.study.create_study(storage=optuna.storages.InMemoryStorage())
+        for number, value in enumerate(values):
+            chosen = {key: column[number] for key, column in features.items()}
+            study.add_trial(optuna.trial.create_trial(params=chosen, distributions=ranges, value=value))
+        shares = FanovaImportanceEvaluator(n_trees=_TREES, seed=seed).evaluate(study)
+    finally:
+        optuna.logging.set_verbosity(before)
+    return {str(key): float(share) for key, share in sorted(shares.items(), key=lambda item: -item[1])}

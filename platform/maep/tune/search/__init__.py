@@ -1,0 +1,1 @@
+"""The search: space, suggestions, successive halving, and the execution of rounds."""

@@ -1,0 +1,1 @@
+"""One trial: its configuration, its budget, its training and measurement."""

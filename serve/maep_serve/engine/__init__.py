@@ -1,0 +1,1 @@
+"""The models of one replica: loading, batching, limits, suspicion scores."""

@@ -1,0 +1,112 @@
+"""The models of an endpoint: resolved, verified, built, and run once before anything depends on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import nn
+
+from maep.artifact import Artifact
+from maep.data.datasets import DataConfig, data_root
+from maep.data.sets import cifar10, digits
+from maep.errors import ArtifactError, ConfigError
+from maep.models.build import load_purifier_artifact
+from maep.models.classifiers.load import load_classifier
+from maep_serve.config import ServeConfig
+from maep_serve.engine import suspicion
+from maep_serve.engine.suspicion import Calibration
+from maep_serve.http.images import SMALL
+
+_DATA_BY_SIDE: dict[int, Literal["digits", "cifar10", "imagenet"]] = {16: "digits", 32: "cifar10", 224: "imagenet"}
+
+
+@dataclass(frozen=True)
+class Models:
+    """What one replica computes with; both modules are frozen and in eval mode, on the CPU.
+
+    purifier_sha256: the artifact's identity, as in evaluation results and the registry.
+    image_size: height and width the purifier was trained on; stride: what both sides must be multiples of.
+    classes: names by class index; empty without a classifier.
+    calibration: of the suspicion score, for exactly these two; None where nobody measured it.
+    """
+
+    purifier: nn.Module
+    purifier_sha256: str
+    image_size: tuple[int, int]
+    stride: int
+    classifier: nn.Module | None = None
+    classifier_name: str | None = None
+    classes: tuple[str, ...] = ()
+    calibration: Calibration | None = None
+
+    @property
+    def most_classified_pixels(self) -> int:
+        """Pixels of one image that may be classified: the classifier gets it whole, not in tiles, and a batch of such.
+
+        256 x 256, or twice the training size in both directions where that is more.
+        """
+        height, width = self.image_size
+        return max(SMALL, 4 * height * width)
+
+
+def build_models(artifact: Artifact, config: ServeConfig) -> Models:
+    """The models of a verified purifier `artifact` and of `config.classifier`, both run once on a grey image.
+
+    Raises UserError where the model, the classifier, its weights or the calibration cannot be used.
+    """
+    purifier = load_purifier_artifact(artifact)
+    height, width = cast(tuple[int, int], purifier.image_size)
+    size, stride = (height, width), cast(int, purifier.stride)
+    if config.classifier is None:
+        models = Models(purifier, artifact.sha256, size, stride)
+        warm(models, 1)
+        return models
+    data = image_data(config, size) or DataConfig()
+    classifier = load_classifier(config.classifier, data_root(data))
+    with torch.inference_mode():
+        try:
+            num_classes = classifier(_grey(size, 1)).shape[1]
+        except (RuntimeError, AssertionError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"classifier {classifier.name} does not take {width} x {height} pixels: {reason}"
+            ) from None
+    classes = class_names(getattr(classifier, "classes", ()), data.name, num_classes)
+    calibration = suspicion.find(artifact.sha256, classifier.sha256, config.calibration)
+    models = Models(purifier, artifact.sha256, size, stride, classifier, classifier.name, classes, calibration)
+    warm(models, 1)
+    return models
+
+
+def warm(models: Models, batch_size: int) -> None:
+    """Runs a grey batch through both models. Raises ArtifactError where pixels or logits are not finite."""
+    grey = _grey(models.image_size, batch_size)
+    with torch.inference_mode():
+        purified = models.purifier(grey)
+        if purified.shape != grey.shape or not torch.isfinite(purified).all():
+            raise ArtifactError(f"purifier {models.purifier_sha256[:12]} does not give finite pixels for a grey image")
+        if models.classifier is not None and not torch.isfinite(models.classifier(purified)).all():
+            raise ArtifactError(f"classifier {models.classifier_name} does not give finite logits for a grey image")
+
+
+def image_data(config: ServeConfig, image_size: tuple[int, int]) -> DataConfig | None:
+    """The data set that samples and class names come from: the configured one, else the one of this image size."""
+    if config.data is not None:
+        return config.data
+    name = _DATA_BY_SIDE.get(image_size[0])
+    return None if name is None else DataConfig(name=name)
+
+
+def class_names(own: tuple[str, ...], data_name: str, num_classes: int) -> tuple[str, ...]:
+    """Names by index: the classifier's `own`, else the data set's where the counts agree, else the numbers."""
+    known: dict[str, tuple[str, ...]] = {"digits": digits.CLASSES, "cifar10": cifar10.CLASSES}
+    for names in (tuple(own), known.get(data_name, ())):
+        if len(names) == num_classes:
+            return names
+    return tuple(str(index) for index in range(num_classes))
+
+
+def _grey(image_size: tuple[int, int], batch_size: int) -> torch.Tensor:
+    return torch.full((batch_size, 3, *image_size), 0.5)

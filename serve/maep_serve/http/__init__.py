@@ -1,0 +1,1 @@
+"""The HTTP interface: routes, request bodies, responses, errors, tokens."""

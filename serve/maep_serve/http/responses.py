@@ -1,0 +1,90 @@
+"""Answers: a purified image as the caller wants it, PNG unless `Accept` names JPEG or a raw tensor; and classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from starlette.responses import Response
+
+from maep_serve.engine.engine import Engine
+from maep_serve.http import images, tensors
+from maep_serve.http.request_body import TENSOR_TYPE
+
+_KINDS: dict[str, Literal["png", "jpeg", "raw"]] = {"image/png": "png", "image/jpeg": "jpeg", TENSOR_TYPE: "raw"}
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+OPENAPI: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The purified image: PNG by default, exact; JPEG (quality 95) or a raw tensor [H, W, 3], with "
+        f"its x-shape and x-dtype, where Accept names them. `Accept: {TENSOR_TYPE};dtype=float32` is not rounded.",
+        "content": dict.fromkeys(_KINDS, _BINARY),
+    }
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How an answer is written. dtype: of a raw tensor; None is that of the image which was sent."""
+
+    kind: Literal["png", "jpeg", "raw"] = "png"
+    dtype: tensors.DType | None = None
+
+
+def wanted(accept: str) -> Form:
+    """What the header `Accept` asks for: the type of those known here with the highest q, PNG where it names none.
+
+    Raises Problem invalid-tensor for a `dtype` that there is not.
+    """
+    best, form = 0.0, Form()
+    for entry in accept.split(","):
+        name, *parameters = (part.strip() for part in entry.split(";"))
+        values = dict(parameter.partition("=")[::2] for parameter in parameters)
+        quality = _quality(values.get("q", "1"))
+        kind = _KINDS.get(name.lower())
+        if kind is not None and quality > best:
+            dtype = values.get("dtype")
+            best, form = quality, Form(kind, tensors.parse_dtype(dtype) if kind == "raw" and dtype else None)
+    return form
+
+
+async def prepared(pixels: torch.Tensor, form: Form, engine: Engine) -> torch.Tensor:
+    """`pixels` in the type that the answer is computed in: float32 where it is not to be rounded."""
+    if form.dtype != "float32" or pixels.is_floating_point():
+        return pixels
+    return await engine.coded(None, pixels.numel() <= 3 * images.SMALL, images.to_float, pixels)
+
+
+async def respond(purified: torch.Tensor, form: Form, engine: Engine, headers: dict[str, str]) -> Response:
+    """The answer to a request for one image, uint8 or float32 [1, 3, H, W]."""
+    small = purified.numel() <= 3 * images.SMALL
+    body, kind, told = await engine.coded("encode", small, _written, purified, form)
+    return Response(body, media_type=kind, headers={**headers, **told})
+
+
+def _written(purified: torch.Tensor, form: Form) -> tuple[bytes, str, dict[str, str]]:
+    """The body, its media type, and the headers that describe it."""
+    rounded = purified.is_floating_point() and not (form.kind == "raw" and form.dtype != "uint8")
+    given = images.to_uint8(purified) if rounded else purified
+    if form.kind != "raw":
+        return images.encode(given, form.kind), f"image/{form.kind}", {}
+    shape = ",".join(map(str, (*given.shape[-2:], 3)))
+    dtype: tensors.DType = "float32" if given.is_floating_point() else "uint8"
+    return tensors.to_bytes(given), TENSOR_TYPE, {"x-shape": shape, "x-dtype": dtype}
+
+
+def top(probabilities: torch.Tensor, classes: tuple[str, ...], top_k: int) -> list[dict[str, Any]]:
+    """The best `top_k` of float32 [classes], with their names."""
+    best = probabilities.topk(min(top_k, len(probabilities)))
+    return [
+        {"index": index, "class": classes[index] if index < len(classes) else str(index), "probability": round(p, 6)}
+        for p, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
+
+
+def _quality(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0

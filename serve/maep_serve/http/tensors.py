@@ -1,0 +1,77 @@
+"""Raw tensors on the wire: channels last, row major, little endian, no padding; their shape and type stand beside them.
+
+uint8 in 0..255 or float32 in [0, 1], [H, W, 3] or [B, H, W, 3], RGB. Everything is judged before memory is spent.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from maep_serve.http.problems import Problem
+
+DType = Literal["uint8", "float32"]
+_NUMPY: dict[DType, np.dtype[Any]] = {"uint8": np.dtype("u1"), "float32": np.dtype("<f4")}
+_INTEGER = re.compile(r"-?[0-9]{1,9}")
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """The header x-shape, such as `32,32,3`. Raises Problem invalid-tensor."""
+    words = [word.strip() for word in text.strip().strip("()[]").split(",")]
+    if not all(_INTEGER.fullmatch(word) for word in words):
+        raise Problem("invalid-tensor", f"x-shape is {text[:80]!r}: send H,W,3")
+    return tuple(map(int, words))
+
+
+def parse_dtype(text: str) -> DType:
+    """The header x-dtype. Raises Problem invalid-tensor."""
+    for dtype in _NUMPY:
+        if text.strip().lower() == dtype:
+            return dtype
+    raise Problem("invalid-tensor", f"x-dtype is {text[:80]!r}: send uint8 or float32")
+
+
+def num_pixels(shape: tuple[int, ...], max_pixels: int) -> int:
+    """Pixels of all images of a tensor of `shape`. Raises Problem invalid-tensor or too-many-pixels."""
+    if len(shape) not in (3, 4) or shape[-1] != 3 or min(shape) < 1:
+        raise Problem("invalid-tensor", f"shape is {list(shape)[:6]}: [H, W, 3] with sides of at least 1 is needed")
+    count = math.prod(shape[:-1])
+    if count > max_pixels:
+        raise Problem("too-many-pixels", f"{count} pixels, at most {max_pixels} are taken")
+    return count
+
+
+def num_bytes(shape: tuple[int, ...], dtype: DType) -> int:
+    """Bytes of such a tensor."""
+    return math.prod(shape) * _NUMPY[dtype].itemsize
+
+
+def to_images(data: bytes | memoryview, shape: tuple[int, ...], dtype: DType) -> torch.Tensor:
+    """The images in `data`: uint8 or float32 [B, 3, H, W]. `shape` was judged by `num_pixels`.
+
+    Raises Problem invalid-tensor where bytes and shape disagree, or a value is NaN, infinite or outside [0, 1].
+    """
+    if len(data) != num_bytes(shape, dtype):
+        expected = f"{num_bytes(shape, dtype)} of {dtype} {list(shape)}"
+        raise Problem("invalid-tensor", f"the tensor has {len(data)} bytes, not {expected}")
+    array_BHWC = np.frombuffer(data, _NUMPY[dtype]).reshape((-1, *shape[-3:]))
+    return checked(torch.from_numpy(np.array(array_BHWC.transpose(0, 3, 1, 2), dtype, order="C")))  # its own memory
+
+
+def checked(images: torch.Tensor) -> torch.Tensor:
+    """`images` itself. Raises Problem invalid-tensor where a float is NaN, infinite or outside [0, 1]."""
+    if images.is_floating_point():
+        low, high = map(float, torch.aminmax(images))
+        if not (low >= 0 and high <= 1):  # NaN, which aminmax passes on, fails both
+            raise Problem("invalid-tensor", f"values are {low:.4g} to {high:.4g}: float32 must be finite and in [0, 1]")
+    return images
+
+
+def to_bytes(images: torch.Tensor) -> bytes:
+    """The wire form of uint8 or float32 [B, 3, H, W]: [B, H, W, 3], row major, little endian."""
+    array = images.permute(0, 2, 3, 1).contiguous().numpy()
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()

@@ -1,0 +1,1 @@
+"""The Ray Serve deployment: application, start and stop, ingress, metrics."""

@@ -1,0 +1,1 @@
+"""Which version is served: followed by alias, checked against golden outputs."""

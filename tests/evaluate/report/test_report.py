@@ -1,0 +1,305 @@
+"""The page of an evaluation has all that a reviewer asks for, and nothing unescaped or from outside."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from evaluations import bundled, changed
+from pages import Page
+from PIL import Image
+
+from maep.errors import DataError
+from maep.evaluate.report import charts, report, table, verdict
+from maep.evaluate.report.charts import Chart, Point, Series
+from maep.evaluate.results.summary import WORST, Figure, Result
+
+EVIL = '<script>alert("1")</script>&\'" onerror=x'
+
+
+def png(colour: str = "red") -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (60, 40), colour).save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.fixture(scope="module")
+def whole() -> Result:
+    return bundled()
+
+
+@pytest.fixture(scope="module")
+def text(whole: Result, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    report.write_report(whole, path, {"maep, oblivious": png(), "maep, adaptive": png("blue")}, "maep evaluate --x y")
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(text: str) -> Page:
+    return Page(text)
+
+
+def test_it_needs_nothing_from_outside(text: str, page: Page) -> None:
+    assert not page.all("script", "iframe", "object", "base")
+    for attributes in page.all("img", "link", "a", "source", "image", "use"):
+        address = attributes.get("src") or attributes.get("href") or ""
+        assert address.startswith(("#", "data:")), address
+    assert "@import" not in text
+    assert "url(" not in text
+    assert "://" not in text
+
+
+def test_what_was_evaluated_stands_there_whole(whole: Result, page: Page) -> None:
+    values = whole.values
+    for digest in (*values["purifiers"].values(), *values["classifiers"].values(), values["image_list_sha256"]):
+        assert digest in page.words
+    assert values["image_list"] in page.words
+    assert f"torch {values['versions']['torch']}" in page.words
+    assert "maep evaluate --x y" in page.words
+
+
+def test_every_cell_of_every_table_is_on_it(whole: Result, page: Page) -> None:
+    for shown in (*table.headline(whole), *table.detailed(whole)):
+        for row in shown.rows:
+            assert all(cell in page.words for cell in row)
+    for entry in whole.values["sanity"]:
+        for check in entry["checks"]:
+            assert check["name"] in page.words
+            assert check["detail"] in page.words
+
+
+def test_it_can_be_read_without_eyes(page: Page) -> None:
+    assert page.all("html")[0]["lang"] == "en"
+    assert all(attributes.get("scope") in ("col", "row") for attributes in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table")) > 8
+    assert [attributes["alt"] for attributes in page.all("img") if attributes.get("alt")] != []
+    assert all(attributes.get("alt") for attributes in page.all("img"))
+    assert all("aria-label" in a or a.get("aria-hidden") == "true" for a in page.all("svg"))
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    targets = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    assert {attributes["href"] for attributes in page.all("a")} <= {f"#{target}" for target in targets}
+
+
+def test_threat_models_never_share_a_table(whole: Result) -> None:
+    found = report.sections(whole)
+    assert {section.threat for section in found} >= {"oblivious", "adaptive"}
+    for section in found:
+        assert section.words
+        assert len(section.tables) >= 1
+        assert all(f", {section.threat}" in shown.title for shown in section.tables)
+
+
+def test_the_verdict_has_the_honest_figure_and_the_lower_bar(whole: Result) -> None:
+    said = {(each.purifier, each.classifier): each.text for each in verdict.verdicts(whole)}
+    assert {purifier for purifier, _ in said} == set(whole.values["purifiers"]) - set(whole.values["baselines"])
+    text = said["maep", "cifar10_resnet20"]
+    adaptive = whole.figure("maep", "cifar10_resnet20", "adaptive", 8 / 255)
+    oblivious = whole.figure("maep", "cifar10_resnet20", "oblivious", 8 / 255)
+    bare = whole.figure("none", "cifar10_resnet20", "oblivious", 8 / 255)
+    assert f"{verdict.cell(adaptive)} at 8/255" in text
+    assert f"lower bar beside it: attacks that do not know of the purifier leave {verdict.cell(oblivious)}" in text
+    assert f"undefended {100 * bare.accuracy:.1f} %" in text
+    assert text.index("differentiates through purifier and classifier") < text.index("lower bar")
+    fell = adaptive.high < 0.05 < oblivious.low
+    assert ("protects against those only who do not know of it" in text) == fell
+
+
+def test_the_verdict_says_what_was_not_measured(whole: Result) -> None:
+    jpeg = only(whole, lambda figure: figure.purifier == "jpeg-q50")
+    jpeg.values["purifiers"] = {"jpeg-q50": jpeg.values["purifiers"]["jpeg-q50"]}
+    assert all("No adaptive attack was made. Under one who takes" in each.text for each in verdict.verdicts(jpeg))
+    oblivious = only(whole, lambda figure: figure.threat in ("clean", "oblivious"))
+    assert all("nothing here says what is left by an attacker who knows" in e.text for e in verdict.verdicts(oblivious))
+
+
+def only(result: Result, keep: Any) -> Result:
+    figures = [dataclasses.asdict(figure) for figure in result.figures if keep(figure)]
+    return Result(result.folder, {**result.values, "figures": figures})
+
+
+def test_unreliable_is_shouted_before_anything_else(whole: Result, tmp_path: Path) -> None:
+    def fail(values: dict[str, Any]) -> None:
+        entry = next(entry for entry in values["sanity"] if entry["purifier"] == "maep")
+        entry["checks"][0].update(passed=False, detail="seen in training mode")
+
+    report.write_report(changed(whole, tmp_path / "a", fail), tmp_path / "report.html", {})
+    words = Page((tmp_path / "report.html").read_text()).words
+    assert words.index("must not be relied on") < words.rindex("What was evaluated")
+    assert "seen in training mode" in words
+    assert "maep before cifar10_resnet20 (unreliable)" in words
+    assert "These figures are unreliable: 1 check of the sanity battery failed." in words
+
+    def pass_all(values: dict[str, Any]) -> None:
+        values["flags"] = []
+        for check in (check for entry in values["sanity"] for check in entry["checks"]):
+            check["passed"] = True
+
+    assert "must not be relied on" not in Page(page_of(changed(whole, tmp_path / "b", pass_all), tmp_path)).words
+
+
+def page_of(result: Result, folder: Path) -> str:
+    report.write_report(result, folder / "page.html", {})
+    return (folder / "page.html").read_text(encoding="utf-8")
+
+
+def test_whatever_a_name_holds_is_escaped(whole: Result, tmp_path: Path) -> None:
+    def rename(values: dict[str, Any]) -> None:
+        values["purifiers"] = {EVIL if name == "maep" else name: sha for name, sha in values["purifiers"].items()}
+        for entry in (*values["figures"], *values["sanity"]):
+            if entry["purifier"] == "maep":
+                entry["purifier"] = EVIL
+        values["sanity"][0]["checks"][0].update(passed=False, detail=EVIL)
+        values["flags"] = [{"purifier": EVIL, "classifier": EVIL, "flag": EVIL, "detail": EVIL}]
+        values["machine"] = {"processor": EVIL}
+
+    def rename_rows(rows: pa.Table) -> pa.Table:
+        names = pc.if_else(pc.equal(rows["purifier"], "maep"), EVIL, rows["purifier"])
+        return rows.set_column(rows.column_names.index("purifier"), "purifier", names)
+
+    evil = changed(whole, tmp_path / "a", rename, rename_rows)
+    report.write_report(evil, tmp_path / "report.html", {EVIL: png()}, EVIL)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert not page.all("script")
+    assert not [tag for tag, attributes in page.tags if "onerror" in attributes]
+    assert page.words.count(EVIL) > 10
+    assert [attributes["alt"] for attributes in page.all("img") if (attributes["alt"] or "").startswith(EVIL)]
+
+
+def test_rows_that_were_changed_make_no_report(whole: Result, tmp_path: Path) -> None:
+    other = changed(whole, tmp_path / "a")
+    (tmp_path / "a" / "images.parquet").write_bytes(b"x")
+    with pytest.raises(DataError, match="changed after the evaluation"):
+        report.write_report(other, tmp_path / "report.html", {})
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_curve_starts_at_the_clean_accuracy_of_the_same_images(whole: Result) -> None:
+    rows = whole.rows()
+    drawn = next(chart for chart in report.curves(whole, rows) if chart.title.startswith("cifar10_resnet20, adaptive"))
+    line = next(series for series in drawn.series if series.name == "maep")
+    frame = rows.to_pandas()
+    mine = frame[(frame["purifier"] == "maep") & (frame["classifier"] == "cifar10_resnet20")]
+    attacked = mine[mine["threat"] == "adaptive"]["index"].unique()
+    clean = mine[(mine["threat"] == "clean") & mine["index"].isin(attacked)]
+    assert line.points[0].accuracy == clean["correct"].mean()
+    assert line.points[-1].accuracy == whole.figure("maep", "cifar10_resnet20", "adaptive", 8 / 255).accuracy
+    assert [point.label for point in line.points][0 :: len(line.points) - 1] == ["0", "8"]
+    assert drawn.note.startswith("Attacks at ")
+    assert "PGD" in drawn.note
+
+
+def test_steps_and_eot_are_drawn_and_are_in_no_table(whole: Result, tmp_path: Path) -> None:
+    like = whole.figure("maep", "cifar10_resnet20", "adaptive", 2 / 255)
+    figures = [
+        dataclasses.replace(like, threat="adaptive-steps", attack=f"PGD-{steps}", steps=steps, accuracy=0.111)
+        for steps in (20, 1, 5)
+    ]
+    figures += [dataclasses.replace(like, threat="adaptive-eot", attack="PGD-20", eot=eot) for eot in (1, 20)]
+    with_curves = changed(
+        whole, tmp_path / "a", lambda values: values["figures"].extend(map(dataclasses.asdict, figures))
+    )
+    drawn = {chart.title: chart for chart in report.curves(with_curves, whole.rows())}
+    steps = drawn["cifar10_resnet20, adaptive PGD at 2/255 over steps"]
+    assert [point.x for point in steps.series[0].points] == [1, 5, 20]
+    assert steps.scale == "log"
+    eot = drawn["cifar10_resnet20, adaptive PGD-20 at 2/255 over EOT"]
+    assert [point.label for point in eot.series[0].points] == ["1", "20"]
+    assert not {"adaptive-steps", "adaptive-eot"} & {section.threat for section in report.sections(with_curves)}
+    assert "over steps" in page_of(with_curves, tmp_path)
+
+
+def test_other_norms_have_sections_and_curves_of_their_own(whole: Result, tmp_path: Path) -> None:
+    added = [
+        dataclasses.replace(figure, norm="L2", eps=0.5)
+        for figure in whole.figures
+        if figure.threat == "adaptive" and figure.eps > 0.03
+    ]
+    both = changed(whole, tmp_path / "a", lambda values: values["figures"].extend(map(dataclasses.asdict, added)))
+    found = [(section.threat, section.norm) for section in report.sections(both)]
+    assert found.index(("adaptive", "Linf")) + 1 == found.index(("adaptive", "L2"))
+    assert "L2 0.5" in page_of(both, tmp_path)
+    heads = [head for section in report.sections(both) for shown in section.tables for head in shown.header]
+    assert not [head for head in heads if "127.5/255" in head]
+
+
+def test_draws_of_randomised_purifiers_have_their_table(whole: Result) -> None:
+    assert report.draws(whole.figures) is None
+    like = whole.figure("maep", "cifar10_resnet20", "adaptive", 8 / 255)
+    drawn = dataclasses.replace(like, num_draws=10, mean_accuracy=0.321, worst_accuracy=0.123)
+    shown = report.draws([*whole.figures, drawn])
+    assert shown is not None
+    assert shown.rows == (
+        ("maep", "cifar10_resnet20", "adaptive 8/255", "1", "10", verdict.cell(like), "32.1", "12.3"),
+    )
+
+
+def test_flags_and_costs_are_told(whole: Result, tmp_path: Path) -> None:
+    flag = {"purifier": "conv", "classifier": "cifar10_resnet20", "flag": "square beats adaptive", "detail": "by 3.1"}
+    page = Page(page_of(changed(whole, tmp_path / "a", lambda values: values.update(flags=[flag])), tmp_path))
+    assert "square beats adaptive" in page.words
+    assert f"{whole.values['forward_passes']:,}" in page.words
+
+
+def line_chart(*points: Point, scale: Any = "linear") -> str:
+    return charts.svg(Chart("t", "x", (Series("a", 0, tuple(points)),), scale))
+
+
+def coordinates(svg: str) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', svg)]
+
+
+def test_points_lie_where_their_values_are() -> None:
+    points = [Point(x, str(x), share, share, share) for x, share in ((0, 1.0), (2, 0.5), (8, 0.0))]
+    (left, top), (middle, half), (right, bottom) = coordinates(line_chart(*points))
+    assert (middle - left) / (right - left) == pytest.approx(2 / 8, abs=1e-3)
+    assert half == pytest.approx((top + bottom) / 2, abs=0.1)
+    assert top < bottom
+    logs = [
+        x for x, _ in coordinates(line_chart(*(Point(x, str(x), 0.5, 0.4, 0.6) for x in (1, 10, 100)), scale="log"))
+    ]
+    assert logs[1] - logs[0] == pytest.approx(logs[2] - logs[1], abs=0.2)
+
+
+def test_bands_are_the_intervals() -> None:
+    drawn = line_chart(Point(0, "0", 0.5, 0.4, 0.7), Point(1, "1", 0.5, 0.2, 0.6))
+    corners = re.search(r'<polygon points="([^"]+)"', drawn)
+    assert corners is not None
+    heights = [float(pair.split(",")[1]) for pair in corners[1].split()]
+    (_, whole), (_, none) = coordinates(line_chart(Point(0, "0", 1, 1, 1), Point(1, "1", 0, 0, 0)))
+    shares = [(none - height) / (none - whole) for height in heights]
+    assert shares == pytest.approx([0.7, 0.6, 0.2, 0.4], abs=2e-3)
+    assert "<polygon" not in line_chart(Point(0, "0", 0.5, 0.4, 0.7))  # one point has no band but is drawn
+    assert np.isfinite(
+        [value for pair in coordinates(line_chart(Point(3, "3", 0.5, 0.4, 0.7))) for value in pair]
+    ).all()
+
+
+def test_labels_that_would_touch_are_left_out_and_words_escaped() -> None:
+    near = line_chart(*(Point(x, f"label{x}", 0.5, 0.4, 0.6) for x in (0, 1, 100)))
+    labels = re.findall(r">(label\d+)</text>", near)
+    assert labels == ["label0", "label100"]
+    evil = charts.svg(Chart(EVIL, EVIL, (Series(EVIL, 0, (Point(0, EVIL, 0.5, 0.4, 0.6),)),)))
+    assert not Page(evil).all("script")
+
+
+def test_series_are_told_apart_without_colour() -> None:
+    looks = {re.sub(r'(class|color)="[^"]*"', "", charts.swatch(place)) for place in range(len(charts.MARKERS))}
+    assert len(looks) == len(charts.MARKERS) == 4
+
+
+def test_worst_cases_are_sorted_and_of_one_norm(whole: Result) -> None:
+    found: list[Figure] = verdict.worst_cases(whole, "maep", "cifar10_resnet20", "adaptive")
+    assert [figure.eps for figure in found] == sorted(figure.eps for figure in found)
+    assert {(figure.attack, figure.norm) for figure in found} == {(WORST, "Linf")}

@@ -1,0 +1,152 @@
+"""The gate: decisions from per-image outcomes that are written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from maep import config
+from maep.errors import ConfigError
+from maep.evaluate.config import EvaluateConfig
+from maep.evaluate.results import gate, rows, summary
+from maep.evaluate.results.gate import GateConfig
+from maep.evaluate.results.summary import Result
+
+NUM = 200
+CONFIG = GateConfig(adaptive_eps=(2 / 255,), over_baselines=("none",))
+GOOD = {"clean": 180, "oblivious": 120, "adaptive": 20}
+
+
+def outcome(folder: Path, counts: Mapping[str, Mapping[str, int]], failed: str | None = None, **changes: Any) -> Result:
+    """A result in which the first so many of 200 images are right, for each purifier and threat."""
+    tables = []
+    budgets = {"clean": 0.0, "oblivious": 8 / 255, "adaptive": 2 / 255}
+    for name, by_threat in counts.items():
+        for threat, right in by_threat.items():
+            constants = {
+                "dataset": "digits",
+                "split": "dev",
+                "image_list": "digits-dev",
+                "purifier": name,
+                "purifier_sha256": name,
+                "classifier": "c",
+                "classifier_sha256": "c",
+                "threat": threat,
+                "norm": "Linf",
+                "attack": "clean" if threat == "clean" else "PGD-20",
+                "eps": budgets[threat],
+                "steps": 20,
+                "eot": 1,
+                "seed": 0,
+                "loss": 0.0,
+                "change": 0.0,
+                "num_draws": 1,
+                "inherited": False,
+                "label": 0,
+            }
+            correct = np.arange(NUM) < right
+            columns = {
+                "index": np.arange(NUM),
+                "prediction": (~correct).astype(int),
+                "correct": correct,
+                "num_right": correct.astype(int),
+            }
+            tables.append(rows.make(constants, columns))
+    values = {
+        "split": "dev",
+        "image_list_sha256": "list",
+        "classifiers": {"c": "c"},
+        "seed": 0,
+        "preset": "quick",
+        "norm": "Linf",
+        "purifiers": {name: name for name in counts},
+        "baselines": ["none"],
+        **changes,
+    }
+    check = {"name": "gradients", "passed": failed is None, "detail": "9 zero"}
+    sanity = [{"purifier": failed or next(iter(counts)), "classifier": "c", "checks": [check]}]
+    return summary.write(folder, rows.pa.concat_tables(tables), values, sanity)
+
+
+def test_first_champion(tmp_path: Path) -> None:
+    none = {"clean": 190, "oblivious": 0, "adaptive": 0}
+    good = outcome(tmp_path / "good", {"none": none, "mine": GOOD})
+    decision = gate.decide(good, None, CONFIG)
+    assert decision.passed
+    assert decision.figures["c.clean_accuracy"] == 0.9
+    low = gate.decide(outcome(tmp_path / "low", {"none": none, "mine": {**GOOD, "clean": 160}}), None, CONFIG)
+    assert not low.passed
+    assert low.reasons == ["c: clean accuracy 80.0% is below the floor of 85.0%"]
+    weak = gate.decide(outcome(tmp_path / "weak", {"none": none, "mine": {**GOOD, "oblivious": 0}}), None, CONFIG)
+    assert weak.reasons == ["c: oblivious worst case 0.0% is not above none's 0.0% (p = 1)"]
+    few = gate.decide(outcome(tmp_path / "few", {"none": none, "mine": {**GOOD, "oblivious": 5}}), None, CONFIG)
+    assert few.reasons == ["c: oblivious worst case 2.5% is not above none's 0.0% (p = 0.0625)"]  # by chance, it may be
+
+
+def test_unreliable_is_refused(tmp_path: Path) -> None:
+    none = {"clean": 190, "oblivious": 0, "adaptive": 0}
+    decision = gate.decide(outcome(tmp_path / "r", {"none": none, "mine": GOOD}, failed="mine"), None, CONFIG)
+    assert decision.reasons == ["unreliable: gradients (c): 9 zero"]
+    other = gate.decide(outcome(tmp_path / "other", {"none": none, "mine": GOOD}, failed="none"), None, CONFIG)
+    assert other.passed
+
+
+@pytest.mark.parametrize(
+    ("candidate", "passed", "reason"),
+    [
+        ({**GOOD, "oblivious": 130}, True, "is above the champion's 60.0% (p = 0.00195)"),
+        ({**GOOD, "oblivious": 125}, False, "is not above the champion's 60.0% (p = 0.0625)"),
+        ({**GOOD, "oblivious": 100}, False, "is not above the champion's 60.0%"),
+        ({**GOOD, "oblivious": 140, "adaptive": 18}, True, "is not worse than the champion's 10.0% (p = 0.5)"),
+        ({**GOOD, "oblivious": 140, "adaptive": 15}, False, "is worse than the champion's 10.0% (p = 0.0625)"),
+        ({**GOOD, "oblivious": 140, "adaptive": 10}, False, "is worse than the champion's 10.0% (p = 0.00195)"),
+        ({**GOOD, "oblivious": 140, "clean": 169}, False, "is below the floor"),
+    ],
+)
+def test_against_a_champion(tmp_path: Path, candidate: dict[str, int], passed: bool, reason: str) -> None:
+    champion = outcome(tmp_path / "champion", {"theirs": GOOD})
+    decision = gate.decide(outcome(tmp_path / "candidate", {"mine": candidate}), champion, CONFIG)
+    assert decision.passed == passed
+    assert any(reason in line for line in decision.reasons)
+    assert passed or len(decision.reasons) == 1
+
+
+def test_paired_test_is_mcnemars() -> None:
+    candidate = {index: index % 2 == 0 for index in range(20)}
+    champion = {index: index % 3 == 0 for index in range(20)}
+    test = gate.paired(candidate, champion)
+    assert (test.won, test.lost) == (6, 3)
+    assert test.p_value == pytest.approx(binomtest(6, 9, 0.5).pvalue)
+    assert gate.paired(champion, champion).p_value == 1.0
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
+    mine = outcome(tmp_path / "mine", {"mine": GOOD})
+    with pytest.raises(ConfigError, match="decides on dev images"):
+        gate.decide(outcome(tmp_path / "test", {"mine": GOOD}, split="test"), None, CONFIG)
+    with pytest.raises(ConfigError, match="differ in image_list_sha256"):
+        gate.decide(mine, outcome(tmp_path / "list", {"theirs": GOOD}, image_list_sha256="other"), CONFIG)
+    with pytest.raises(ConfigError, match=r"no adaptive figure of mine on c at 4/255"):
+        gate.decide(mine, mine, replace(CONFIG, adaptive_eps=(4 / 255,)))
+    with pytest.raises(ConfigError, match="holds 2 purifiers: say which"):
+        gate.decide(outcome(tmp_path / "two", {"a": GOOD, "b": GOOD}), None, CONFIG)
+
+
+def test_gate_chooses_images_and_budgets() -> None:
+    chosen = gate.evaluation(GateConfig(), EvaluateConfig(baselines=("blur",), num_adaptive=10, num_images=7))
+    assert chosen.images == "cifar10-dev-500"
+    assert chosen.eps == (1 / 255, 2 / 255, 4 / 255)
+    assert chosen.baselines == ("none", "jpeg-q50")
+    assert (chosen.num_adaptive, chosen.num_images) == (None, None)
+    with pytest.raises(ConfigError, match="clean_floor"):
+        config.build(GateConfig, {"clean_floor": 85})
+    with pytest.raises(ConfigError, match="oblivious_eps: budgets must be in"):
+        config.build(GateConfig, {"oblivious_eps": 8})
+    with pytest.raises(ConfigError, match="over_baselines"):
+        config.build(GateConfig, {"over_baselines": ["jpeg"]})

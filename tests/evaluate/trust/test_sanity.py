@@ -1,0 +1,240 @@
+"""The sanity battery: what is masked or wrong is flagged, what is honest is not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from evaluate_toys import Linear, NoisyInGradient, Rounding, linear, probabilities
+from torch import Tensor, nn
+
+from maep.artifact import Artifact
+from maep.attacks.run import attack
+from maep.data.datasets import DataConfig, load
+from maep.errors import DataError
+from maep.evaluate.results.summary import Result
+from maep.evaluate.trust import sanity
+from maep.models.build import load_purifier_artifact
+from maep.models.classifiers.load import Classifier
+from maep.models.purifier import defend
+
+Probes = tuple[Tensor, Tensor, Tensor]
+INDICATORS = {
+    "unavailable gradients",
+    "unstable predictions",
+    "silent success",
+    "incomplete optimization",
+    "transfer failure",
+    "unconstrained attack failure",
+}
+
+
+@pytest.fixture(scope="module")
+def probes() -> Probes:
+    digits = load(DataConfig("digits"), "dev")
+    images, labels = digits.batch(range(24))
+    return images, labels, torch.from_numpy(digits.indices[:24])
+
+
+def failed(checks: list[sanity.Check]) -> set[str]:
+    return {check.name for check in checks if not check.passed}
+
+
+def test_honest_purifier_is_not_flagged(classifier: Classifier, purifier: Artifact, probes: Probes) -> None:
+    model = defend(classifier, load_purifier_artifact(purifier))
+    checks = sanity.battery(model, *probes, "adaptive", 8 / 255)
+    assert not failed(checks)
+    assert {check.name for check in checks} == {
+        "eval mode",
+        "logits",
+        "draws nothing",
+        *INDICATORS,
+        "budget and range",
+        "noise is weaker than PGD",
+        "more steps are not weaker",
+    }
+
+
+def test_masked_gradients_are_flagged(classifier: Classifier, probes: Probes) -> None:
+    checks = sanity.battery(defend(classifier, Rounding()), *probes, "adaptive", 8 / 255)
+    assert {"unavailable gradients", "unconstrained attack failure"} <= failed(checks)
+
+
+class Rippled(Linear):
+    """The linear classifier with ripples on its margin: many small steps settle in one, a large one jumps over."""
+
+    def margin(self, pixels: Tensor) -> Tensor:
+        plain = super().margin(pixels)
+        return plain + 3 * torch.sin(2 * torch.pi * plain / 4)
+
+
+def test_one_step_that_beats_twenty_is_flagged() -> None:
+    digits = load(DataConfig("digits"), "dev")
+    images, labels = digits.batch(range(240))
+    images, labels, indices = (part[labels < 2] for part in (images, labels, torch.from_numpy(digits.indices[:240])))
+    for model, flagged in ((Rippled(), True), (linear(), False)):
+        checks = sanity.battery(model.eval(), images, labels, indices, "adaptive", 40 / 255)
+        assert ("more steps are not weaker" in failed(checks)) == flagged
+
+
+def test_eps_zero_that_is_not_clean_is_flagged(classifier: Classifier, probes: Probes) -> None:
+    """The clean rows come from other batches than the battery: the answers may hang on nothing but the image."""
+
+    class Centred(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            logits = classifier(images)
+            return logits - logits.mean(dim=0)
+
+    images, labels, indices = probes
+
+    def check(model: nn.Module, moved: int = 0) -> sanity.Check:
+        predictions = model(images).argmax(dim=1)
+        answers = zip(predictions.tolist(), (predictions == labels).tolist(), strict=True)
+        clean = dict(zip(indices.roll(moved).tolist(), answers, strict=True))
+        return sanity.eps_zero(sanity.at_eps_zero(model, images[:9], labels[:9], indices[:9]), clean)
+
+    assert check(classifier).passed
+    assert not check(Centred().eval()).passed
+    assert not check(classifier, moved=1).passed  # answers that stand beside other images' indices
+    assert not sanity.eps_zero({7: (1, True)}, {}).passed
+
+
+def test_eps_zero_allows_a_randomised_model_its_draws() -> None:
+    clean = {index: (0, index < 60) for index in range(100)}
+    few = {index: (0, index < 57 or index == 99) for index in range(100)}
+    many = {index: (0, index < 40) for index in range(100)}
+    assert sanity.eps_zero(few, clean, randomised=True).passed
+    assert not sanity.eps_zero(few, clean).passed
+    assert not sanity.eps_zero(many, clean, randomised=True).passed
+    assert not sanity.eps_zero(clean, many, randomised=True).passed
+
+
+def test_adaptive_above_oblivious_is_flagged() -> None:
+    oblivious = {index: index < 50 for index in range(300)}
+
+    def check(right: int, count: int = 200, randomised: bool = False) -> sanity.Check:
+        return sanity.within_oblivious({i: i < right for i in range(count)}, oblivious, 8 / 255, randomised)
+
+    assert check(20).passed
+    assert check(52).passed  # one point of 200
+    assert not check(53).passed
+    assert check(53, randomised=True).passed  # three images may turn by chance
+    assert not check(70, randomised=True).passed
+    assert "53 of 200 stand adaptive and 50 oblivious" in check(53).detail
+
+
+@pytest.mark.parametrize(
+    ("make", "name"), [(probabilities, "logits"), (lambda: linear().train(), "eval mode")], ids=["softmax", "training"]
+)
+def test_wrong_models_are_flagged(make: Callable[[], nn.Module], name: str, probes: Probes) -> None:
+    model = make()
+    model = model if name == "eval mode" else model.eval()
+    assert name in failed(sanity.battery(model, *probes, "bpda", 8 / 255))
+
+
+def test_draws_that_only_a_gradient_meets_are_flagged(classifier: Classifier, probes: Probes) -> None:
+    model = defend(classifier, NoisyInGradient())
+    with torch.no_grad():
+        assert torch.equal(model(probes[0]), model(probes[0]))
+    assert "draws nothing" in failed(sanity.battery(model, *probes, "bpda", 8 / 255))
+
+
+def test_battery_leaves_the_generator_and_asks_nothing_of_it(classifier: Classifier, probes: Probes) -> None:
+    class Faint(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return (images + 0.02 * torch.randn_like(images)).clamp(0, 1)
+
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.random.get_rng_state()
+        checks = sanity.battery(defend(classifier, Faint()), *probes, "adaptive", 8 / 255, passes=2)
+        answers = sanity.at_eps_zero(defend(classifier, Faint()), *probes, passes=2)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        found.append((checks, answers))
+    assert found[0] == found[1]
+
+
+def test_no_image_right_means_nothing_to_attack(probes: Probes) -> None:
+    images, labels, indices = (part[probes[1] > 1] for part in probes)
+    assert "attackable" in failed(sanity.battery(linear().eval(), images, labels, indices, "adaptive", 8 / 255))
+
+
+def test_an_attack_that_leaves_the_ball_is_flagged(
+    classifier: Classifier, probes: Probes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wide(*arguments: Any, **named: Any) -> Tensor:
+        return attack(*arguments[:3], replace(arguments[3], eps=2 * arguments[3].eps), *arguments[4:], **named)
+
+    monkeypatch.setattr("maep.evaluate.trust.probes.attack", wide)
+    assert "budget and range" in failed(sanity.battery(classifier, *probes, "bpda", 8 / 255))
+
+
+def test_an_attack_that_is_weaker_than_noise_is_flagged(
+    classifier: Classifier, probes: Probes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maep.evaluate.trust.probes.attack", lambda model, images, *rest, **named: images.clone())
+    assert "noise is weaker than PGD" in failed(sanity.battery(classifier, *probes, "adaptive", 64 / 255))
+
+
+def test_images_out_of_range_are_refused(classifier: Classifier, probes: Probes) -> None:
+    images, labels, indices = probes
+    with pytest.raises(DataError, match=r"values of 0 to 255: all must be in \[0, 1\]"):
+        sanity.battery(classifier, images * 255, labels, indices, "adaptive", 8 / 255)
+
+
+def test_accuracy_that_rises_with_eps_is_flagged() -> None:
+    assert sanity.monotone({2 / 255: 0.50, 8 / 255: 0.505}, 1000).passed
+    assert not sanity.monotone({2 / 255: 0.50, 8 / 255: 0.52}, 1000).passed
+    assert sanity.monotone({2 / 255: 0.50, 8 / 255: 0.55}, 20).passed  # one image of twenty
+
+
+def test_honest_evaluation_is_reliable(result: Result) -> None:
+    assert result.values["reliable"]
+    assert not result.unreliable
+    reported = {(entry["purifier"], check["name"]) for entry in result.values["sanity"] for check in entry["checks"]}
+    assert ("conv", "monotone in eps") in reported
+    assert ("conv", "adaptive is not above oblivious") in reported
+    assert ("jpeg-q50", "adaptive is not above oblivious") not in reported
+    assert {name for name, check in reported if check == "eps 0 is clean"} == {"none", "jpeg-q50", "conv"}
+    assert ("jpeg-q50", "unstable predictions") not in reported
+    assert {("jpeg-q50", "unavailable gradients"), ("conv", "unstable predictions")} <= reported
+
+
+def test_black_box_below_adaptive_is_flagged() -> None:
+    adaptive = {index: index < 100 for index in range(200)}
+
+    def check(right: int, randomised: bool = False, first: int = 0) -> sanity.Check:
+        other = {index: index < right for index in range(first, 400)}
+        return sanity.black_box_within(adaptive, other, 8 / 255, "black-box", randomised)
+
+    assert check(120).passed  # it knows less, and finds less
+    assert check(96).passed  # two points of 200
+    assert not check(95).passed
+    assert check(95, randomised=True).passed  # five images may turn by chance
+    assert not check(80, randomised=True).passed
+    assert "100 of 200 stand adaptive and 95 black-box attacks at 8/255" in check(95).detail
+    assert not check(400, first=200).passed  # no image in common says nothing
+    assert sanity.black_box_within(adaptive, adaptive, 8 / 255, "bpda").name == "adaptive is not above bpda"
+
+
+def test_accuracy_that_rises_with_steps_is_flagged() -> None:
+    assert sanity.monotone_steps({10: 0.6, 100: 0.5, 20: 0.55}, 1000).passed
+    assert not sanity.monotone_steps({10: 0.6, 100: 0.57, 20: 0.55}, 1000).passed
+    assert sanity.monotone_steps({1: 0.5, 20: 0.55}, 20).passed  # one image of twenty
+    assert (
+        sanity.monotone_steps({9: 0.5, 10: 0.4}, 20).detail == "adaptive worst case 50.0% at 9 steps, 40.0% at 10 steps"
+    )
+
+
+def test_rows_beyond_their_budget_are_flagged() -> None:
+    eps = 8 / 255
+    assert sanity.budget_rounded([0.0, eps, eps + 5e-7], eps).passed
+    assert sanity.budget_rounded([0.4 / 255, 0.5 / 255], 0.5 / 255).passed
+    for beyond in (eps + 1e-5, 9 / 255, math.nan, -eps):
+        assert not sanity.budget_rounded([eps, beyond], eps).passed
+    assert "1 of 2 beyond 8/255, furthest 9.000/255" in sanity.budget_rounded([eps, 9 / 255], eps).detail

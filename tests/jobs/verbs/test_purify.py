@@ -1,0 +1,241 @@
+"""`maep purify`: what it writes is what the purifier gives, it goes on, and what fails is named and counted."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from serving import serving
+
+from maep import storage
+from maep.artifact import Artifact
+from maep.errors import UserError
+from maep_jobs import image_files
+from maep_jobs.pipeline.endpoint import offline
+from maep_serve.config import ServeConfig
+from maep_serve.engine.loading import build_models
+from maep_serve.engine.service import Service
+from maep_serve.http.api import create_api
+from maep_serve.http.tokens import Tokens, digest_of
+
+TOKEN = "a-token"
+
+
+def pixels(seed: int, height: int = 16, width: int = 16) -> np.ndarray:
+    small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return np.array(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def save(path: Path, picture: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+    return path
+
+
+def load(path: Path) -> np.ndarray:
+    return np.array(Image.open(io.BytesIO(path.read_bytes())).convert("RGB"))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three images, one of them below, and a text."""
+    folder = tmp_path / "photos"
+    for seed, name in enumerate(("a.png", "b.png", "deep/er/c.png")):
+        save(folder / name, pixels(seed))
+    (folder / "notes.txt").write_text("hello")
+    (folder / ".hidden.png").write_text("hello")
+    return folder
+
+
+@pytest.fixture
+def server(make_purifier: Callable[[int], Artifact], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An endpoint that asks for a token, which the environment has."""
+    model = make_purifier(0)
+    config = ServeConfig(str(model.folder), max_batch_size=4)
+    service = Service(config, build_models(model, config))
+    monkeypatch.setenv("MAEP_SERVE_TOKEN", TOKEN)
+    with serving(create_api(service, Tokens((digest_of(TOKEN),)))) as url:
+        yield url
+
+
+def by_server(server: str, model: Artifact) -> list[str]:
+    return ["--server", server]
+
+
+def in_process(server: str, model: Artifact) -> list[str]:
+    return ["--model", str(model.folder)]
+
+
+@pytest.mark.parametrize("by", [by_server, in_process])
+def test_a_folder_through_the_purifier_and_again_at_once(
+    maep: Any, make_purifier: Callable[[int], Artifact], server: str, photos: Path, by: Callable[..., list[str]]
+) -> None:
+    model = make_purifier(0)
+    line = ["purify", *by(server, model), "photos", "-o", "clean", "--json"]
+    ran = maep(*line)
+    told = {"failed": [], "output": "clean", "purifier": model.sha256}
+    assert (ran.status, json.loads(ran.out)) == (0, {"purified": 3, "skipped": 0, **told})
+    clean = photos.parent / "clean"
+    made = sorted(path.relative_to(clean).as_posix() for path in clean.rglob("*") if path.is_file())
+    assert made == ["a.png", "b.png", "deep/er/c.png"]
+    for name in made:
+        assert np.array_equal(load(clean / name), offline(model, load(photos / name)))
+        assert not np.array_equal(load(clean / name), load(photos / name))
+
+    cut = (clean / "b.png").read_bytes()
+    (clean / "b.png").write_bytes(cut[:-20])
+    save(photos / "a.png", pixels(9))
+    before = (clean / "deep/er/c.png").stat()
+    assert json.loads(maep(*line).out) == {"purified": 2, "skipped": 1, **told}
+    assert (clean / "b.png").read_bytes() == cut
+    assert np.array_equal(load(clean / "a.png"), offline(model, pixels(9)))
+    assert (clean / "deep/er/c.png").stat().st_mtime_ns == before.st_mtime_ns
+    assert "3 were done already: clean" in maep(*line[:-1]).out
+
+
+def test_another_purifier_does_it_anew(maep: Any, make_purifier: Callable[[int], Artifact], photos: Path) -> None:
+    for seed in (0, 1):
+        model = make_purifier(seed)
+        ran = maep("purify", "photos", "-o", "clean", "--model", model.folder)
+        assert (ran.status, "3 purified: clean" in ran.out) == (0, True)
+        assert np.array_equal(load(photos.parent / "clean" / "b.png"), offline(model, pixels(1)))
+
+
+def test_bad_files_are_named_and_counted_and_the_others_done(
+    maep: Any, make_purifier: Callable[[int], Artifact], photos: Path
+) -> None:
+    (photos / "empty.png").write_bytes(b"")
+    (photos / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 and no more")
+    save(photos / "large.png", pixels(0, 60, 60))
+    line = ["purify", "photos", "-o", "clean", "--model", make_purifier(0).folder, "--max_pixels", "3000"]
+    ran = maep(*line, "--json")
+    assert ran.status == 1
+    told = json.loads(ran.out)
+    assert told["purified"] == 3
+    codes = {Path(entry["file"]).name: entry["code"] for entry in told["failed"]}
+    assert codes == {"empty.png": "not-an-image", "cut.jpg": "not-an-image", "large.png": "too-many-pixels"}
+    for entry in told["failed"]:
+        assert f"failed: {entry['file']}: {entry['reason']}" in ran.err
+    assert not list((photos.parent / "clean").glob("[!abd]*"))
+    assert "3 were done already, 3 failed: clean" in maep(*line).out
+
+
+def test_one_file_and_images_of_other_sizes_and_kinds(
+    maep: Any, make_purifier: Callable[[int], Artifact], tmp_path: Path
+) -> None:
+    save(tmp_path / "in" / "one.jpg", pixels(0, 33, 50))
+    model = make_purifier(0).folder
+    assert maep("purify", "in/one.jpg", "-o", "made/here.PNG", "--model", model).status == 0
+    assert maep("purify", "in/one.jpg", "-o", "made", "--model", model).status == 0
+    assert load(tmp_path / "made" / "here.PNG").shape == (33, 50, 3)
+    assert (tmp_path / "made" / "one.png").read_bytes() == (tmp_path / "made" / "here.PNG").read_bytes()
+
+
+def test_what_would_be_lost_is_refused_before_anything_is_written(
+    maep: Any, photos: Path, everything: Callable[[], set[str]]
+) -> None:
+    before = everything()
+    assert maep("purify", "nowhere", "-o", "clean").is_mistake("nowhere does not exist")
+    assert maep("purify", "photos", "-o", "photos").is_mistake("photos/a.png is itself", "another -o")
+    assert maep("purify", "photos/a.png", "-o", "photos/a.png").is_mistake("is itself to be purified")
+    assert maep("purify", "photos").is_mistake("-o", "maep purify --help")
+    assert maep("purify", "photos", "-o", "x", "--server", "http://x", "--model", "y").is_mistake("--server or --model")
+    assert maep("purify", "photos", "-o", "x", "--in_flight", "0").is_mistake("in_flight: 0 must be above 0")
+    assert maep("purify", "photos", "-o", "x", "--model", "bundled:cifar").is_mistake("did you mean 'cifar10'")
+    save(photos / "a.jpg", pixels(0))
+    assert maep("purify", "photos", "-o", "x").is_mistake("a.jpg and .*a.png would both become x/a.png")
+    assert everything() == before | {"photos/a.jpg"}
+
+
+def test_what_others_made_is_not_overwritten_in_a_folder(
+    maep: Any, make_purifier: Callable[[int], Artifact], photos: Path
+) -> None:
+    model = make_purifier(0).folder
+    kept = save(photos.parent / "album" / "b.png", pixels(7)).read_bytes()
+    refused = maep("purify", "photos", "-o", "album", "--model", model)
+    assert refused.is_mistake("album/b.png is there, and not made by maep purify")
+    assert [path.name for path in (photos.parent / "album").iterdir()] == ["b.png"]
+    assert (photos.parent / "album" / "b.png").read_bytes() == kept
+    assert maep("purify", "photos/b.png", "-o", "album/b.png", "--model", model).status == 0  # it was named
+    assert "3 purified" in maep("purify", "photos", "-o", "album", "--model", make_purifier(1).folder).out
+
+
+def test_a_dry_run_counts_and_writes_nothing(maep: Any, photos: Path, everything: Callable[[], set[str]]) -> None:
+    before = everything()
+    ran = maep("purify", "--server", "http://gone.invalid", "photos", "-o", "clean", "--dry-run")
+    assert (ran.status, ran.err) == (0, "")
+    assert "server: http://gone.invalid" in ran.out
+    assert "# purifies 3 images to clean by http://gone.invalid; 1 other files are left alone" in ran.out
+    assert everything() == before
+
+
+def test_an_output_inside_its_own_input_is_not_purified_again(
+    maep: Any, make_purifier: Callable[[int], Artifact], photos: Path
+) -> None:
+    line = ["purify", "photos", "-o", "photos/clean", "--model", make_purifier(0).folder]
+    assert "3 purified" in maep(*line).out
+    assert "0 purified, 3 were done already" in maep(*line).out
+
+
+def test_several_folders_keep_their_names(photos: Path) -> None:
+    other = photos.parent / "other"
+    shutil.copytree(photos, other)
+    found = image_files.find([photos, other], Path("out"))
+    assert [pair.target.as_posix() for pair in found.pairs][::3] == ["out/photos/a.png", "out/other/a.png"]
+    with pytest.raises(UserError, match=r"both become out/a\.png"):
+        image_files.find([photos / "a.png", other / "a.png"], Path("out"))
+
+
+def test_a_wrong_token_and_a_server_that_is_gone_are_one_line(
+    maep: Any, server: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAEP_SERVE_TOKEN", "another")
+    assert maep("purify", "photos", "-o", "clean", "--server", server).is_mistake("401 unauthorized")
+    assert maep("purify", "photos", "-o", "clean", "--server", "http://127.0.0.1:9").is_mistake("does not serve after")
+    assert not (photos.parent / "clean").exists()
+
+
+def test_a_server_that_goes_away_leaves_what_is_done(
+    maep: Any, make_purifier: Callable[[int], Artifact], photos: Path
+) -> None:
+    """Its application answers two images and refuses from then on, as a token that was taken back does."""
+    model = make_purifier(0)
+    config = ServeConfig(str(model.folder))
+    service = Service(config, build_models(model, config))
+    api, taken = create_api(service), []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            taken.append(scope["path"])
+            if len(taken) > 2:
+                scope = {**scope, "path": "/gone"}
+        await api(scope, receive, send)
+
+    with serving(app) as url:
+        line = ["purify", "photos", "-o", "clean", "--server", url, "--in_flight", "1"]
+        ran = maep(*line)
+        assert (ran.status, ran.out) == (1, "")
+        assert "404 not-found" in ran.end.err
+        assert "2 of 3 are done, and the same line goes on from there" in ran.end.err
+        taken.clear()
+        assert "1 purified, 2 were done already" in maep(*line).out
+
+
+def test_the_stamp_is_a_chunk_that_decoders_know(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels(0)).save(buffer, "PNG")
+    stamp = image_files.stamp("ab" * 32, b"source")
+    image_files.write(tmp_path / "made.png", buffer.getvalue(), stamp)
+    with Image.open(tmp_path / "made.png") as image:
+        image.load()
+        assert image.text == {"maep": f"purifier {'ab' * 32} source {storage.sha256(b'source')}"}
+    assert image_files.is_complete(tmp_path / "made.png", stamp)
+    assert not image_files.is_complete(tmp_path / "made.png", image_files.stamp("ab" * 32, b"other"))
+    assert not image_files.is_complete(tmp_path / "none.png", stamp)

@@ -1,0 +1,256 @@
+"""Versions that come while requests go on: taken, or refused and the old one stays. With a real registry."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+from maep import artifact
+from maep.artifact import Artifact
+from maep.errors import ArtifactError, ConfigError
+from maep.models.build import load_purifier_artifact
+from maep.tracking.client import TrackingConfig
+from maep.tracking.registry import register, roll_back, set_alias
+from maep_serve.config import ServeConfig
+from maep_serve.engine import suspicion
+from maep_serve.engine.loading import Models
+from maep_serve.engine.service import Service
+from maep_serve.engine.suspicion import Calibration
+from maep_serve.http.api import create_api
+from maep_serve.release import golden, releases
+
+PNG = {"content-type": "image/png"}
+CHAMPION = "models:/purifier@champion"
+
+
+@pytest.fixture
+def tracking(empty_store: Path, tmp_path: Path) -> TrackingConfig:
+    database = tmp_path / "mlflow.db"
+    shutil.copyfile(empty_store, database)
+    return TrackingConfig(uri=f"sqlite:///{database}")
+
+
+@pytest.fixture
+def following(config: ServeConfig) -> ServeConfig:
+    return dataclasses.replace(config, model=CHAMPION, follow_s=0.01)
+
+
+def another(first: Artifact, folder: Path, value: float) -> Artifact:
+    """`first` with its weights multiplied by `value`."""
+    weights = {name: tensor * value for name, tensor in first.weights().items()}
+    return artifact.write(folder, "purifier", first.config, weights, "# Another\n")
+
+
+def promote(tracking: TrackingConfig, purifier: Artifact, outputs: str | None = None) -> int:
+    recorded = outputs or golden.record(load_purifier_artifact(purifier))
+    version = register(tracking, purifier, evaluation={"golden": recorded})
+    set_alias(tracking, "champion", version)
+    return version
+
+
+def test_golden_outputs_are_made_again_and_another_purifiers_are_refused(purifier_artifact, models, tmp_path):
+    recorded = golden.record(models.purifier)
+    assert len(bytes.fromhex(recorded)) == 512
+    golden.check(load_purifier_artifact(purifier_artifact), recorded)
+    other = load_purifier_artifact(another(purifier_artifact, tmp_path / "other", 1.5))
+    with pytest.raises(ArtifactError, match=r"differ by .* of 255"):
+        golden.check(other, recorded)
+    for damaged in (recorded[:-2], "no", ""):
+        with pytest.raises(ArtifactError, match="512"):
+            golden.check(models.purifier, damaged)
+
+
+def test_golden_pictures_are_the_same_everywhere():
+    pictures = golden.pictures((16, 16))
+    assert pictures.shape == (4, 3, 16, 16)
+    assert pictures[0, 0, 0, :4].tolist() == [255, 244, 233, 222]
+    assert len({picture.numpy().tobytes() for picture in pictures}) == 4
+
+
+def test_a_purifier_that_draws_masks_has_none():
+    class Drawing(torch.nn.Module):
+        randomised = True
+
+    assert golden.record(Drawing()) is None
+
+
+def test_only_an_alias_moves(config):
+    assert releases.moves(dataclasses.replace(config, model=CHAMPION))
+    assert not releases.moves(dataclasses.replace(config, model=CHAMPION, follow_s=0))
+    for still in ("models:/purifier/3", "bundled:cifar10", "runs:/1", "a@b"):
+        assert not releases.moves(dataclasses.replace(config, model=still))
+
+
+def test_a_promotion_under_load_changes_the_answers_and_fails_no_request(
+    purifier_artifact, following, tracking, tmp_path, png
+):
+    second = another(purifier_artifact, tmp_path / "second", 1.01)
+    promote(tracking, purifier_artifact)
+    service = Service(following, releases.load_first(following, tracking))
+    app = create_api(service)
+
+    async def main() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            answers: list[httpx.Response] = []
+
+            async def ask(until: str) -> None:
+                while True:
+                    answers.append(await client.post("/v1/purify", content=png(), headers=PNG))
+                    if answers[-1].headers["x-maep-purifier"] == until:
+                        return
+
+            follower = asyncio.create_task(releases.follow(service, tracking))
+            for sha256 in (purifier_artifact.sha256, second.sha256, purifier_artifact.sha256):
+                await asyncio.wait_for(asyncio.gather(*(ask(sha256) for _ in range(4))), 120)
+                if sha256 == second.sha256:
+                    await asyncio.to_thread(roll_back, tracking, "champion")
+                else:
+                    await asyncio.to_thread(promote, tracking, second)
+            follower.cancel()
+            await service.close()
+            return answers
+
+    answers = asyncio.run(main())
+    assert {answer.status_code for answer in answers} == {200}
+    pictures = {answer.headers["x-maep-purifier"]: answer.content for answer in answers}
+    assert set(pictures) == {purifier_artifact.sha256, second.sha256}
+    assert len(set(pictures.values())) == 2
+
+
+@pytest.mark.parametrize("bad", ["golden", "not finite", "tampered"])
+def test_a_bad_version_takes_no_traffic_and_the_old_one_stays(
+    purifier_artifact, following, tracking, tmp_path, png, pixels_of, offline, models, bad, caplog
+):
+    promote(tracking, purifier_artifact)
+    seen: list[tuple[str, str]] = []
+    service = Service(
+        following, releases.load_first(following, tracking), lambda name, _, tags: seen.append((name, tags["version"]))
+    )
+    value = float("nan") if bad == "not finite" else 1.5
+    second = another(purifier_artifact, tmp_path / "second", value)
+    outputs = golden.record(models.purifier) if bad != "tampered" else None
+    number = promote(tracking, second, outputs)
+    if bad == "tampered":
+        from maep.tracking.registry import by_version
+
+        weights = Path(by_version(tracking, number).uri.removeprefix("file://")) / artifact.WEIGHTS
+        weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    assert releases.take(service, tracking, number) is False
+    assert ("maep_refused_version", second.sha256[:12]) in seen
+    assert "is refused" in caplog.text
+    assert ("was changed" in caplog.text) == (bad == "tampered")
+
+    async def main() -> httpx.Response:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=create_api(service)), base_url="http://test"
+        ) as client:
+            answer = await client.post("/v1/purify", content=png(), headers=PNG)
+            await service.close()
+            return answer
+
+    answer = asyncio.run(main())
+    assert answer.headers["x-maep-purifier"] == purifier_artifact.sha256
+    assert torch.equal(pixels_of(answer.content), offline(models, png()))
+    # A replica that starts now serves what its elders serve
+    assert releases.load_first(following, tracking).purifier_sha256 == purifier_artifact.sha256
+    with pytest.raises(ArtifactError):  # and a new endpoint does not start with it at all
+        releases.load(releases.find(CHAMPION, tracking), following)
+
+
+def test_a_replica_that_starts_after_two_bad_promotions_serves_what_its_elders_serve(
+    purifier_artifact, models, following, tracking, tmp_path
+):
+    promote(tracking, purifier_artifact)
+    outputs = golden.record(models.purifier)
+    for value in (1.5, 1.6):
+        promote(tracking, another(purifier_artifact, tmp_path / str(value), value), outputs)
+        assert releases.load_first(following, tracking).purifier_sha256 == purifier_artifact.sha256
+
+
+def test_a_calibration_serves_the_version_it_is_of_and_hinders_no_other(
+    purifier_artifact, models, following, tracking, tmp_path
+):
+    known = Calibration(purifier_artifact.sha256, models.classifier.sha256, "none", "0", (16, 16), (0.0,), ())
+    suspicion.write(known, tmp_path / "calibration.json")
+    following = dataclasses.replace(following, calibration=str(tmp_path / "calibration.json"))
+    first = promote(tracking, purifier_artifact)
+    service = Service(following, releases.load_first(following, tracking))
+    assert service.models.calibration == known
+    second = another(purifier_artifact, tmp_path / "second", 1.01)
+    number = register(tracking, second)
+    set_alias(tracking, "champion", number)
+    assert releases.take(service, tracking, number)
+    assert service.models.calibration is None
+    late = releases.load_first(following, tracking)  # a replica that starts now serves what its elders serve
+    assert (late.purifier_sha256, late.calibration) == (second.sha256, None)
+    assert releases.take(service, tracking, first)  # as after a rollback
+    assert service.models.calibration == known
+    with pytest.raises(ConfigError, match=r"calibration: .* is of purifier"):  # an endpoint that starts is told
+        releases.load(releases.find(CHAMPION, tracking), following)
+
+
+def test_where_all_who_had_the_alias_are_refused_it_says_so(purifier_artifact, models, following, tracking, tmp_path):
+    outputs = golden.record(models.purifier)
+    first, _ = (promote(tracking, another(purifier_artifact, tmp_path / str(v), v), outputs) for v in (1.5, 1.6))
+    set_alias(tracking, "champion", first)  # each had it before the other
+    with pytest.raises(ArtifactError, match="golden outputs differ"):
+        releases.load_first(following, tracking)
+
+
+def test_no_error_of_a_version_ends_the_looking(purifier_artifact, following, tracking, tmp_path, monkeypatch):
+    """Also one that is no UserError, as of a library that meets weights it was not made for."""
+    promote(tracking, purifier_artifact)
+    service = Service(following, releases.load_first(following, tracking))
+    bad, good = (another(purifier_artifact, tmp_path / name, value) for name, value in (("bad", 1.5), ("good", 1.01)))
+    build = releases.build_models
+
+    def build_or_fail(given: Artifact, config: ServeConfig) -> Models:
+        if given.sha256 == bad.sha256:
+            raise RuntimeError("size mismatch")
+        return build(given, config)
+
+    monkeypatch.setattr(releases, "build_models", build_or_fail)
+    seen: list[str] = []
+    service.sink = lambda name, value, tags: seen.append(tags["version"]) if name == "maep_refused_version" else None
+
+    async def until(reached: Callable[[], bool]) -> None:
+        async with asyncio.timeout(120):
+            while not reached():
+                await asyncio.sleep(0.01)
+
+    async def main() -> None:
+        follower = asyncio.create_task(releases.follow(service, tracking))
+        await asyncio.to_thread(promote, tracking, bad)
+        await until(lambda: seen == [bad.sha256[:12]])
+        assert service.models.purifier_sha256 == purifier_artifact.sha256
+        await asyncio.to_thread(promote, tracking, good)
+        await until(lambda: service.models.purifier_sha256 == good.sha256)
+        follower.cancel()
+        await service.close()
+
+    asyncio.run(main())
+
+
+def test_a_registry_that_is_away_changes_nothing(config, models, tmp_path, png):
+    gone = TrackingConfig(uri="http://127.0.0.1:1")
+    service = Service(dataclasses.replace(config, model=CHAMPION, follow_s=0.01), models)
+
+    async def main() -> int:
+        follower = asyncio.create_task(releases.follow(service, gone))
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=create_api(service)), base_url="http://test"
+        ) as client:
+            answer = await client.post("/v1/purify", content=png(), headers=PNG)
+        assert not follower.done()
+        follower.cancel()
+        await service.close()
+        return answer.status_code
+
+    assert asyncio.run(main()) == 200

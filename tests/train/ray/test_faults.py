@@ -1,0 +1,74 @@
+"""What is told to Ray of an error in a worker, and what the history makes of one that died."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from maep.errors import ConfigError, DataError, UnavailableError, WriteError
+from maep.train.checkpoint.history import HISTORY, History, read
+from maep.train.ray.faults import cause, of_rank, watching, would_repeat
+
+WORKERS = [{"pid": 11, "host": "a"}, {"pid": 12, "host": "b"}]
+
+
+class WorkerHealthCheckFailedError(Exception):
+    """Called as Ray's own."""
+
+
+def test_mistakes_would_repeat_and_faults_of_a_machine_would_not() -> None:
+    assert all(map(would_repeat, (ConfigError("x"), DataError("x"), FloatingPointError("the loss is nan"))))
+    assert not any(map(would_repeat, (UnavailableError("x"), WriteError("x"), RuntimeError("x"), OSError("x"))))
+    assert str(of_rank(3, UnavailableError("s3://a/b: no answer"))) == "worker 3: s3://a/b: no answer"
+    assert str(of_rank(3, ConfigError("x"))) == "x"
+
+
+def test_what_would_repeat_ends_the_run_and_comes_back_as_it_is(tmp_path: Path) -> None:
+    level = logging.getLogger("ray.train").level
+    mistake = FloatingPointError("the loss is nan at step 3")
+    try:
+        with pytest.raises(FloatingPointError, match="at step 3"):
+            watching(tmp_path).after_exception(None, {0: RuntimeError("connection closed by peer"), 1: mistake})
+    finally:
+        logging.getLogger("ray.train").setLevel(level)
+    watching(tmp_path).after_exception(None, {0: UnavailableError("worker 0: S3")})  # is tried again
+
+    class OfTheController(Exception):
+        controller_failure = mistake
+
+    class OfTheWorkers(Exception):
+        worker_failures: ClassVar = {0: RuntimeError("closed"), 1: UnavailableError("worker 1: S3")}
+
+    assert cause(OfTheController(), 1.0) is mistake
+    assert str(cause(OfTheWorkers(), 1.0)) == "worker 1: S3"
+
+
+def begin(output: Path, step: int) -> None:
+    """A group of two goes on at the step, takes two more and says no more."""
+    history = History(output, output / "checkpoints")
+    history.__enter__()
+    history.begin(step, WORKERS)
+    history.at(step + 2)
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_a_worker_that_died_is_found_in_the_log_by_its_process(
+    heard: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether rank 0 was ended unheard, or could say that the other does not answer any more."""
+    begin(tmp_path, 0)
+    if heard:
+        with (tmp_path / HISTORY).open("a") as file:
+            file.write('{"event": "failed", "step": 2, "pid": 11, "host": "a", "error": "connection closed by peer"}\n')
+    watching(tmp_path).after_exception(None, {1: WorkerHealthCheckFailedError("RayActorError")})
+    assert caplog.messages == ["worker 1 (process 12 on b) died"]
+    begin(tmp_path, 1)
+    resumed: dict[str, Any] = read(tmp_path)[-1]
+    assert (resumed["lost_rank"], resumed["lost_pid"], resumed["lost_host"]) == (1, 12, "b")
+    assert resumed["redone"] == 1
+    assert caplog.messages[-1] == "worker 1 (process 12 on b) ended unheard: from step 1, 1 steps again"
+    begin(tmp_path, 3)
+    assert read(tmp_path)[-1]["lost_pid"] == 11  # nobody saw who died this time: the group's first

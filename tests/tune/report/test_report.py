@@ -1,0 +1,169 @@
+"""The page of a search has every figure, says what is not shown, and stands for whatever a search may be."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+import re
+from pathlib import Path
+
+import pytest
+from pages import Page
+from PIL import Image
+from searches import grid, point, settings, trial, write
+
+from maep.tune import results
+from maep.tune.record import TrialRecord
+from maep.tune.report import report
+from maep.tune.results import Result
+
+EVIL = '<script>alert("1")</script>&\'" onerror=x'
+TWO = ["adaptive_accuracy", "latency_ms"]
+SAVED = "1 of 11 trials were stopped early, which left 30,000 of 440,000 images seen unspent: 7%."
+HALVING = {"num_rungs": 2, "factor": 4}
+
+
+def page_of(folder: Path) -> Page:
+    return Page((folder / report.REPORT).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search with repeats, a reference, a stopped and a failed trial, two objectives and curves; with its page."""
+    conv = trial(11, {"finetune.model.name": "conv"}, 0.29, latency_ms=1.0, clean_accuracy=0.93)
+    asked = settings(objectives=TWO, halving=HALVING, limits={"latency_ms": 3.0})
+    curves = {
+        number: [point(10_000, {"adaptive_accuracy": 0.2}), point(40_000, {"adaptive_accuracy": 0.3 + 0.01 * number})]
+        for number in range(4)
+    }
+    folder = write(tmp_path_factory.mktemp("search"), [*grid(), conv], asked, curves)
+    report.write_report(results.read(folder), "maep tune --config x")
+    return folder
+
+
+def test_it_needs_nothing_from_outside(whole: Path) -> None:
+    page = page_of(whole)
+    assert not page.all("script", "iframe", "object", "base")
+    for attributes in page.all("img", "link", "a", "source", "image", "use"):
+        address = attributes.get("src") or attributes.get("href") or ""
+        assert address.startswith(("#", "data:")), address
+    text = (whole / report.REPORT).read_text(encoding="utf-8")
+    assert "@import" not in text
+    assert "url(" not in text
+    assert "://" not in text
+
+
+def test_every_chart_is_on_the_page_and_a_png_beside_it(whole: Path) -> None:
+    names = {path.stem for path in whole.glob("*.png")}
+    assert names >= {"map-adaptive_accuracy", "map-latency_ms", "map-clean_accuracy", "budget"}
+    assert names >= {"front-adaptive_accuracy-latency_ms", "history-adaptive_accuracy", "curves-adaptive_accuracy"}
+    assert len(page_of(whole).all("img")) == len(names)
+    for path in whole.glob("*.png"):
+        with Image.open(path) as image:
+            assert min(image.size) > 250
+            assert len(set(image.convert("L").resize((64, 64)).tobytes())) > 5, path  # not an empty sheet
+
+
+def test_every_value_stands_in_a_table_too(whole: Path) -> None:
+    words = page_of(whole).words
+    for section in report.all_sections(results.read(whole)):
+        for picture in section.pictures:
+            assert picture.said in words
+            assert picture.table.rows
+            assert all(cell in words for row in picture.table.rows for cell in row)
+    for text in ("45.0 [40.7, 49.4]", "loss is NaN at step 12", "stopped early", "maep tune --config x", SAVED):
+        assert text in words
+
+
+def test_the_verdict_says_best_limit_and_what_is_not_shown(whole: Path) -> None:
+    first, on_map, warning = report.verdict(results.read(whole))
+    assert first.startswith("Best by adaptive accuracy, with latency of one image at most 3.00 ms: trial 4")
+    assert "No difference shown from 4 of the 7 other cells" in on_map
+    assert "optimistic" in warning
+
+
+def test_it_can_be_read_without_eyes(whole: Path) -> None:
+    page = page_of(whole)
+    assert page.all("html")[0]["lang"] == "en"
+    assert all(attributes.get("scope") in ("col", "row") for attributes in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table"))
+    assert all(attributes.get("alt") for attributes in page.all("img"))
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    targets = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    assert {attributes["href"] for attributes in page.all("a")} <= {f"#{target}" for target in targets}
+
+
+def test_whatever_a_reason_or_a_setting_holds_is_escaped(tmp_path: Path) -> None:
+    failed = trial(1, {"mask_ratio": EVIL, "patch_size": 2}, None, "failed", reason=EVIL)
+    write(tmp_path, [trial(0, {"mask_ratio": 0.5, "patch_size": 4}), failed])
+    report.write_report(results.read(tmp_path), EVIL)
+    page = page_of(tmp_path)
+    assert not page.all("script")
+    assert not [tag for tag, attributes in page.tags if "onerror" in attributes]
+    assert page.words.count(EVIL) > 2
+
+
+def odd() -> dict[str, tuple[list[TrialRecord], dict[str, object], str]]:
+    """Searches that lack something, and what their page must say."""
+    one, failed = trial(0, {"mask_ratio": 0.5}), trial(0, {"mask_ratio": 0.5}, None, "failed", 0, "out of memory")
+    ratio = {"space": {"mask_ratio": {"uniform": [0.2, 0.8]}}}
+    several = [trial(i, {"mask_ratio": 0.3 + 0.1 * i}, 0.4) for i in range(4)]
+    stopped = [dataclasses.replace(each, status="stopped") for each in several]
+    return {
+        "one trial": ([one], ratio, "No setting of the space has two values"),
+        "all failed": ([failed], ratio, "No trial is best: none of 1 trials trained to the end"),
+        "all stopped": (stopped, {**ratio, "halving": HALVING}, "the map is empty"),
+        "no patch size": (several, ratio, "No difference shown"),
+        "only latency": (
+            [trial(i, {"patch_size": size}, None, latency_ms=1.0 + i) for i, size in enumerate((2, 4))],
+            {"space": {"patch_size": {"choice": [2, 4]}}, "objectives": ["latency_ms"]},
+            "Lowest latency of one image: 1.00 ms at patch_size 2",
+        ),
+        "a limit that nobody holds": (
+            [trial(0, {"mask_ratio": 0.5}, latency_ms=5.0)], {**ratio, "limits": {"latency_ms": 1}}, "the nearest has 5"
+        ),
+        "words as values": (
+            [trial(i, {"finetune.loss.teacher": word}, 0.4 + 0.1 * i) for i, word in enumerate(("first", "attacked"))],
+            {"space": {"finetune.loss.teacher": {"choice": ["first", "attacked"]}}},
+            "teacher attacked",
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(odd()))
+def test_it_stands_for_whatever_a_search_may_be(name: str, tmp_path: Path) -> None:
+    trials, asked, said = odd()[name]
+    result = results.read(write(tmp_path, trials, settings(**asked)))
+    results.write(result)
+    report.write_report(result)
+    assert said in page_of(tmp_path).words
+
+
+def test_the_same_search_gives_the_same_page_and_pictures(tmp_path: Path) -> None:
+    first, again = (write(tmp_path / name, grid()[:3]) for name in ("one", "two"))
+    for folder in (first, again):
+        report.write_report(results.read(folder))
+    for path in first.glob("*.png"):
+        assert path.read_bytes() == (again / path.name).read_bytes()
+
+
+def importances(result: Result) -> list[str]:
+    section = next(section for section in report.all_sections(result) if section.key == "importance")
+    return [*section.remarks, *(picture.said for picture in section.pictures)]
+
+
+def test_importance_is_drawn_where_there_are_trials_enough(tmp_path: Path) -> None:
+    space = settings(space={"mask_ratio": {"uniform": [0.2, 0.8]}, "patch_size": {"choice": [2, 4, 8]}}).space
+    chance = random.Random(0)
+    trials = []
+    for number in range(15):
+        values = {key: axis.at(chance.random()) for key, axis in space.items()}
+        trials.append(trial(number, values, 0.2 + 0.5 * values["mask_ratio"]))
+    asked = settings(space={"mask_ratio": {"uniform": [0.2, 0.8]}, "patch_size": {"choice": [2, 4, 8]}})
+    (said,) = importances(results.read(write(tmp_path / "many", trials, asked)))
+    assert said.startswith("Adaptive accuracy varied most with mask_ratio")
+    (said,) = importances(results.read(write(tmp_path / "few", trials[:5], asked)))
+    assert said == "Adaptive accuracy: 5 finished trials are too few for 2 settings: at least 12 are needed."

@@ -1,0 +1,232 @@
+"""Trials that are really trained: their budgets, what they share, how they fail and go on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from train_toys import MAE, Make, weights
+
+from maep import artifact, cluster, config
+from maep.errors import ConfigError, UnavailableError, WriteError
+from maep.models import flops
+from maep.models.mae import MaeConfig
+from maep.train.config import FinetuneConfig, PretrainConfig
+from maep.train.ray.workers import train
+from maep.tune import record
+from maep.tune.config import BudgetConfig, TuneConfig
+from maep.tune.search import execute
+from maep.tune.search.rounds import Search
+from maep.tune.trial import budget, run
+from maep.tune.trial.run import Phase
+
+
+@pytest.fixture(scope="module")
+def done(searched: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[TuneConfig, Path]:
+    """A search of two masks x two noises, with halving, played to its end in this process."""
+    output = tmp_path_factory.mktemp("search")
+    settings = searched(
+        space={"mask_ratio": {"choice": [0.5, 0.75]}, "noise": {"choice": [0.0, 0.1]}},
+        searcher="grid",
+        num_trials=4,
+        generation=4,
+        halving={"num_rungs": 2, "factor": 2},
+        objectives=["clean_accuracy", "oblivious_accuracy", "adaptive_accuracy", "latency_ms"],
+    )
+    execute.here(Search(settings, output))
+    return settings, output
+
+
+def test_every_trial_has_the_same_budget_and_says_what_it_spent(done: tuple[TuneConfig, Path]) -> None:
+    ended = record.read_all(done[1])
+    assert sorted(each.status for each in ended) == ["done", "done", "stopped", "stopped"]
+    assert {each.budget.samples_seen for each in ended if each.status == "done"} == {512}
+    assert {each.budget.samples_seen for each in ended if each.status == "stopped"} == {128 + 192}
+    assert all(each.budget.flops > 0 and each.budget.core_seconds > 0 for each in ended)
+
+
+def test_accuracies_come_with_their_counts(done: tuple[TuneConfig, Path]) -> None:
+    for each in record.read_all(done[1]):
+        for name in ("clean_accuracy", "oblivious_accuracy", "adaptive_accuracy"):
+            right, asked = each.counts[name]
+            assert asked == 16
+            assert each.objectives[name] == right / asked
+        assert each.objectives["latency_ms"] > 0
+        assert each.objectives["num_parameters"] > 1000
+        assert each.objectives["oblivious_accuracy"] <= each.objectives["clean_accuracy"] + 0.5
+
+
+def test_pretraining_that_trials_share_runs_once(done: tuple[TuneConfig, Path]) -> None:
+    folders = list((done[1] / run.PRETRAINED).iterdir())
+    assert len(folders) == 2, "one for each mask ratio"
+    for folder in folders:
+        assert [line for line in (folder / "history.jsonl").read_text().splitlines() if '"started"' in line] != []
+        assert (folder / "history.jsonl").read_text().count("finished") == 1
+
+
+def test_a_purifier_is_what_its_configuration_trains(done: tuple[TuneConfig, Path], tmp_path: Path) -> None:
+    """The sections of the record, given to the verbs, make the same bits: a pause and a measurement change nothing."""
+    best = next(each for each in record.read_all(done[1]) if each.status == "done")
+    assert best.artifact is not None
+    again = train(config.build(FinetuneConfig, best.configuration["finetune"]), tmp_path, list)
+    assert weights(again) == weights(artifact.read(done[1] / best.artifact))
+    first = config.build(PretrainConfig, best.configuration["pretrain"])
+    assert first.loop.samples == 128
+
+
+def test_what_is_done_is_not_done_again(done: tuple[TuneConfig, Path]) -> None:
+    settings, output = done
+    files = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
+    execute.here(Search(settings, output))
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == files
+
+
+def test_a_trial_that_cannot_be_trained_fails_alone(searched: Make, tmp_path: Path) -> None:
+    settings = searched(
+        space={"finetune.loop.lr": {"choice": [1e-3, 1e30]}, "patch_size": {"choice": [4]}},
+        searcher="grid",
+        pretrain=None,
+        num_trials=2,
+    )
+    execute.here(Search(settings, tmp_path))
+    good, bad = record.read_all(tmp_path)
+    assert (good.status, bad.status) == ("done", "failed")
+    assert bad.reason is not None
+    assert "nan" in bad.reason or "inf" in bad.reason
+    assert bad.artifact is None
+    assert 0 < bad.budget.samples_seen < good.budget.samples_seen, "what it saw before it failed"
+
+
+def test_all_trials_are_measured_alike_whatever_they_were_trained_with(searched: Make, tmp_path: Path) -> None:
+    """With a rate of nearly nothing both purifiers are the same one, so under one attack they have one figure."""
+    settings = searched(
+        space={"finetune.attacks.eps": {"choice": ["1/255", "96/255"]}, "finetune.loop.lr": {"choice": [1e-12]}},
+        objectives=["oblivious_accuracy"],
+        searcher="grid",
+        pretrain=None,
+        num_trials=2,
+    )
+    execute.here(Search(settings, tmp_path))
+    weak, strong = record.read_all(tmp_path)
+    assert weak.configuration["finetune"]["attacks"]["eps"] != strong.configuration["finetune"]["attacks"]["eps"]
+    assert weak.counts["oblivious_accuracy"] == strong.counts["oblivious_accuracy"]
+
+
+def test_what_is_no_fault_of_the_trial_ends_the_search_and_stands_in_no_record(
+    searched: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full where the trial runs, and one that is full where its end is written down."""
+
+    def full(*words: object) -> None:
+        raise WriteError("no space left")
+
+    search = Search(searched(pretrain=None, space={"noise": {"uniform": [0, 0.1]}}), tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "reach", full)
+        values = {"number": 0, "settings": '{"noise": 0.05}', "rung": 0}
+        result = execute._piece(values, str(tmp_path), config.to_dict(search.config))
+    assert result == {"failure": None, "fault": "no space left"}
+    monkeypatch.setattr(execute, "concurrency", lambda search: 1)
+    handing = execute._searcher(search)
+    handing.suggest("a")
+    handing.on_trial_complete("a", result)
+    with pytest.raises(UnavailableError, match="no space left"):
+        handing.suggest("b")
+    handing = execute._searcher(Search(search.config, tmp_path))
+    handing.suggest("a")
+    monkeypatch.setattr(record, "write", full)
+    handing.on_trial_complete("a", error=True)
+    with pytest.raises(WriteError, match="no space left"):
+        handing.suggest("b")
+    assert record.read_all(tmp_path) == []
+
+
+def test_a_cluster_without_room_for_a_while_is_waited_for(
+    searched: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines = [{"CPU": 1.0}]
+    monkeypatch.setattr(cluster, "machines", lambda: machines)
+    search = Search(searched(pretrain=None, space={"noise": {"uniform": [0, 0.1]}}), tmp_path)
+    handing = execute._searcher(search)
+    machines[0] = {}
+    assert handing.suggest("a") is None
+    with pytest.raises(UnavailableError, match="no machine has that"):
+        execute.concurrency(search.config, least=1)
+    machines[0] = {"CPU": 1.0}
+    assert handing.suggest("a")["number"] == 0
+
+
+def test_a_trial_goes_on_from_its_checkpoint(searched: Make, tmp_path: Path) -> None:
+    settings = searched(searcher="random", num_trials=1, pretrain=None, space={"noise": {"uniform": [0, 0.1]}})
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    execute.here(Search(settings, whole))
+    search = Search(settings, cut)
+    work = search.next()
+    assert work is not None
+    made = work.trial
+    plan = run._planned(cut, settings, made, run.spent(cut, made))
+    folder = record.folder(cut, made.trial_id)
+    run._write_plan(folder, plan)
+    phase = run.placed(cut, made, plan)
+    run._train(replace(phase, loop=replace(phase.loop, pause_at=256)), folder)  # here the kill falls
+    execute.here(Search(settings, cut))
+    (one,), (other,) = record.read_all(whole), record.read_all(cut)
+    assert (one.trial_id, one.seed, one.budget.samples_seen) == (other.trial_id, other.seed, other.budget.samples_seen)
+    assert one.artifact is not None
+    assert weights(artifact.read(whole / one.artifact)) == weights(artifact.read(cut / one.artifact))
+    assert '"redone": 0' in (folder / "history.jsonl").read_text()
+
+
+def test_a_trial_of_one_process_needs_one_machine_that_has_all_it_takes() -> None:
+    wanted = {"CPU": 2.0, "GPU": 0.5}
+    assert execute.fits(wanted, {"CPU": 8.0, "GPU": 1.0}) == 2
+    assert execute.fits(wanted, {"CPU": 3.0, "GPU": 4.0}) == 1
+    assert execute.fits(wanted, {"CPU": 64.0}) == execute.fits(wanted, {"CPU": 1.5, "GPU": 8.0}) == 0
+
+
+def test_operations_are_those_of_the_formula() -> None:
+    settings = config.build(
+        PretrainConfig, {"model": MAE, "mask_ratio": 0.5, "loop": {"samples": 640, "batch_size": 32, "device": "cpu"}}
+    )
+    expected = flops.training(config.build(MaeConfig, MAE), 0.5)
+    assert budget.cost(settings, "flops").flops == pytest.approx(expected, rel=0.02)
+
+
+def test_budgets_are_equal_up_to_a_batch() -> None:
+    for cost in (budget.Cost(2.0e6, 1e-3), budget.Cost(7.3e6, 4e-3)):
+        asked = BudgetConfig("flops", 1e10, 0.25)
+        first = budget.for_pretraining(asked, cost, 32)
+        rest = budget.for_finetuning(asked, first * cost.flops, cost, 32)
+        assert 0 <= 1e10 - (first + rest) * cost.flops < 32 * cost.flops
+    exact = BudgetConfig("samples_seen", 6400, 0.25)
+    assert budget.for_pretraining(exact, cost, 32) == 1600
+    assert budget.for_finetuning(exact, 1600, cost, 32) == 4800
+    with pytest.raises(ConfigError, match=r"budget.amount: leaves 10 samples_seen for fine-tuning, one batch takes 32"):
+        budget.for_finetuning(exact, 6390, cost, 32)
+
+
+def test_processor_seconds_are_measured_and_kept_to(searched: Make, tmp_path: Path) -> None:
+    """Without checkpoints, which at steps of milliseconds would take more than the steps that are measured."""
+    values = searched(
+        budget={"kind": "core_seconds", "amount": 6.0, "pretrain_share": 0.3}, searcher="random", num_trials=1
+    )
+    settings = replace(values, pretrain=_unsaved(values.pretrain), finetune=_unsaved(values.finetune))
+    execute.here(Search(settings, tmp_path))
+    (one,) = record.read_all(tmp_path)
+    assert one.status == "done", one.reason
+    assert 0.5 < one.budget.core_seconds / 6.0 < 1.6, "steps so small vary; the budget of a real trial is minutes"
+
+
+def test_repeats_by_seed_see_as_many_images(searched: Make, tmp_path: Path) -> None:
+    """Whatever the clock says of the steps of each: a budget of time is measured once for all of them."""
+    repeats = ({"patch_size": 4, "seed": 1}, {"patch_size": 4, "seed": 2}, {"patch_size": 8, "seed": 1})
+    budget = {"kind": "core_seconds", "amount": 1.5, "pretrain_share": 0.3}
+    settings = searched(budget=budget, fixed=repeats, space={}, searcher="random", pretrain=None)
+    execute.here(Search(settings, tmp_path))
+    first, second, other = (each.budget.samples_seen for each in record.read_all(tmp_path))
+    assert first == second != other
+
+
+def _unsaved(phase: Phase) -> Phase:
+    return replace(phase, loop=replace(phase.loop, checkpoint_every=10**6))
