@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-stack bench lint format types lock wheel gpu clean
+.PHONY: help setup demo test test-slow test-stack bench lint format types lock wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -53,9 +53,6 @@ lock: setup ## resolves pyproject.toml into requirements.lock, with hashes (need
 
 wheel: setup ## builds dist/maep-*.whl
 	@$(BIN)/python -m hatchling build -t wheel -d dist
-
-gpu: setup ## packs code, configuration and CIFAR-10 for a machine that has only PyTorch, and prints what to run there
-	@$(MAEP) gpu
 
 clean: ## removes caches and built files; results in outputs/ and the environment in .venv stay
 	@rm -rf dist build .mypy_cache .pytest_cache .ruff_cache

@@ -31,7 +31,6 @@ VERBS = {
     "data": "fetch and inspect data sets",
     "classifier": "train a classifier to protect",
     "convert": "exchange autoencoders with Hugging Face's ViTMAE",
-    "gpu": "pack code and data for a machine that has only PyTorch",
 }
 
 _HELP = """maep trains, searches, evaluates and serves masked-autoencoder purifiers.

@@ -45,7 +45,7 @@ def test_help_of_a_verb_has_examples(maep: Any, verb: str) -> None:
     assert examples(ran.out)
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("convert", "data", "gpu", "purify")])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("convert", "data", "purify")])
 def test_examples_work_as_they_stand(maep: Any, verb: str, tmp_path: Path, everything: Callable[[], set[str]]) -> None:
     """Up to doing it: with --dry-run each example of the help resolves, and nothing is written."""
     (tmp_path / "my.yaml").write_text("{}")
