@@ -23,8 +23,8 @@ _QUIET = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "OMP_WAIT_POLICY": "PASSIVE",
-    "OMP_NUM_THREADS": "1",
 }
+_THREADS = os.environ.get("MAEP_TEST_THREADS", "1")
 _LEAKS = ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_JOB_ID", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 _LEAK_PREFIXES = ("MLFLOW_", "AWS_", "MAEP_")
 
@@ -34,16 +34,17 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in [name for name in os.environ if name in _LEAKS or name.startswith(_LEAK_PREFIXES)]:
         if name != "MAEP_DATA":
             del os.environ[name]
-    os.environ.update(_QUIET)
+    os.environ.update(_QUIET, OMP_NUM_THREADS=_THREADS)
     # Ray reads its token once a process, from the home folder, which each test has one of its own.
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
+def _threads() -> None:
+    """One thread, so that tests beside each other share the cores; MAEP_TEST_THREADS asks for another number."""
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(_THREADS))
 
 
 @pytest.fixture(autouse=True)
