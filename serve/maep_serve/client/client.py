@@ -1,55 +1,39 @@
-"""The endpoint from Python: `Client`, and `AsyncClient` for many images at once, which is what fills batches.
+"""The endpoint from Python: `Client`, and `AsyncClient` for many images at once, which fills the endpoint's batches.
 
-Both try again where that helps (see `retry`) and give up at a deadline. The token is in no repr, error or
-log line.
+Both are thin shells around `calls` (requests and responses) and `retry` (attempts, waits, deadline): they only send
+and sleep. The token appears in no repr, error or log line.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import os
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import httpx
-import numpy as np
-from numpy.typing import NDArray
 
 from maep.errors import ConfigError, UnavailableError
-from maep_serve.client import results
+from maep_serve.client import calls
+from maep_serve.client.calls import Call, Pixels
 from maep_serve.client.results import Candidate, Classified, Info, ProblemError, Purified
-from maep_serve.client.retry import Answer, Attempts, Patience
+from maep_serve.client.retry import Attempts, Patience, RawResponse
 from maep_serve.config import TOKEN_VARIABLE, is_loopback
 
 __all__ = ["AsyncClient", "Candidate", "Classified", "Client", "Info", "Patience", "ProblemError", "Purified"]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _T = TypeVar("_T")
-_log = logging.getLogger(__name__)
-
-
-Pixels = NDArray[np.uint8] | NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class _Request:
-    method: str
-    path: str
-    body: bytes | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Client:
-    """Calls the endpoint at `url` from any number of threads.
+    """Calls the endpoint at `url`; threads may share it.
 
-    token: its bearer token, if it asks for one. ca_file: certificates to trust instead of the system's.
-    Every method raises ProblemError where the endpoint refuses (with its `code`), and UnavailableError where it does
-    not serve within `patience`. `transport` and `sleep` are for tests.
+    token: the endpoint's bearer token, if it requires one. ca_file: certificates to trust instead of the system's.
+    Every method raises ProblemError where the endpoint refuses the request (with its `code`), and UnavailableError
+    where it does not respond within `patience`. `transport` and `sleep` are for tests.
     """
 
     def __init__(
@@ -67,23 +51,23 @@ class Client:
         self._http = httpx.Client(**_options(self.url, token, ca_file), transport=transport)
 
     def purify(self, image: bytes) -> Purified:
-        """The purified form of an encoded image (PNG, JPEG, WebP)."""
-        return _read(self.url, self._call(_purify(image)), _purified)
+        """Purify an encoded image (PNG, JPEG, WebP)."""
+        return self._run(calls.purify(image))
 
     def classify(self, image: bytes, top_k: int = 5) -> Classified:
-        """The classifier's `top_k` best classes before and after purification."""
-        return _read(self.url, self._call(_classify(image, top_k)), _classified)
+        """The classifier's `top_k` classes before and after purification."""
+        return self._run(calls.classify(image, top_k))
 
     def purify_array(self, image: Pixels) -> Pixels:
-        """The purified form of RGB pixels, [H, W, 3]: uint8, or float32 in [0, 1]; the same shape and type."""
-        return _read(self.url, self._call(_purify_array(image)), _array)
+        """Purify RGB pixels [H, W, 3], uint8 or float32 in [0, 1]; the result has the same shape and dtype."""
+        return self._run(calls.purify_array(image))
 
     def info(self) -> Info:
-        """What is served, and within which limits."""
-        return _read(self.url, self._call(_INFO), _info)
+        """The served models and the endpoint's limits."""
+        return self._run(calls.info())
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         self._http.close()
 
     def __enter__(self) -> Client:
@@ -95,36 +79,31 @@ class Client:
     def __repr__(self) -> str:
         return f"Client({self.url!r})"
 
-    def _call(self, request: _Request) -> Answer:
+    def _run(self, call: Call[_T]) -> _T:
         attempts = Attempts(self.url, self._patience)
         while True:
-            try:
-                answer = self._attempt(request, attempts.timeout_s())
-                if answer.ok:
-                    return answer
-                wait_s = attempts.wait_after(answer)
-            except httpx.RequestError as error:
-                wait_s = attempts.wait_after_loss(error)
-            _log.info("%s%s: again in %.1f s", self.url, request.path, wait_s)
-            self._sleep(wait_s)
+            outcome = self._attempt(call, attempts.timeout_s())
+            if isinstance(outcome, RawResponse) and outcome.ok:
+                return _read(self.url, call, outcome)
+            self._sleep(attempts.wait_after(outcome))
 
-    def _attempt(self, request: _Request, timeout_s: float) -> Answer:
-        """httpx limits each step of an exchange; a body that trickles in is limited here."""
-        ends = time.monotonic() + timeout_s
-        sending = self._http.stream(
-            request.method, request.path, content=request.body, headers=request.headers, timeout=timeout_s
-        )
-        with sending as response:
-            body = bytearray()
-            for chunk in response.iter_bytes():
-                body += chunk
-                if time.monotonic() > ends:
-                    raise httpx.ReadTimeout(f"the answer was not complete after {timeout_s:g} s")
-            return Answer(response.status_code, response.headers, bytes(body))
+    def _attempt(self, call: Call[Any], timeout_s: float) -> RawResponse | Exception:
+        """The response, or the error that prevented it. httpx limits each read; the loop limits all reads together."""
+        deadline = time.monotonic() + timeout_s
+        try:
+            with self._http.stream(**_request(call, timeout_s)) as response:
+                body = bytearray()
+                for chunk in response.iter_bytes():
+                    body += chunk
+                    if time.monotonic() > deadline:
+                        raise httpx.ReadTimeout(f"response incomplete after {timeout_s:g} s")
+                return RawResponse(response.status_code, response.headers, bytes(body))
+        except httpx.RequestError as error:
+            return error
 
 
 class AsyncClient:
-    """`Client` for asyncio: the same arguments, methods and errors. `num_connections` bounds what is under way."""
+    """`Client` for asyncio: same arguments, methods and errors. `num_connections` bounds the concurrent requests."""
 
     def __init__(
         self,
@@ -139,29 +118,29 @@ class AsyncClient:
         self.url = checked_url(url)
         self._patience = patience or Patience()
         self._sleep = sleep
-        # A semaphore, for waiting for a connection must not count against an attempt's time.
+        # A semaphore, because waiting for a connection must not count towards an attempt's timeout.
         self._free = asyncio.Semaphore(num_connections)
         limits = httpx.Limits(max_connections=num_connections, max_keepalive_connections=num_connections)
         self._http = httpx.AsyncClient(**_options(self.url, token, ca_file), transport=transport, limits=limits)
 
     async def purify(self, image: bytes) -> Purified:
         """See `Client.purify`."""
-        return _read(self.url, await self._call(_purify(image)), _purified)
+        return await self._run(calls.purify(image))
 
     async def classify(self, image: bytes, top_k: int = 5) -> Classified:
         """See `Client.classify`."""
-        return _read(self.url, await self._call(_classify(image, top_k)), _classified)
+        return await self._run(calls.classify(image, top_k))
 
     async def purify_array(self, image: Pixels) -> Pixels:
         """See `Client.purify_array`."""
-        return _read(self.url, await self._call(_purify_array(image)), _array)
+        return await self._run(calls.purify_array(image))
 
     async def info(self) -> Info:
         """See `Client.info`."""
-        return _read(self.url, await self._call(_INFO), _info)
+        return await self._run(calls.info())
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         await self._http.aclose()
 
     async def __aenter__(self) -> AsyncClient:
@@ -173,119 +152,66 @@ class AsyncClient:
     def __repr__(self) -> str:
         return f"AsyncClient({self.url!r})"
 
-    async def _call(self, request: _Request) -> Answer:
+    async def _run(self, call: Call[_T]) -> _T:
         async with self._free:
             attempts = Attempts(self.url, self._patience)
             while True:
-                try:
-                    answer = await self._attempt(request, attempts.timeout_s())
-                    if answer.ok:
-                        return answer
-                    wait_s = attempts.wait_after(answer)
-                except (httpx.RequestError, TimeoutError) as error:
-                    wait_s = attempts.wait_after_loss(error)
-                _log.info("%s%s: again in %.1f s", self.url, request.path, wait_s)
-                await self._sleep(wait_s)
+                outcome = await self._attempt(call, attempts.timeout_s())
+                if isinstance(outcome, RawResponse) and outcome.ok:
+                    return _read(self.url, call, outcome)
+                await self._sleep(attempts.wait_after(outcome))
 
-    async def _attempt(self, request: _Request, timeout_s: float) -> Answer:
-        async with asyncio.timeout(timeout_s):
-            response = await self._http.request(
-                request.method, request.path, content=request.body, headers=request.headers, timeout=timeout_s
-            )
-        return Answer(response.status_code, response.headers, response.content)
-
-
-_INFO = _Request("GET", "/v1/info")
-_RAW = "application/octet-stream"
-_DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("u1"), "float32": np.dtype("<f4")}
+    async def _attempt(self, call: Call[Any], timeout_s: float) -> RawResponse | Exception:
+        try:
+            async with asyncio.timeout(timeout_s):
+                response = await self._http.request(**_request(call, timeout_s))
+            return RawResponse(response.status_code, response.headers, response.content)
+        except (httpx.RequestError, TimeoutError) as error:
+            return error
 
 
 def token_of_environment() -> str | None:
-    """The first token in $MAEP_SERVE_TOKEN, which may hold several for an endpoint; None where there is none."""
+    """The first token in $MAEP_SERVE_TOKEN (an endpoint may accept several), or None."""
     return os.environ.get(TOKEN_VARIABLE, "").split(",")[0].strip() or None
 
 
-def content_type(image: bytes) -> str:
-    """The media type of an encoded image, from its first bytes; what is unknown is sent as PNG and refused there."""
-    if image.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
-        return "image/webp"
-    return "image/png"
-
-
 def checked_url(url: str) -> str:
-    """`url` without a slash at its end. Raises ConfigError for what is no http(s) address, or carries a password."""
+    """`url` without a trailing slash. Raises ConfigError unless it is http(s) without a password."""
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise ConfigError(f"the endpoint's URL cannot be used ({error}): write http://HOST:PORT") from None
+        raise ConfigError(f"url: not a valid URL ({error}): write http://HOST:PORT") from None
     if parsed.userinfo:
-        raise ConfigError(f"the URL of {parsed.host} carries a password: give the token apart from it")
+        raise ConfigError(f"url: the URL of {parsed.host} contains a password: pass the token as `token` instead")
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ConfigError(f"{url!r} is no endpoint: write http://HOST:PORT or https://HOST")
+        raise ConfigError(f"url: {url!r} is not an endpoint: write http://HOST:PORT or https://HOST")
     return url.rstrip("/")
 
 
 def _options(url: str, token: str | None, ca_file: str | None) -> dict[str, Any]:
+    """The arguments that both httpx clients take. Raises ConfigError for an unusable token or certificate file."""
     if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
-        raise ConfigError("the token must be printable ASCII without spaces (a line end at its end, perhaps?)")
+        raise ConfigError("token: must be printable ASCII without spaces (does it end with a line break?)")
+    try:
+        trusted = True if ca_file is None else ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise ConfigError(f"ca_file: cannot read certificates from {ca_file}: {error.strerror or error}") from None
     return {
         "base_url": url,
         "headers": {} if token is None else {"Authorization": f"Bearer {token}"},
-        "verify": True if ca_file is None else _trusting(ca_file),
-        "trust_env": not is_loopback(httpx.URL(url).host),  # HTTP_PROXY is not meant for this machine
+        "verify": trusted,
+        "trust_env": not is_loopback(httpx.URL(url).host),  # HTTP_PROXY does not apply to this machine
     }
 
 
-def _trusting(ca_file: str) -> ssl.SSLContext:
+def _request(call: Call[Any], timeout_s: float) -> dict[str, Any]:
+    """`call` as httpx takes it."""
+    request = {"method": call.method, "url": call.path, "content": call.body, "headers": call.headers}
+    return {**request, "timeout": timeout_s}
+
+
+def _read(url: str, call: Call[_T], response: RawResponse) -> _T:
     try:
-        return ssl.create_default_context(cafile=ca_file)
-    except OSError as error:
-        raise ConfigError(f"ca_file: {ca_file} holds no certificates: {error.strerror or error}") from None
-
-
-def _purify(image: bytes) -> _Request:
-    return _Request("POST", "/v1/purify", image, {"Content-Type": content_type(image)})
-
-
-def _classify(image: bytes, top_k: int) -> _Request:
-    return _Request("POST", f"/v1/classify?top_k={top_k}", image, {"Content-Type": content_type(image)})
-
-
-def _purify_array(image: Pixels) -> _Request:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype not in (np.uint8, np.float32):
-        raise ConfigError(f"an image of {image.dtype} {list(image.shape)}: uint8 or float32 [H, W, 3] is needed")
-    headers = {
-        "Content-Type": _RAW,
-        "Accept": f"{_RAW};dtype={image.dtype.name}",
-        "X-Shape": ",".join(map(str, image.shape)),
-        "X-Dtype": image.dtype.name,
-    }
-    return _Request("POST", "/v1/purify", np.ascontiguousarray(image, image.dtype.newbyteorder("<")).tobytes(), headers)
-
-
-def _purified(answer: Answer) -> Purified:
-    return results.purified(answer.body, answer.headers)
-
-
-def _array(answer: Answer) -> Pixels:
-    shape = tuple(map(int, answer.headers["x-shape"].split(",")))
-    dtype = _DTYPES[answer.headers["x-dtype"]]
-    # A copy, for what numpy reads from bytes cannot be written to.
-    return np.frombuffer(answer.body, dtype).reshape(shape).astype(dtype.newbyteorder("="))
-
-
-def _classified(answer: Answer) -> Classified:
-    return results.classified(json.loads(answer.body))
-
-
-def _info(answer: Answer) -> Info:
-    return results.info(json.loads(answer.body))
-
-
-def _read(url: str, answer: Answer, read: Callable[[Answer], _T]) -> _T:
-    try:
-        return read(answer)
-    except (KeyError, TypeError, ValueError):
-        raise UnavailableError(f"{url} answers, but not as a maep endpoint does: check the address") from None
+        return call.read(response)
+    except (KeyError, ValueError):
+        raise UnavailableError(f"{url} does not respond like a maep endpoint: check the address") from None

@@ -1,12 +1,13 @@
-"""When a request that failed is sent again: purifying is idempotent, so a lost answer may be asked for once more.
+"""Which failed requests are sent again, and when. Purification is idempotent, so every request may be repeated.
 
-Tried again: 429 and 503, after their Retry-After; a lost connection or no answer in time; and a 500, 502 or 504 that is
-not the endpoint's own document, for then something before it (Ray Serve's proxy, nginx) lost the replica.
+Retried: 429 and 503, after their Retry-After; lost connections and timeouts; and a 500, 502 or 504 whose body is not a
+problem document of the endpoint, because then a proxy (Ray Serve's, nginx) lost the replica.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import random
 import ssl
 import time
@@ -20,14 +21,15 @@ from maep.errors import UnavailableError
 from maep_serve.client.results import ProblemError
 
 _BUSY = (429, 503)
-_LOST_BEHIND_A_FRONT = (500, 502, 504)
+_PROXY_ERRORS = (500, 502, 504)
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 10.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One HTTP answer, read to its end. `headers` are found in any case."""
+class RawResponse:
+    """A complete HTTP response. `headers` ignore case."""
 
     status: int
     headers: httpx.Headers
@@ -41,9 +43,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a call is kept up: `timeout_s` for each attempt, `deadline_s` for all of them with their waits.
+    """How long a call is retried: `timeout_s` per attempt, `deadline_s` for all attempts and waits together.
 
-    retries: attempts after the first. A Retry-After that ends behind the deadline ends the call at once.
+    retries: attempts after the first. A Retry-After beyond the deadline ends the call immediately.
     """
 
     timeout_s: float = 30.0
@@ -65,56 +67,54 @@ class Attempts:
         self._patience = patience
         self._clock = clock
         self._jitter = jitter
-        self._ends = clock() + patience.deadline_s
-        self._done = 0
+        self._deadline = clock() + patience.deadline_s
+        self._num_done = 0
 
     def timeout_s(self) -> float:
-        """Seconds that the next attempt may take."""
-        return max(0.001, min(self._patience.timeout_s, self._ends - self._clock()))
+        """Timeout of the next attempt, in seconds."""
+        return max(0.001, min(self._patience.timeout_s, self._deadline - self._clock()))
 
-    def wait_after(self, answer: Answer) -> float:
-        """Seconds to wait before the next attempt, after an `answer` that is not 2xx.
+    def wait_after(self, failure: RawResponse | Exception) -> float:
+        """Seconds to wait before the next attempt, after a response that is not 2xx, a lost connection or a timeout.
 
-        Raises ProblemError where another attempt would be answered the same, UnavailableError after the last one.
+        Raises ProblemError for a response that another attempt would not change, and UnavailableError after the last
+        attempt or for a server certificate that is not trusted.
         """
-        problem = read_problem(answer)
-        lost = answer.status in _LOST_BEHIND_A_FRONT and problem.code == "unknown"
-        if answer.status not in _BUSY and not lost:
-            raise problem
-        return self._wait(str(problem), retry_after_s(answer.headers))
+        if isinstance(failure, RawResponse):
+            problem = read_problem(failure)
+            lost = failure.status in _PROXY_ERRORS and problem.code == "unknown"
+            if failure.status not in _BUSY and not lost:
+                raise problem
+            return self._wait(str(problem), retry_after_s(failure.headers))
+        untrusted = _cause(failure, ssl.SSLCertVerificationError)
+        if untrusted is not None:
+            raise UnavailableError(f"{self._url}: its certificate is not trusted: {untrusted.verify_message}") from None
+        return self._wait(f"{type(failure).__name__} {failure}".strip(), None)
 
-    def wait_after_loss(self, error: httpx.RequestError | TimeoutError) -> float:
-        """Seconds to wait before the next attempt, after a lost connection or no answer in time.
-
-        Raises UnavailableError after the last attempt, and at once where the server's certificate is not trusted.
-        """
-        distrust = _cause(error, ssl.SSLCertVerificationError)
-        if distrust is not None:
-            raise UnavailableError(f"{self._url}: its certificate is not trusted: {distrust.verify_message}") from None
-        return self._wait(f"{type(error).__name__} {error}".strip(), None)
-
-    def _wait(self, reason: str, asked_s: float | None) -> float:
-        self._done += 1
-        wait_s = min(_FIRST_WAIT_S * 2 ** (self._done - 1), _LONGEST_WAIT_S) if asked_s is None else asked_s
-        wait_s *= 1 + self._jitter() / 2  # so that those who were refused together do not come back together
-        times = "1 attempt" if self._done == 1 else f"{self._done} attempts"
-        if self._done > self._patience.retries or self._clock() + wait_s >= self._ends:
-            raise UnavailableError(f"{self._url} does not serve after {times}: {reason}")
+    def _wait(self, reason: str, requested_s: float | None) -> float:
+        self._num_done += 1
+        backoff_s = min(_FIRST_WAIT_S * 2 ** (self._num_done - 1), _LONGEST_WAIT_S)
+        wait_s = backoff_s if requested_s is None else requested_s
+        wait_s *= 1 + self._jitter() / 2  # so that clients refused together do not return together
+        if self._num_done > self._patience.retries or self._clock() + wait_s >= self._deadline:
+            attempts = "1 attempt" if self._num_done == 1 else f"{self._num_done} attempts"
+            raise UnavailableError(f"{self._url} is unavailable after {attempts}: {reason}")
+        _log.info("%s: retrying in %.1f s after: %s", self._url, wait_s, reason)
         return wait_s
 
 
-def read_problem(answer: Answer) -> ProblemError:
-    """The problem document of an `answer`; its code is `unknown` where the body is none."""
+def read_problem(response: RawResponse) -> ProblemError:
+    """The problem document of a `response`; code `unknown` where the body holds none."""
     try:
-        body = json.loads(answer.body)
-        return ProblemError(answer.status, str(body["code"]), str(body["detail"]))
+        body = json.loads(response.body)
+        return ProblemError(response.status, str(body["code"]), str(body["detail"]))
     except (ValueError, KeyError, TypeError):
-        text = " ".join(answer.body[:1000].decode(errors="replace").split())
-        return ProblemError(answer.status, "unknown", text[:200] or "no explanation")
+        text = " ".join(response.body[:1000].decode(errors="replace").split())
+        return ProblemError(response.status, "unknown", text[:200] or "empty body")
 
 
 def retry_after_s(headers: Mapping[str, str], now: Callable[[], float] = time.time) -> float | None:
-    """Seconds that Retry-After asks for (RFC 9110, 10.2.3: a number or a date); None where it says nothing."""
+    """Seconds that Retry-After requests (RFC 9110, 10.2.3: a number or a date); None if absent or malformed."""
     text = headers.get("retry-after", "").strip()
     if text.isascii() and text.isdecimal():
         return float(text)
@@ -125,7 +125,7 @@ def retry_after_s(headers: Mapping[str, str], now: Callable[[], float] = time.ti
 
 
 def _cause(error: BaseException, kind: type[ssl.SSLCertVerificationError]) -> ssl.SSLCertVerificationError | None:
-    """The exception of `kind` that `error` comes from, if any does."""
+    """The exception of `kind` in the chain of causes of `error`."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, kind):
         found = found.__cause__ or found.__context__
