@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -20,6 +20,7 @@ from maep.evaluate.report.table import headline, markdown, notes, terminal
 from maep.evaluate.results import compare, summary
 from maep.evaluate.results.summary import Result
 from maep.tracking.client import hide_secrets
+from maep.tracking.purifier_ref import PurifierRef
 from maep.tracking.resolve import resolve
 from maep_jobs import report
 from maep_jobs.arguments import Job, parse, parser, plan_text
@@ -56,7 +57,7 @@ def _measure(job: Job[EvaluateConfig], argv: Sequence[str]) -> int:
     if job.options.dry_run:
         print(plan_text(job, plan(job.settings, purifiers, job.options.output)), end="")
         return 0
-    artifacts = {name: resolve(uri, job.tracking) for name, uri in purifiers.items()}
+    artifacts = {name: resolve(ref, job.tracking) for name, ref in purifiers.items()}
     result = run_evaluation(job.settings, artifacts, job.options.output)
     command = hide_secrets(shlex.join(["maep", "evaluate", *argv]))
     page = report.write(result, job.settings, artifacts, command)
@@ -102,7 +103,7 @@ def run_evaluation(settings: EvaluateConfig, artifacts: dict[str, Artifact], out
         bar.close()
 
 
-def plan(settings: EvaluateConfig, purifiers: dict[str, str], output: Path) -> list[str]:
+def plan(settings: EvaluateConfig, purifiers: Iterable[str], output: Path) -> list[str]:
     """What would be measured, a line each: of the first purifier, as one that draws nothing."""
     names = [*settings.baselines, *purifiers]
     traits = [Traits(name, baseline=False, differentiable=True, randomised=False) for name in purifiers]
@@ -121,11 +122,11 @@ def plan(settings: EvaluateConfig, purifiers: dict[str, str], output: Path) -> l
     ]
 
 
-def _named(text: str) -> tuple[str, str]:
+def _named(text: str) -> tuple[str, PurifierRef]:
     name, equals, uri = text.partition("=")
     if not equals or not name or not uri:
         raise UserError(f"--purifier {text!r} is written NAME=URI, such as mine=outputs/purifier/model")
-    return name, uri
+    return name, PurifierRef.parse(uri)
 
 
 def _side(text: str) -> tuple[Path, str | None]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 from maep.evaluate.config import EvaluateConfig
 from maep.evaluate.results.gate import GateConfig
+from maep.tracking.purifier_ref import FORMS, PurifierRef
 from maep.tracking.resolve import resolve
 from maep_jobs.arguments import parse, parser, plan_text
 from maep_jobs.pipeline.gate import send_through_gate
@@ -28,16 +29,15 @@ class PromoteConfig:
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; exit status 1 where the gate refuses."""
     made = parser("promote", "Register a purifier and, if it passes the gate, make it champion.", _EXAMPLES)
-    made.add_argument(
-        "purifier", metavar="URI", help="artifact folder, runs:/ID, models:/purifier/N, bundled:NAME, s3://"
-    )
+    made.add_argument("purifier", metavar="URI", help=FORMS)
     made.add_argument("--force", action="store_true", help="promote also what the gate refuses; recorded")
     job = parse(made, PromoteConfig, argv, default="cifar10/promote")
+    purifier = PurifierRef.parse(job.options.purifier)
     if job.options.dry_run:
-        line = f"evaluates {job.options.purifier} on {job.settings.gate.images}, then moves the alias champion"
+        line = f"evaluates {purifier} on {job.settings.gate.images}, then moves the alias champion"
         print(plan_text(job, [line]), end="")
         return 0
-    candidate = resolve(job.options.purifier, job.tracking)
+    candidate = resolve(purifier, job.tracking)
     settings, options = job.settings, job.options
     verdict = send_through_gate(
         candidate, settings.evaluate, settings.gate, job.tracking, options.output, options.force

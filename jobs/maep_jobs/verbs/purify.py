@@ -13,6 +13,7 @@ from typing import Protocol
 
 from maep import config
 from maep.errors import UserError
+from maep.tracking.purifier_ref import PurifierRef
 from maep.tracking.resolve import resolve
 from maep_jobs import image_files
 from maep_jobs.arguments import Job, local_folder, parse, parser, plan_text
@@ -28,7 +29,7 @@ from maep_serve.config import ServeConfig
 _EXAMPLES = """  maep purify photo.jpg -o clean.png --model bundled:cifar10
   maep purify photos more/cat.png -o clean --server http://127.0.0.1:8000
   maep purify photos -o clean --model models:/purifier@champion --json"""
-_CHAMPION = "models:/purifier@champion"
+_CHAMPION = PurifierRef.parse("models:/purifier@champion")
 _OF_THE_IMAGE = (400, 413, 415, 422, 500, 504)  # another image may fare better
 
 
@@ -54,6 +55,8 @@ class PurifyConfig:
         """Raises ValueError naming the key that cannot be used."""
         if self.model is not None and self.server is not None:
             raise ValueError("server: it has a purifier of its own: give either --server or --model")
+        if self.model is not None:
+            PurifierRef.parse(self.model)
         for name in ("in_flight", "max_pixels", "max_batch_size"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must be above 0")

@@ -1,9 +1,8 @@
-"""Any URI of a purifier to a verified local folder: what was evaluated is, byte for byte, what is loaded."""
+"""Resolve a `PurifierRef` to a verified local folder: what was evaluated is, byte for byte, what is loaded."""
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -14,49 +13,50 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maep import storage
-from maep.errors import ArtifactError, ConfigError, UnavailableError, nearest
+from maep.errors import ArtifactError, UnavailableError, nearest
 from maep.tracking import artifact_store, registry
 from maep.tracking import client as mlflow_client
 from maep.tracking.checkpoints import checkpoints, newest_checkpoint
 from maep.tracking.client import TrackingConfig, absolute, hide_secrets
+from maep.tracking.purifier_ref import FORMS, PurifierRef
 
 if TYPE_CHECKING:
     from torch import nn
 
     from maep.artifact import Artifact
 
-_FORMS = "a folder, bundled:NAME, runs:/ID, models:/purifier@champion or s3://BUCKET/KEY"
 _MANIFEST = "MANIFEST.json"
 
 
-def resolve(uri: str, tracking: TrackingConfig | None = None) -> Artifact:
-    """The artifact that `uri` names, as a verified local folder.
+def resolve(purifier: str | PurifierRef, tracking: TrackingConfig | None = None) -> Artifact:
+    """The artifact that `purifier` names, as a verified local folder.
 
-    Forms: a local folder; `bundled:NAME`, shipped with the package; `s3://...`; `runs:/ID`, the checkpoint its run
-    recorded last; `runs:/ID/NAME`, a folder of that run; `models:/purifier/3` and `models:/purifier@champion`.
     What is fetched is kept by sha256 in `$MAEP_CACHE` (default `~/.cache/maep`) and verified at every use.
-    Raises ArtifactError for what is absent, damaged or not what was recorded, UnavailableError for a dead service.
+    Raises ConfigError for a malformed URI, ArtifactError for an artifact that is absent, damaged or not the recorded
+    one, and UnavailableError for a service that does not answer.
     """
     config = absolute(tracking or TrackingConfig())
-    scheme, _, rest = uri.partition(":")
-    if scheme == "bundled":
-        return _bundled(rest)
-    if scheme == "models":
-        return _model(rest.lstrip("/"), config)
-    if scheme == "runs":
-        return _run(rest.strip("/"), config)
-    if storage.is_remote(uri):
-        return _fetch(uri, None, uri, config)
-    if re.match(r"[a-z][a-z0-9+.-]+:", uri) and not uri.startswith("file:"):
-        raise ConfigError(f"{hide_secrets(uri)!r} names no purifier: write {_FORMS}")
-    folder = Path(artifact_store.direct(uri) or uri)
-    if not folder.exists():
-        raise ArtifactError(f"{uri} does not exist: write {_FORMS}")
-    return _read(folder, None, uri)
+    ref = PurifierRef.parse(purifier) if isinstance(purifier, str) else purifier
+    if ref.scheme == "folder":
+        if not Path(ref.name).exists():
+            raise ArtifactError(f"{ref} does not exist: write {FORMS}")
+        return _read(Path(ref.name), ref.sha256, ref)
+    if ref.scheme == "bundled":
+        return _bundled(ref)
+    if ref.sha256 is not None and (kept := _kept(ref.sha256)) is not None:
+        return kept
+    if ref.scheme == "models":
+        return _model(ref, config)
+    if ref.scheme == "runs":
+        return _run(ref, config)
+    return _fetch(ref.name, ref.sha256, ref, config)
 
 
-def load_purifier(uri: str, tracking: TrackingConfig | None = None) -> nn.Module:
-    """The purifier that `uri` names (see `resolve`), in eval mode and frozen: images [B,3,H,W] in [0,1] to the same."""
+def load_purifier(uri: str | PurifierRef, tracking: TrackingConfig | None = None) -> nn.Module:
+    """The purifier that `uri` names (see `PurifierRef`), in eval mode and frozen.
+
+    It maps images [B,3,H,W] in [0,1] to images of the same shape and range.
+    """
     from maep.models.build import load_purifier_artifact
 
     module: nn.Module = load_purifier_artifact(resolve(uri, tracking))
@@ -74,82 +74,80 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MAEP_CACHE") or Path.home() / ".cache" / "maep") / "artifacts"
 
 
-def _bundled(name: str) -> Artifact:
+def _bundled(ref: PurifierRef) -> Artifact:
     names = bundled_names()
-    if name not in names:
-        raise ArtifactError(f"bundled:{name} does not ship with maep: {nearest(name, names)}")
-    root = resources.files("maep") / "bundled" / name
+    if ref.name not in names:
+        raise ArtifactError(f"{ref} does not ship with maep: {nearest(ref.name, names)}")
+    root = resources.files("maep") / "bundled" / ref.name
     if isinstance(root, Path):
-        return _read(root, None, f"bundled:{name}")
+        return _read(root, ref.sha256, ref)
     digest = storage.sha256((root / _MANIFEST).read_bytes())
-    return _cached(digest, f"bundled:{name}", lambda beside: _unpack(root, beside))  # a zipped package
+    return _cached(digest, ref, lambda beside: _unpack(root, beside))  # a zipped package
 
 
-def _model(rest: str, config: TrackingConfig) -> Artifact:
-    match = re.fullmatch(r"([^/@']+)(?:/(\d+)|@([\w.-]+))", rest)
-    if match is None:
-        raise ConfigError(
-            f"models:/{rest} names no version: write models:/{config.model}@champion or models:/purifier/3"
-        )
-    _need_store(config, f"models:/{rest}")
+def _model(ref: PurifierRef, config: TrackingConfig) -> Artifact:
+    _need_store(config, ref)
     names = registry.names(config)
-    if names and match[1] not in names:
-        raise ArtifactError(f"models:/{rest}: no model is registered under {match[1]!r}: {nearest(match[1], names)}")
-    config = replace(config, model=match[1])
-    if match[2]:
-        version = registry.by_version(config, int(match[2]))
-    else:
+    if names and ref.name not in names:
+        raise ArtifactError(f"{ref}: no model is registered under {ref.name!r}: {nearest(ref.name, names)}")
+    config = replace(config, model=ref.name)
+    number = ref.version
+    if number is None:
+        assert ref.alias is not None
         known = registry.aliases(config)
-        if match[3] not in known:
-            raise ArtifactError(f"models:/{rest}: no version has this alias: {nearest(match[3], known)}")
-        version = registry.by_version(config, known[match[3]])
+        if ref.alias not in known:
+            raise ArtifactError(f"{ref}: no version has this alias: {nearest(ref.alias, known)}")
+        number = known[ref.alias]
+    version = registry.by_version(config, number)
     if not version.sha256:
-        raise ArtifactError(f"models:/{rest} has no tag sha256: it was not registered by maep, register it again")
-    return _fetch(version.uri, version.sha256, f"models:/{rest}", config)
+        raise ArtifactError(f"{ref} has no tag sha256: it was not registered by maep, register it again")
+    return _fetch(version.uri, version.sha256, ref, config)
 
 
-def _run(rest: str, config: TrackingConfig) -> Artifact:
-    run_id, _, name = rest.partition("/")
-    _need_store(config, f"runs:/{rest}")
+def _run(ref: PurifierRef, config: TrackingConfig) -> Artifact:
+    _need_store(config, ref)
     assert config.uri is not None
     client = mlflow_client.connect(config)
     with mlflow_client.translated(config.uri):
         from mlflow.exceptions import MlflowException
 
         try:
-            run = client.get_run(run_id)
+            run = client.get_run(ref.name)
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
-            raise ArtifactError(f"runs:/{rest}: {hide_secrets(config.uri)} has no run {run_id!r}") from None
-    if not name:
+            raise ArtifactError(f"{ref}: {hide_secrets(config.uri)} has no run {ref.name!r}") from None
+    if not ref.path:
         newest = newest_checkpoint(run.data.tags)
         if newest is None:
-            raise ArtifactError(f"runs:/{rest} recorded no checkpoint: name one of its folders, runs:/{run_id}/NAME")
-        return _fetch(newest.uri, newest.manifest_sha256, f"runs:/{rest}", config)
+            raise ArtifactError(f"{ref} recorded no checkpoint: name one of its folders, runs:/{ref.name}/FOLDER")
+        return _fetch(newest.uri, newest.manifest_sha256, ref, config)
     recorded = {checkpoint.uri: checkpoint.manifest_sha256 for checkpoint in checkpoints(run.data.tags)}
-    place = next((known for known in recorded if known.endswith(f"/{run_id}/artifacts/{name}")), None)
-    place = place or storage.join(run.info.artifact_uri, name)
-    return _fetch(place, recorded.get(place), f"runs:/{rest}", config)
+    place = next((known for known in recorded if known.endswith(f"/{ref.name}/artifacts/{ref.path}")), None)
+    place = place or storage.join(run.info.artifact_uri, ref.path)
+    return _fetch(place, recorded.get(place), ref, config)
 
 
-def _need_store(config: TrackingConfig, uri: str) -> None:
-    """Looking something up must not make an empty store."""
+def _need_store(config: TrackingConfig, ref: PurifierRef) -> None:
+    """Raises UnavailableError where there is no store: a lookup must not create an empty one."""
     assert config.uri is not None
     database = Path(config.uri.removeprefix("sqlite:///"))
     if config.uri.startswith("sqlite:///") and not database.exists():
-        raise UnavailableError(f"{uri}: there is no tracking store at {database}: give --tracking.uri")
+        raise UnavailableError(f"{ref}: there is no tracking store at {database}: give --tracking.uri")
 
 
-def _fetch(place: str, sha256: str | None, uri: str, config: TrackingConfig) -> Artifact:
-    """The artifact at `place`, which must have `sha256` if that was recorded; `uri` is how the user called it."""
+def _fetch(place: str, sha256: str | None, ref: PurifierRef, config: TrackingConfig) -> Artifact:
+    """The artifact at `place`, which must have `sha256` (recorded with it) and the sha256 that `ref` is pinned to."""
     assert config.uri is not None
     tracking_uri = config.uri
+    if ref.sha256 not in (None, sha256) and sha256 is not None:
+        raise ArtifactError(f"{ref}: its sha256 was {str(ref.sha256)[:12]}, now it is {sha256[:12]}: it was replaced")
+    sha256 = sha256 or ref.sha256
     if artifact_store.is_local(place):
-        return _read(Path(artifact_store.direct(place) or place), sha256, uri)
-    if sha256 is None and storage.is_remote(place):  # one small read may spare the large ones
+        return _read(Path(artifact_store.direct(place) or place), sha256, ref)
+    if sha256 is None and storage.is_remote(place):  # reading the manifest may spare the download
         sha256 = storage.sha256(_manifest(place))
-    return _cached(sha256, uri, lambda beside: artifact_store.get(place, beside, tracking_uri))
+    return _cached(sha256, ref, lambda beside: artifact_store.get(place, beside, tracking_uri))
 
 
 def _manifest(place: str) -> bytes:
@@ -159,29 +157,34 @@ def _manifest(place: str) -> bytes:
         raise ArtifactError(f"{place} holds no {_MANIFEST}: not an artifact, or its upload never finished") from None
 
 
-def _cached(sha256: str | None, uri: str, fetch: Callable[[Path], object]) -> Artifact:
-    """The artifact `sha256` from the cache, else what `fetch(folder)` brings, verified and kept."""
-    from maep.artifact import is_valid
+def _kept(sha256: str) -> Artifact | None:
+    """The artifact of that identity from the cache; None where it is absent or damaged."""
+    from maep.artifact import is_valid, read
 
+    folder = cache_folder() / sha256
+    return read(folder) if is_valid(folder) else None
+
+
+def _cached(sha256: str | None, ref: PurifierRef | str, fetch: Callable[[Path], object]) -> Artifact:
+    """The artifact `sha256` from the cache, else the one that `fetch(folder)` downloads, verified and kept."""
+    if sha256 is not None and (kept := _kept(sha256)) is not None:
+        return kept
     root = cache_folder()
-    if sha256 is not None and is_valid(root / sha256):
-        return _read(root / sha256, sha256, uri)
     beside = root / f".{uuid.uuid4().hex}"
     try:
         root.mkdir(parents=True, exist_ok=True)
         fetch(beside)
-        found = _read(beside, sha256, uri)
-        target = root / found.sha256
+        found = _read(beside, sha256, ref)
         try:
-            storage.replace_folder(beside, target)
+            storage.replace_folder(beside, root / found.sha256)
         except OSError:
-            if not is_valid(target):  # else another process fetched the same one at the same moment
+            if _kept(found.sha256) is None:  # else another process fetched the same artifact at the same time
                 raise
     except OSError as error:
-        raise UnavailableError(f"cannot keep {uri} in {root}: {error.strerror or error}: set MAEP_CACHE") from None
+        raise UnavailableError(f"cannot keep {ref} in {root}: {error.strerror or error}: set MAEP_CACHE") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return _read(target, found.sha256, uri)
+    return _read(root / found.sha256, found.sha256, ref)
 
 
 def _unpack(source: Traversable, target: Path) -> None:
@@ -193,12 +196,12 @@ def _unpack(source: Traversable, target: Path) -> None:
             (target / entry.name).write_bytes(entry.read_bytes())
 
 
-def _read(folder: Path, sha256: str | None, uri: str) -> Artifact:
+def _read(folder: Path, sha256: str | None, ref: PurifierRef | str) -> Artifact:
     from maep.artifact import read
 
     found = read(folder)
     if sha256 is not None and found.sha256 != sha256:
         raise ArtifactError(
-            f"{uri}: {folder} has sha256 {found.sha256[:12]}, recorded was {sha256[:12]}: it was replaced, make it anew"
+            f"{ref}: {folder} has sha256 {found.sha256[:12]}, expected {sha256[:12]}: it was replaced, make it anew"
         )
     return found

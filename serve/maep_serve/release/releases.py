@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from maep.artifact import Artifact
 from maep.errors import ArtifactError, UnavailableError, UserError
 from maep.tracking.client import TrackingConfig
+from maep.tracking.purifier_ref import PurifierRef
 from maep_serve.config import ServeConfig
 from maep_serve.engine import suspicion
 from maep_serve.engine.loading import Models, build_models
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from maep.tracking.registry import Version
 
 GOLDEN_TAG = "evaluation.golden"
-_ALIAS = re.compile(r"models:/*([^/@']+)@([\w.-]+)")
 _log = logging.getLogger(__name__)
 
 
@@ -42,16 +41,16 @@ class Release:
 
 def moves(config: ServeConfig) -> bool:
     """Whether `config.model` is an alias that is followed."""
-    return config.follow_s > 0 and _ALIAS.fullmatch(config.model) is not None
+    return config.follow_s > 0 and PurifierRef.parse(config.model).alias is not None
 
 
 def current(uri: str, tracking: TrackingConfig) -> int | None:
     """The version that the alias `uri` points at; None where there is none. Raises UnavailableError."""
     from maep.tracking import registry
 
-    match = _ALIAS.fullmatch(uri)
-    assert match is not None
-    return registry.aliases(dataclasses.replace(tracking, model=match[1])).get(match[2])
+    ref = PurifierRef.parse(uri)
+    assert ref.alias is not None
+    return registry.aliases(dataclasses.replace(tracking, model=ref.name)).get(ref.alias)
 
 
 def find(uri: str, tracking: TrackingConfig, version: int | None = None) -> Release:
@@ -61,10 +60,10 @@ def find(uri: str, tracking: TrackingConfig, version: int | None = None) -> Rele
     """
     from maep.tracking.resolve import resolve
 
-    match = _ALIAS.fullmatch(uri)
-    if match is None or (number := version or current(uri, tracking)) is None:
-        return Release(resolve(uri, tracking))
-    artifact = resolve(f"models:/{match[1]}/{number}", tracking)
+    ref = PurifierRef.parse(uri)
+    if ref.alias is None or (number := version or current(uri, tracking)) is None:
+        return Release(resolve(ref, tracking))
+    artifact = resolve(ref.at_version(number), tracking)
     return Release(artifact, _registered(uri, tracking, number).tags.get(GOLDEN_TAG))
 
 
@@ -151,9 +150,8 @@ def _fitting(config: ServeConfig, release: Release) -> ServeConfig:
 
 def _previous(uri: str, tracking: TrackingConfig, version: int) -> int | None:
     """The version that had the alias before `version`."""
-    match = _ALIAS.fullmatch(uri)
-    assert match is not None
-    number = _registered(uri, tracking, version).tags.get(f"{match[2]}.previous")
+    alias = PurifierRef.parse(uri).alias
+    number = _registered(uri, tracking, version).tags.get(f"{alias}.previous")
     return None if number is None else int(number)
 
 
@@ -161,6 +159,4 @@ def _registered(uri: str, tracking: TrackingConfig, version: int) -> Version:
     """What the registry knows of `version` of the model of the alias `uri`."""
     from maep.tracking import registry
 
-    match = _ALIAS.fullmatch(uri)
-    assert match is not None
-    return registry.by_version(dataclasses.replace(tracking, model=match[1]), version)
+    return registry.by_version(dataclasses.replace(tracking, model=PurifierRef.parse(uri).name), version)
