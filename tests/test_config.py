@@ -87,7 +87,7 @@ def test_defaults_stand() -> None:
         ({"weights": 3}, "weights: expected a mapping, got 3"),
         ({"attack": 3}, "attack: expected a section of keys, got 3"),
         ({"attack": {"steps": 0}}, "attack: steps: 0 is too few: at least 1"),
-        ({"model": 3}, "model: 3 fits none of Big, Small"),
+        ({"model": 3}, "model: 3 fits none of "),
     ],
 )
 def test_refusals_name_the_place_and_the_cure(values: dict[str, Any], message: str) -> None:
@@ -140,7 +140,7 @@ def test_overrides_nest_and_leave_the_rest() -> None:
     after = config.apply_overrides(
         before, ["--attack.steps", "9", "--names=[a, b]", "--title=x=y", "--weights.pixel", "2"]
     )
-    assert after["attack"] == {"steps": 9, "eps": "4/255"}
+    assert config.build(Job, after).attack == Attack(steps=9, eps=4 / 255)
     assert after["title"] == "x=y"
     assert config.build(Job, after).weights == {"pixel": 2.0}
     assert before == {"seed": 1, "attack": {"steps": 3, "eps": "4/255"}}
@@ -148,7 +148,7 @@ def test_overrides_nest_and_leave_the_rest() -> None:
 
 def test_an_override_may_be_negative_or_empty() -> None:
     assert job("--seed", "-3").seed == -3
-    assert job("--note", "").note is None
+    assert job("--note", "").note == ""
 
 
 @pytest.mark.parametrize(
@@ -219,3 +219,86 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "weights.yaml").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(ConfigError, match="cannot read configuration"):
         config.load(Job, tmp_path / "weights.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0123",
+        "/data/set #1",
+        "1e-4",
+        "true",
+        "2024-01-01",
+        "a: b",
+        "~",
+        "null",
+        "[a",
+        "{a}",
+        "'quoted'",
+        "0x10",
+        " b ",
+        "",
+    ],
+)
+def test_text_and_paths_keep_the_words(text: str, tmp_path: Path) -> None:
+    """No text or path value of the command line is read as YAML, whatever it looks like."""
+    made = job("--title", text, "--folder", text, f"--note={text}")
+    assert made.title == text
+    assert made.folder == Path(text)
+    assert made.note == (None if text == "null" else text)  # of an optional key, null is none
+    path = tmp_path / "job.yaml"
+    path.write_text(config.to_yaml(made), encoding="utf-8")
+    assert config.load(Job, path) == made
+
+
+def test_text_in_a_file_keeps_the_words(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("seed: 0010\ntitle: 0123\nnote: 1_000\nnames: [012, yes, 'a b']\nfast: yes\n", encoding="utf-8")
+    made = config.load(Job, path)
+    assert (made.seed, made.title, made.note, made.names, made.fast) == (
+        10,
+        "0123",
+        "1_000",
+        ["012", "yes", "a b"],
+        True,
+    )
+
+
+def test_a_section_in_one_word() -> None:
+    made = job("--attack", "{steps: 3, eps: 4/255}", "--attack.name", "fgsm", "--weights", "{pixel: 2}")
+    assert made.attack == Attack("fgsm", 4 / 255, 3)
+    assert made.weights == {"pixel": 2.0}
+
+
+def test_a_key_of_another_section_says_where() -> None:
+    with pytest.raises(ConfigError) as caught:
+        job("--model.steps", "3")
+    assert "'model.steps'" in str(caught.value)
+    assert "--attack.steps" in str(caught.value)
+
+
+@dataclass(frozen=True)
+class Place:
+    folder: str = config.key("out", "Where results go.", decides=False)
+
+
+@dataclass(frozen=True)
+class Run:
+    lr: float = config.key(1e-3, "Learning rate.", decides=True)
+    eps: float = config.key(8 / 255, "Budget.", decides=True)
+    workers: int = config.key(1, "Processes.", decides=False)
+    place: Place = config.section(Place)
+    weights: dict[str, float] = config.key({}, "Weights by name.", decides=True)
+
+
+def test_what_decides_is_declared_with_the_key() -> None:
+    assert config.deciding(Run()) == {"lr": 1e-3, "eps": 8 / 255, "weights": {}}
+    assert config.deciding(Run(workers=9, place=Place("elsewhere"))) == config.deciding(Run())
+    assert config.digest(config.deciding(Run(lr=2e-3))) != config.digest(config.deciding(Run()))
+
+
+def test_every_key_is_described() -> None:
+    keys = {key.path: key for key in config.describe(Run)}
+    assert list(keys) == ["lr", "eps", "workers", "place.folder", "weights"]
+    assert (keys["eps"].type, keys["eps"].default, keys["eps"].meaning) == ("number", "8/255", "Budget.")
+    assert keys["place.folder"].decides is False

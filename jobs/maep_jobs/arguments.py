@@ -113,7 +113,11 @@ def _with_sections(values: dict[str, Any], settings_class: type) -> dict[str, An
     kinds = typing.get_type_hints(settings_class)
     for key, value in values.items():
         kind = kinds.get(key)
-        if isinstance(value, str) and any(map(dataclasses.is_dataclass, (kind, *typing.get_args(kind)))):
+        if (
+            isinstance(value, str)
+            and not value.startswith("{")
+            and any(map(dataclasses.is_dataclass, (kind, *typing.get_args(kind))))
+        ):
             values[key] = config.read_yaml(find(value, key))
             values[key].pop("tracking", None)
     return values

@@ -33,7 +33,7 @@ from pathlib import Path
 from train_toys import taking_turns
 from maep import config
 from maep.train.config import PretrainConfig
-from maep.train.distributed import train
+from maep.train.ray.workers import train
 settings = config.build(PretrainConfig, json.loads(sys.argv[1]))
 folder = Path(sys.argv[2])
 train(settings, folder / "plain", functools.partial(taking_turns, folder, "plain", "ray"))

@@ -63,7 +63,7 @@ def _job(options: argparse.Namespace, words: list[str], folder: Path) -> dict[st
         source, *words = words  # a pipeline is the verb's first word
     if source:
         values = config.read_yaml(find(source))
-        storage.write_bytes(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False).encode())
+        storage.write_bytes(folder / "config.yaml", find(source).read_bytes())
         line += ["config.yaml"] if options.verb == "run" else ["--config", "config.yaml"]
     line += words
     output = str(options.output or default_output(source or options.verb))

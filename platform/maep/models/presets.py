@@ -33,7 +33,7 @@ def expand(values: Mapping[str, Any]) -> Mapping[str, Any]:
     size, patch_size = _parsed(values["preset"])
     encoder = dict(zip(("width", "depth", "num_heads"), ENCODERS[size], strict=True)) | {"patch_size": patch_size}
     for key, value in encoder.items():
-        if key in given and given[key] != value:
+        if key in given and str(given[key]) != str(value):
             raise ValueError(f"preset: {values['preset']} has {key} {value}, not {given[key]} as given: drop one")
     side = _side(given.get("image_size", _DEFAULT_SIDE))
     decoder = next(sizes for start, sizes in DECODERS if side >= start)
@@ -51,4 +51,4 @@ def _parsed(name: Any) -> tuple[str, int]:
 def _side(image_size: Any) -> int:
     """The shorter side; a size that is none is refused where it is built."""
     sides = image_size if isinstance(image_size, list | tuple) else [image_size]
-    return min((side for side in sides if isinstance(side, int)), default=_DEFAULT_SIDE)
+    return min((int(side) for side in sides if str(side).isdigit()), default=_DEFAULT_SIDE)

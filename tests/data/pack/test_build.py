@@ -137,9 +137,9 @@ def test_the_flat_validation_images_take_their_synsets_from_a_file(tmp_path: Pat
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from maep.data.archive import open_archive
-from maep.data.pack import pack
-from maep.data.pack_plan import plan_pack
+from maep.data.pack.archive import open_archive
+from maep.data.pack.build import pack
+from maep.data.pack.plan import plan_pack
 
 def tick(done, total, eta):
     if done >= 60:

@@ -142,7 +142,7 @@ SCRIPT = """
 import sys
 from maep.config import load
 from maep_serve.config import ServeConfig
-from maep_serve.server import start
+from maep_serve.ray.server import start
 server = start(load(ServeConfig, sys.argv[1]))
 print("ready", server.url, flush=True)
 server.wait()

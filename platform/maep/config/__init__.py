@@ -1,0 +1,28 @@
+"""Typed configuration: YAML files and `--section.key VALUE` overrides into nested frozen dataclasses.
+
+Each configuration class lives beside what it configures and declares its keys with `key` and `section`; this package
+reads, fills, prints and describes them. It needs nothing but PyYAML, because `python -m maep.train` runs where there
+is no more than PyTorch.
+"""
+
+from maep.config.fields import Key, deciding, describe, key, named_section, section
+from maep.config.fill import build, load
+from maep.config.plain import digest, flatten, to_dict, to_yaml
+from maep.config.text import apply_overrides, read_yaml
+
+__all__ = [
+    "Key",
+    "apply_overrides",
+    "build",
+    "deciding",
+    "describe",
+    "digest",
+    "flatten",
+    "key",
+    "load",
+    "named_section",
+    "read_yaml",
+    "section",
+    "to_dict",
+    "to_yaml",
+]

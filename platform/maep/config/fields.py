@@ -1,0 +1,161 @@
+"""How a configuration class declares its keys, and what is read from the declarations: identity and help."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
+
+from maep.config.plain import to_plain
+
+T = TypeVar("T")
+
+
+class Named(Protocol):
+    """A set of configuration classes by name, such as a registry."""
+
+    def names(self) -> Iterable[str]:
+        """The names to choose from; nothing is imported for them."""
+
+    def config_class(self, name: str) -> type:
+        """The class that `name` is configured by. Raises ConfigError, with the nearest name, for another name."""
+
+
+def key(default: T, meaning: str, *, decides: bool, choices: Callable[[], Iterable[str]] | None = None) -> T:
+    """A key with its default and its meaning.
+
+    `decides`: whether the result depends on it. Keys that do not decide (places, workers, deadlines) are left out of
+    identities, so that finished work is found again under other values of them.
+    `choices`: for a text key, the names it may take (listed by `--help`; the class itself refuses others).
+    """
+    metadata = {"meaning": meaning, "decides": decides, "choices": choices}
+    made: Any = (
+        dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
+        if isinstance(default, dict | list)
+        else dataclasses.field(default=default, metadata=metadata)
+    )
+    return typing.cast(T, made)
+
+
+def section(default: Callable[[], T], meaning: str = "") -> T:
+    """A key that holds keys: another configuration class. Its own keys say whether they decide."""
+    made: T = dataclasses.field(default_factory=default, metadata={"meaning": meaning})
+    return made
+
+
+def named_section(named: Named, default: str, meaning: str = "") -> Any:
+    """A section whose class is chosen by its key `name` among `named`; without one it is `default`'s."""
+
+    def make() -> Any:
+        return named.config_class(default)()
+
+    metadata = {"meaning": meaning, "named": named, "default_name": default}
+    return dataclasses.field(default_factory=make, metadata=metadata)
+
+
+@functools.cache
+def kinds(cls: type) -> dict[str, Any]:
+    """The types of a class's fields, evaluated once: evaluation takes most of the time of a build."""
+    return typing.get_type_hints(cls)
+
+
+def deciding(config: Any) -> dict[str, Any]:
+    """A built configuration as plain values, without the keys that do not decide the result."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        if field.metadata.get("decides", True):
+            value = _deciding(getattr(config, field.name))
+            if value != {} or "decides" in field.metadata:  # a section of which nothing decides is left out
+                values[field.name] = value
+    return values
+
+
+def _deciding(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return deciding(value)
+    if isinstance(value, Mapping):
+        return {str(name): _deciding(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_deciding(inner) for inner in value]
+    return to_plain(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One key of a configuration class, for help and documentation; `decides` is None where it is not declared."""
+
+    path: str
+    type: str
+    default: str
+    meaning: str
+    decides: bool | None
+
+
+def describe(cls: type, prefix: str = "") -> Iterator[Key]:
+    """Every key of `cls`, nested ones by their dotted path, in the order of declaration."""
+    for field in dataclasses.fields(cls):
+        path, metadata = f"{prefix}{field.name}", field.metadata
+        inner = section_class(cls, field)
+        if inner is not None:
+            yield from describe(inner, f"{path}.")
+            continue
+        meaning = " ".join(metadata.get("meaning", "").split())
+        choices = metadata.get("choices")
+        kind = type_name(kinds(cls)[field.name]) if choices is None else "|".join(choices())
+        yield Key(path, kind, _default(field), meaning, metadata.get("decides"))
+
+
+def section_class(cls: type, field: dataclasses.Field[Any], name: str | None = None) -> type | None:
+    """The class that a field's section is filled from, where `name` is its key `name`; None: the field is no section.
+
+    An optional section is one; of several classes that say their `name` the first is the default.
+    """
+    named: Named | None = field.metadata.get("named")
+    if named is not None:
+        default: str = field.metadata["default_name"]
+        return named.config_class(name if name in set(named.names()) else default)
+    kind = kinds(cls)[field.name]
+    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    sections = [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
+    by_name = {str(option.__dataclass_fields__["name"].default): option for option in sections if len(sections) > 1}
+    return by_name.get(name or "", sections[0] if sections else None)
+
+
+def type_name(kind: Any) -> str:
+    """A type as a user reads it: text, number, A|B|C, list of text."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join("null" if option is types.NoneType else type_name(option) for option in args)
+    if origin is Literal:
+        return "|".join(map(str, args))
+    if origin in (list, tuple):
+        inner = type_name(args[0])
+        return f"list of {inner}" if origin is list or args[-1] is Ellipsis else f"[{', '.join(map(type_name, args))}]"
+    if origin is dict:
+        return f"mapping to {type_name(args[1])}"
+    words = {str: "text", int: "integer", float: "number", bool: "true|false", Any: "any"}
+    return words.get(kind, "section" if dataclasses.is_dataclass(kind) else getattr(kind, "__name__", str(kind)))
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        return "required"
+    made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return _written(to_plain(made))
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_written(inner)}" for name, inner in value.items()) + "}"
+    if isinstance(value, float):
+        levels = value * 255
+        off_grid = not 0 < value < 1 or abs(levels - round(levels)) > 1e-9
+        return f"{value:g}" if off_grid else f"{round(levels)}/255"
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)

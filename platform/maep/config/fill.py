@@ -1,0 +1,227 @@
+"""Filling configuration classes from plain values: unknown keys and wrong types refused, with the key's path."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from maep.config.fields import describe, kinds, section_class, type_name
+from maep.config.text import Word, apply_overrides, guess, parse_word, read_yaml
+from maep.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+def load(cls: type[T], path: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
+    """Reads YAML file `path` (None: defaults), applies `overrides` (`--section.key VALUE ...`) and builds `cls`."""
+    values = read_yaml(path) if path is not None else {}
+    return build(cls, apply_overrides(values, overrides))
+
+
+def build(cls: type[T], values: Mapping[str, Any] | None, where: str = "") -> T:
+    """Fills dataclass `cls` from plain `values`; `where` is the dotted path of this section, for messages.
+
+    Keys are checked before any value is read, so that a misspelt key is refused before anything is imported for a
+    value. Raises ConfigError for an unknown key (naming the nearest one, or the section that has it), a wrong type, or
+    what the class itself refuses.
+    """
+    values = {} if values is None else values
+    for path in _unknown_keys(cls, values, where):
+        raise ConfigError(_unknown(cls, path, where))
+    return typing.cast(T, _section(cls, values, where))
+
+
+def _unknown_keys(cls: type, values: Any, where: str) -> Iterator[tuple[str, str, list[str]]]:
+    """For each unknown key: its path, its name and the names that are known there."""
+    values = _mapping(values, where)
+    if not isinstance(values, Mapping):
+        return  # refused when it is filled
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name, value in _expanded(cls, values, where).items():
+        path = f"{where}.{name}" if where else str(name)
+        if name not in fields:
+            yield path, str(name), list(fields)
+            continue
+        value = _mapping(value, path)
+        chosen = value.get("name") if isinstance(value, Mapping) else None
+        section = section_class(cls, fields[name], chosen if isinstance(chosen, str) else None)
+        if section is not None:
+            yield from _unknown_keys(section, value, path)
+
+
+def _unknown(cls: type, found: tuple[str, str, list[str]], where: str) -> str:
+    path, name, known = found
+    prefix = f"{where}." if where else ""
+    elsewhere = [each.path for each in describe(cls, prefix) if each.path.rpartition(".")[2] == name]
+    if name not in known and elsewhere and "[" not in path:
+        return f"unknown key {path!r}: {name} is a key of another section: --{' or --'.join(elsewhere)}"
+    return f"unknown key {path!r}: {nearest(name, known)}"
+
+
+def _section(cls: type, values: Any, where: str) -> Any:
+    values = _mapping(values, where)
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where or 'configuration'}: expected a section of keys, got {_shown(values)}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    filled: dict[str, Any] = {}
+    for name, value in _expanded(cls, values, where).items():
+        path = f"{where}.{name}" if where else str(name)
+        if name not in fields:
+            raise ConfigError(f"unknown key {path!r}: {nearest(str(name), fields)}")
+        named = fields[name].metadata.get("named")
+        if named is not None:
+            filled[name] = _named(named, fields[name].metadata["default_name"], value, path)
+        else:
+            filled[name] = _value(kinds(cls)[name], value, path)
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in filled:
+            raise ConfigError(f"missing key {f'{where}.{name}' if where else name!r}")
+    try:
+        return cls(**filled)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{where + ': ' if where else ''}{error}") from None
+
+
+def _named(named: Any, default: str, value: Any, path: str) -> Any:
+    """A section of the class that its key `name` chooses; a built one stays."""
+    if dataclasses.is_dataclass(value):
+        return value
+    value = _mapping(value, path)
+    name = value.get("name", default) if isinstance(value, Mapping) else default
+    known = list(named.names())
+    if name not in known:
+        raise ConfigError(f"{path}.name: {_shown(name)} is not known: {nearest(str(name), known)}")
+    return _section(named.config_class(str(name)), value, path)
+
+
+def _mapping(values: Any, where: str) -> Any:
+    """A mapping that was written in one word, `{lr: 1}`; anything else as it is."""
+    return parse_word(values, f"--{where}") if isinstance(values, Word) and values.startswith("{") else values
+
+
+def _expanded(cls: type, values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """`values` with the shorthand resolved that a class knows by its own `expand`; what is built is explicit."""
+    expand = getattr(cls, "expand", None)
+    try:
+        return expand(values) if expand is not None else values
+    except ValueError as error:
+        raise ConfigError(f"{where + '.' if where else ''}{error}") from None
+
+
+def _value(kind: Any, value: Any, path: str) -> Any:
+    """`value` as type `kind`, or a ConfigError that names `path`."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return _union(args, value, path)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return value if isinstance(value, kind) else _section(kind, value, path)
+    if origin is Literal:
+        return _literal(args, value, path)
+    if origin in (list, tuple):
+        return _sequence(origin, args, value, path)
+    if origin is dict:
+        value = _mapping(value, path)
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path}: expected a mapping, got {_shown(value)}")
+        return {_value(args[0], _word(k), path): _value(args[1], v, f"{path}.{k}") for k, v in value.items()}
+    return _any(value) if kind is Any else _scalar(kind, value, path)
+
+
+def _union(options: tuple[Any, ...], value: Any, path: str) -> Any:
+    if types.NoneType in options:
+        options = tuple(option for option in options if option is not types.NoneType)
+        empty = isinstance(value, Word) and (value == "null" or (value == "" and str not in options))
+        if value is None or empty:
+            return None
+    if len(options) == 1:
+        return _value(options[0], value, path)
+    value = _mapping(value, path)
+    sections = [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
+    by_name = {str(option.__dataclass_fields__["name"].default): option for option in sections}
+    if by_name and isinstance(value, Mapping):  # sections that say which they are by their key `name`
+        name = value.get("name", next(iter(by_name)))
+        if not isinstance(name, str) or name not in by_name:
+            raise ConfigError(f"{path}.name: {_shown(name)} is not known: {nearest(str(name), by_name)}")
+        return _section(by_name[name], value, path)
+    for option in options:
+        try:
+            return _value(option, value, path)
+        except ConfigError:
+            continue
+    raise ConfigError(f"{path}: {_shown(value)} fits none of {', '.join(map(type_name, options))}")
+
+
+def _literal(args: tuple[Any, ...], value: Any, path: str) -> Any:
+    read = {str(arg): arg for arg in args}.get(value, value) if isinstance(value, Word) else value
+    if not any(read == arg and type(read) is type(arg) for arg in args):
+        raise ConfigError(f"{path}: {_shown(value)} is not known: {nearest(str(value), map(str, args))}")
+    return read
+
+
+def _sequence(origin: Any, args: tuple[Any, ...], value: Any, path: str) -> Any:
+    fixed = origin is tuple and args and args[-1] is not Ellipsis
+    if isinstance(value, Word) and value.startswith("["):
+        value = parse_word(value, f"--{path}")
+    if not isinstance(value, list | tuple):
+        value = [value] * (len(args) if fixed else 1)  # one value stands for every place
+    if fixed and len(value) != len(args):
+        raise ConfigError(f"{path}: expected {len(args)} values, got {len(value)}")
+    inner = args if fixed else [args[0]] * len(value)
+    return origin(_value(kind, item, f"{path}[{i}]") for i, (kind, item) in enumerate(zip(inner, value, strict=True)))
+
+
+def _any(value: Any) -> Any:
+    """A value of a key that takes any: words are read as YAML reads them."""
+    if isinstance(value, Word):
+        return _any(parse_word(value, "--")) if value[:1] in ("[", "{") else guess(value)
+    if isinstance(value, Mapping):
+        return {str(name): _any(inner) for name, inner in value.items()}
+    return [_any(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _scalar(kind: Any, value: Any, path: str) -> Any:
+    if kind is str and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    if kind is Path and isinstance(value, str):
+        return Path(str(value))
+    if kind is float and not isinstance(value, bool):
+        number = _number(value)
+        if number is not None and math.isfinite(number):
+            return number
+    elif isinstance(value, Word) and kind in (int, bool):
+        read = int(value) if kind is int and value.lstrip("+-").isdigit() else guess(value)  # 0123 is 123
+        if type(read) is kind:
+            return read
+    elif kind is not float and type(value) is kind:
+        return value
+    raise ConfigError(f"{path}: expected {getattr(kind, '__name__', kind)}, got {_shown(value)}")
+
+
+def _number(value: Any) -> float | None:
+    """A float from 0.5, '1e-4' (which YAML reads as text) or '8/255' (how budgets are written)."""
+    if isinstance(value, int | float):
+        return float(value)
+    if isinstance(value, str):
+        top, slash, bottom = value.partition("/")
+        try:
+            return float(top) / float(bottom) if slash else float(top)
+        except (ValueError, ZeroDivisionError):
+            return None
+    return None
+
+
+def _word(name: Any) -> Any:
+    """A mapping's key, to be read as the key's type."""
+    return Word(name) if isinstance(name, str) else name
+
+
+def _shown(value: Any) -> str:
+    return repr(str(value)) if isinstance(value, Word) else repr(value)
