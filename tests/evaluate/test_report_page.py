@@ -47,7 +47,7 @@ def test_it_opens_clean_and_needs_no_sideways_scrolling(
         assert (sum(map(int, paper[4:-1].split(","))) < 3 * 128) == (scheme == "dark")
         playwright.expect(page.locator("details[open]")).to_have_count(2)  # the failed check, and one of JPEG's own
         playwright.expect(page.locator(".alarm")).to_contain_text("conv")
-        for chart in page.locator(".charts svg[role=img]").all():
+        for chart in page.locator(".charts img").all():
             box = chart.bounding_box()
             assert box is not None
             assert box["x"] >= 0

@@ -36,7 +36,7 @@ def test_it_opens_clean_and_needs_no_sideways_scrolling(
         page.goto(file.as_uri())
         assert page.locator("html").evaluate("e => e.scrollWidth") <= width
         assert page.locator("img").evaluate_all("all => all.every(e => e.complete && e.naturalWidth > 0)")
-        for picture in page.locator(".plots img").all():
+        for picture in page.locator(".charts img").all():
             box = picture.bounding_box()
             assert box is not None
             assert box["x"] >= 0

@@ -16,6 +16,7 @@ from maep.errors import ConfigError
 from maep.evaluate.config import EvaluateConfig
 from maep.evaluate.results import gate, rows, summary
 from maep.evaluate.results.gate import GateConfig
+from maep.evaluate.results.paired import mcnemar
 from maep.evaluate.results.summary import Result
 
 NUM = 200
@@ -82,17 +83,23 @@ def test_first_champion(tmp_path: Path) -> None:
     assert decision.figures["c.clean_accuracy"] == 0.9
     low = gate.decide(outcome(tmp_path / "low", {"none": none, "mine": {**GOOD, "clean": 160}}), None, CONFIG)
     assert not low.passed
-    assert low.reasons == ["c: clean accuracy 80.0% is below the floor of 85.0%"]
+    assert len(low.reasons) == 1
+    assert "80.0%" in low.reasons[0]
+    assert "85.0%" in low.reasons[0]
     weak = gate.decide(outcome(tmp_path / "weak", {"none": none, "mine": {**GOOD, "oblivious": 0}}), None, CONFIG)
-    assert weak.reasons == ["c: oblivious worst case 0.0% is not above none's 0.0% (p = 1)"]
+    assert not weak.passed
+    assert "p = 1)" in weak.reasons[0]
     few = gate.decide(outcome(tmp_path / "few", {"none": none, "mine": {**GOOD, "oblivious": 5}}), None, CONFIG)
-    assert few.reasons == ["c: oblivious worst case 2.5% is not above none's 0.0% (p = 0.0625)"]  # by chance, it may be
+    assert not few.passed  # it may be by chance
+    assert "p = 0.0625)" in few.reasons[0]
 
 
 def test_unreliable_is_refused(tmp_path: Path) -> None:
     none = {"clean": 190, "oblivious": 0, "adaptive": 0}
     decision = gate.decide(outcome(tmp_path / "r", {"none": none, "mine": GOOD}, failed="mine"), None, CONFIG)
-    assert decision.reasons == ["unreliable: gradients (c): 9 zero"]
+    assert not decision.passed
+    assert len(decision.reasons) == 1
+    assert "gradients (c): 9 zero" in decision.reasons[0]
     other = gate.decide(outcome(tmp_path / "other", {"none": none, "mine": GOOD}, failed="none"), None, CONFIG)
     assert other.passed
 
@@ -100,13 +107,13 @@ def test_unreliable_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("candidate", "passed", "reason"),
     [
-        ({**GOOD, "oblivious": 130}, True, "is above the champion's 60.0% (p = 0.00195)"),
-        ({**GOOD, "oblivious": 125}, False, "is not above the champion's 60.0% (p = 0.0625)"),
-        ({**GOOD, "oblivious": 100}, False, "is not above the champion's 60.0%"),
-        ({**GOOD, "oblivious": 140, "adaptive": 18}, True, "is not worse than the champion's 10.0% (p = 0.5)"),
-        ({**GOOD, "oblivious": 140, "adaptive": 15}, False, "is worse than the champion's 10.0% (p = 0.0625)"),
-        ({**GOOD, "oblivious": 140, "adaptive": 10}, False, "is worse than the champion's 10.0% (p = 0.00195)"),
-        ({**GOOD, "oblivious": 140, "clean": 169}, False, "is below the floor"),
+        ({**GOOD, "oblivious": 130}, True, "(p = 0.00195)"),
+        ({**GOOD, "oblivious": 125}, False, "(p = 0.0625)"),
+        ({**GOOD, "oblivious": 100}, False, "50.0%"),
+        ({**GOOD, "oblivious": 140, "adaptive": 18}, True, "(p = 0.5)"),
+        ({**GOOD, "oblivious": 140, "adaptive": 15}, False, "(p = 0.0625)"),
+        ({**GOOD, "oblivious": 140, "adaptive": 10}, False, "(p = 0.00195)"),
+        ({**GOOD, "oblivious": 140, "clean": 169}, False, "84.5%"),
     ],
 )
 def test_against_a_champion(tmp_path: Path, candidate: dict[str, int], passed: bool, reason: str) -> None:
@@ -120,21 +127,21 @@ def test_against_a_champion(tmp_path: Path, candidate: dict[str, int], passed: b
 def test_paired_test_is_mcnemars() -> None:
     candidate = {index: index % 2 == 0 for index in range(20)}
     champion = {index: index % 3 == 0 for index in range(20)}
-    test = gate.paired(candidate, champion)
+    test = mcnemar(candidate, champion)
     assert (test.won, test.lost) == (6, 3)
     assert test.p_value == pytest.approx(binomtest(6, 9, 0.5).pvalue)
-    assert gate.paired(champion, champion).p_value == 1.0
+    assert mcnemar(champion, champion).p_value == 1.0
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     mine = outcome(tmp_path / "mine", {"mine": GOOD})
-    with pytest.raises(ConfigError, match="decides on dev images"):
+    with pytest.raises(ConfigError, match="test"):
         gate.decide(outcome(tmp_path / "test", {"mine": GOOD}, split="test"), None, CONFIG)
-    with pytest.raises(ConfigError, match="differ in image_list_sha256"):
+    with pytest.raises(ConfigError, match="image_list_sha256"):
         gate.decide(mine, outcome(tmp_path / "list", {"theirs": GOOD}, image_list_sha256="other"), CONFIG)
-    with pytest.raises(ConfigError, match=r"no adaptive figure of mine on c at 4/255"):
+    with pytest.raises(ConfigError, match=r"adaptive.* mine .*4/255"):
         gate.decide(mine, mine, replace(CONFIG, adaptive_eps=(4 / 255,)))
-    with pytest.raises(ConfigError, match="holds 2 purifiers: say which"):
+    with pytest.raises(ConfigError, match="2 purifiers"):
         gate.decide(outcome(tmp_path / "two", {"a": GOOD, "b": GOOD}), None, CONFIG)
 
 
@@ -146,7 +153,7 @@ def test_gate_chooses_images_and_budgets() -> None:
     assert (chosen.num_adaptive, chosen.num_images) == (None, None)
     with pytest.raises(ConfigError, match="clean_floor"):
         config.build(GateConfig, {"clean_floor": 85})
-    with pytest.raises(ConfigError, match="oblivious_eps: budgets must be in"):
+    with pytest.raises(ConfigError, match="oblivious_eps"):
         config.build(GateConfig, {"oblivious_eps": 8})
     with pytest.raises(ConfigError, match="over_baselines"):
         config.build(GateConfig, {"over_baselines": ["jpeg"]})

@@ -43,10 +43,10 @@ def test_changed_rows_are_found(result: Result, tmp_path: Path) -> None:
     copy = shutil.copytree(result.folder, tmp_path / "copy")
     table_of = result.rows()
     (copy / summary.IMAGES).write_bytes(rows.encode(table_of.slice(1)))
-    with pytest.raises(DataError, match="changed after the evaluation"):
+    with pytest.raises(DataError, match=r"images\.parquet"):
         summary.read(copy).rows()
     (copy / summary.RESULT).unlink()
-    with pytest.raises(DataError, match="has not finished"):
+    with pytest.raises(DataError, match=r"result\.json"):
         summary.read(copy)
 
 
@@ -90,7 +90,7 @@ def test_columns_of_fewer_images_say_so(result: Result) -> None:
     assert headline.header[1:4] == ("clean", "adaptive 2/255 (first 8)", "adaptive 8/255 (first 8)")
     assert headline.header[-1] == "oblivious 8/255"
     lines = {line.partition(":")[0]: line for line in table.notes(fewer)}
-    assert lines["adaptive"].endswith("; on the first 8 of the images only.")
+    assert "first 8 images" in lines["adaptive"]
     assert "first" not in lines["oblivious"]
     assert not any("first" in line for line in table.notes(result))
     screen = io.StringIO()
@@ -117,7 +117,7 @@ def test_unreliable_is_marked(result: Result) -> None:
     flagged = Result(result.folder, values)
     assert list(flagged.unreliable) == ["conv"]
     assert "conv (unreliable)" in table.markdown(table.headline(flagged))
-    assert any(line.startswith("conv is unreliable: eval mode") for line in table.notes(flagged))
+    assert any(line.startswith("conv ") and "eval mode" in line for line in table.notes(flagged))
 
 
 def test_strip_shows_pixels_differences_and_classes(classifier: Classifier) -> None:

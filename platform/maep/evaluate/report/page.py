@@ -1,21 +1,34 @@
-"""What the reports share: the page that they are set in, and pictures inside it."""
+"""The frame that every report shares: its templates, and charts and images held inside the page."""
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 
 import jinja2
+from matplotlib.figure import Figure
 
-_KINDS = {b"\x89PNG\r\n\x1a\n": "image/png", b"<?xml": "image/svg+xml"}
+from maep.evaluate.report import drawing
+from maep.evaluate.report.table import Table
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A chart on a page: file stem, title, one sentence from its values, all its values, and how to read it."""
+
+    name: str
+    title: str
+    said: str
+    table: Table
+    figure: Figure
+    note: str = ""
 
 
 @cache
 def environment(package: str) -> jinja2.Environment:
-    """The templates of `package`, and those of this one below them: page.html, grid.html.
-
-    Escapes whatever a name or a detail holds; a word that the page lacks is an error.
-    """
+    """The templates of `package`, then the shared ones beside this module. Escapes text; an undefined name fails."""
     return jinja2.Environment(
         loader=jinja2.ChoiceLoader([jinja2.PackageLoader(each, ".") for each in (package, "maep.evaluate.report")]),
         autoescape=True,
@@ -25,8 +38,11 @@ def environment(package: str) -> jinja2.Environment:
     )
 
 
-def data_uri(name: str, picture: bytes) -> str:
-    """A PNG or SVG as an address that holds it; `name` is for the message."""
-    kind = next((kind for start, kind in _KINDS.items() if picture.startswith(start)), None)
-    assert kind is not None, f"{name}: neither PNG nor SVG"
-    return f"data:{kind};base64,{base64.b64encode(picture).decode()}"
+def svg_uris(pictures: Iterable[Picture]) -> dict[str, str]:
+    """The charts as data URIs, by name."""
+    return {each.name: data_uri(drawing.svg(each.figure), "image/svg+xml") for each in pictures}
+
+
+def data_uri(content: bytes, kind: str = "image/png") -> str:
+    """An address that holds `content`."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,7 +1,7 @@
-"""`report.html`: an evaluation as one page that needs nothing else: no script, no font, no address.
+"""Writes `report.html`, an evaluation as one self-contained page: no script, no font, no external address.
 
-In the order in which a hostile reviewer asks: what was evaluated, what came out, under whose attack, over budget and
-effort, what it looks like, what was checked, what it cost, and how to compute every figure again.
+Sections follow a hostile reviewer's questions: what was evaluated, the verdict, each threat model, curves over budget
+and effort, example images, sanity checks, cost, and how to recompute every figure.
 """
 
 from __future__ import annotations
@@ -11,15 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import yaml
-from markupsafe import Markup
 
 from maep import storage
-from maep.evaluate.report import charts, page, verdict
-from maep.evaluate.report.charts import Chart, Point, Series
-from maep.evaluate.report.table import MARK, Table, detailed, headline, notes
+from maep.evaluate.report import curves, page, verdict
+from maep.evaluate.report.table import MARK, THREAT_TEXTS, Table, detailed, headline, notes
 from maep.evaluate.results import summary
 from maep.evaluate.results.summary import CURVES, THREATS, WORST, Figure, Result
 
@@ -27,8 +23,8 @@ REPORT = "report.html"
 
 
 @dataclasses.dataclass(frozen=True)
-class Section:
-    """One threat model and norm: who knows what, and a table for each classifier."""
+class ThreatSection:
+    """One threat model and norm: what the attacker knows, and a table per classifier."""
 
     threat: str
     norm: str
@@ -39,10 +35,11 @@ class Section:
 def write_report(result: Result, path: str | Path, strips: Mapping[str, bytes], command: str | None = None) -> None:
     """Writes the page of `result` to `path`.
 
-    `strips` maps what a picture shows, in words, to its PNG. `command` is the line that made the result; without it
-    the page shows the configuration alone. Raises DataError where images.parquet is not the one of the result.
+    `strips` maps a description to the PNG of example images. `command` is the command line that made the result, where
+    it is known. Raises DataError where images.parquet is not the one of the result.
     """
     rows = result.rows()
+    drawn = [curves.picture(chart, f"curve-{place}") for place, chart in enumerate(curves.charts(result, rows))]
     text = (
         page.environment("maep.evaluate.report")
         .get_template("report.html")
@@ -57,9 +54,9 @@ def write_report(result: Result, path: str | Path, strips: Mapping[str, bytes], 
             notes=notes(_without_curves(result)),
             sections=sections(result),
             draws=draws(result.figures),
-            charts=[(chart, Markup(charts.svg(chart))) for chart in curves(result, rows)],
-            swatch=lambda place: Markup(charts.swatch(place)),
-            strips={name: page.data_uri(name, png) for name, png in strips.items()},
+            charts=drawn,
+            uris=page.svg_uris(drawn),
+            strips={name: page.data_uri(png) for name, png in strips.items()},
             sanity=result.values["sanity"],
             flags=result.values.get("flags", []),
             cost=_cost(result),
@@ -72,19 +69,19 @@ def write_report(result: Result, path: str | Path, strips: Mapping[str, bytes], 
     storage.write_bytes(Path(path), text.encode())
 
 
-def sections(result: Result) -> list[Section]:
-    """The tables, one section for each threat model and norm: none shares a column, or a table, with another."""
+def sections(result: Result) -> list[ThreatSection]:
+    """The tables, one section per threat model and norm: none shares a table with another."""
     measured = {(figure.threat, figure.norm) for figure in _without_curves(result).figures if figure.threat != "clean"}
     places: dict[str, int] = {threat: place for place, threat in enumerate(THREATS)}
     found = []
     for threat, norm in sorted(measured, key=lambda key: (places.get(key[0], len(places)), key[1] != "Linf", key)):
         only = _only(result, lambda f, t=threat, n=norm: f.threat == "clean" or (f.threat, f.norm) == (t, n))
-        found.append(Section(threat, norm, verdict.THREATS.get(threat, ""), detailed(only)))
+        found.append(ThreatSection(threat, norm, THREAT_TEXTS.get(threat, ""), detailed(only)))
     return found
 
 
 def draws(figures: Sequence[Figure]) -> Table | None:
-    """What the draws of randomised purifiers do to their worst cases; None where none was randomised."""
+    """How the worst cases of randomised purifiers vary over draws; None where none is randomised."""
     body = []
     for figure in figures:
         mean, worst = figure.mean_accuracy, figure.worst_accuracy
@@ -92,85 +89,12 @@ def draws(figures: Sequence[Figure]) -> Table | None:
             where = f"{figure.threat} {verdict.budget(figure)}" if figure.threat != "clean" else "clean"
             cells = (verdict.cell(figure), f"{100 * mean:.1f}", f"{100 * worst:.1f}")
             body.append((figure.purifier, figure.classifier, where, str(figure.eot), str(figure.num_draws), *cells))
-    head = ("purifier", "classifier", "threat model", "EOT", "draws K", "majority vote", "mean of draws", "worst of K")
+    head = ("purifier", "classifier", "threat model", "EOT", "draws K", "majority vote", "single draw", "all K right")
     return Table("Fresh draws after the attack: accuracy in %", head, tuple(body)) if body else None
 
 
-def curves(result: Result, rows: pa.Table) -> list[Chart]:
-    """Worst cases over eps, then what was measured over steps and EOT; one chart each for classifier, threat, norm."""
-    place = {name: number for number, name in enumerate(result.values["purifiers"])}
-    found = []
-    for classifier in result.values["classifiers"]:
-        mine = [figure for figure in result.figures if figure.classifier == classifier]
-        worst = [f for f in mine if f.attack == WORST and f.threat not in CURVES]
-        for threat, norm in dict.fromkeys((f.threat, f.norm) for f in worst):
-            chosen = [f for f in worst if (f.threat, f.norm) == (threat, norm)]
-            if len({f.eps for f in chosen}) > 1:
-                note = _attacks([f for f in mine if (f.threat, f.norm) == (threat, norm)])
-                found.append(dataclasses.replace(_over_eps(classifier, chosen, rows, place), note=note))
-        for threat, x_label in zip(CURVES, ("attack steps", "passes a gradient is averaged over"), strict=True):
-            chosen = [f for f in mine if f.threat == threat and f.attack != WORST]
-            for eps, norm in dict.fromkeys((f.eps, f.norm) for f in chosen):
-                found.append(_over_effort(x_label, [f for f in chosen if (f.eps, f.norm) == (eps, norm)], place))
-    return found
-
-
-def _over_eps(classifier: str, figures: Sequence[Figure], rows: pa.Table, place: Mapping[str, int]) -> Chart:
-    """At 0 stands the clean accuracy of the very images that were attacked."""
-    threat, norm = figures[0].threat, figures[0].norm
-    unit = "eps, of 255 levels" if norm == "Linf" else f"eps ({norm})"
-    series = []
-    for name in dict.fromkeys(figure.purifier for figure in figures):
-        own = sorted((figure for figure in figures if figure.purifier == name), key=lambda figure: figure.eps)
-        right, total = _clean_on(rows, own[0])
-        zero = Point(0.0, "0", right / total, *summary.interval(right, total))
-        scale = 255 if norm == "Linf" else 1
-        points = [Point(f.eps * scale, f"{f.eps * scale:.4g}", f.accuracy, f.low, f.high) for f in own]
-        series.append(Series(name, place[name], (zero, *points)))
-    return Chart(f"{classifier}, {threat}, {norm}: worst case over eps", unit, tuple(series))
-
-
-def _attacks(figures: Sequence[Figure]) -> str:
-    """Which attacks made which points: they may be fewer where only a curve is drawn."""
-    by_eps: dict[float, list[str]] = {}
-    for figure in sorted(figures, key=lambda figure: figure.eps):
-        made = by_eps.setdefault(figure.eps, [])
-        if figure.attack not in (WORST, *made):
-            made.append(figure.attack)
-    same: dict[str, list[str]] = {}
-    for eps, made in by_eps.items():
-        same.setdefault(", ".join(made), []).append(f"{eps * 255:.4g}" if figures[0].norm == "Linf" else f"{eps:g}")
-    return "Attacks " + "; ".join(f"at {', '.join(budgets)}: {made}" for made, budgets in same.items()) + "."
-
-
-def _over_effort(x_label: str, figures: Sequence[Figure], place: Mapping[str, int]) -> Chart:
-    over_eot = figures[0].threat == "adaptive-eot"
-    series = []
-    for name in dict.fromkeys(figure.purifier for figure in figures):
-        own = {figure.eot if over_eot else figure.steps: figure for figure in figures if figure.purifier == name}
-        points = tuple(Point(x, str(x), own[x].accuracy, own[x].low, own[x].high) for x in sorted(own))
-        series.append(Series(name, place[name], points))
-    first = figures[0]
-    attack = first.attack if over_eot else first.attack.partition("-")[0]
-    title = f"{first.classifier}, adaptive {attack} at {verdict.budget(first)} over {'EOT' if over_eot else 'steps'}"
-    return Chart(title, x_label, tuple(series), "log")
-
-
-def _clean_on(rows: pa.Table, figure: Figure) -> tuple[int, int]:
-    """Right, and all, of the images of `figure` without attack."""
-
-    def of(threat: str) -> pa.Table:
-        wanted = {"purifier": figure.purifier, "classifier": figure.classifier, "threat": threat}
-        chosen = [pc.equal(rows[name], value) for name, value in wanted.items()]
-        return rows.filter(pc.and_(pc.and_(chosen[0], chosen[1]), chosen[2]))
-
-    clean = of("clean")
-    clean = clean.filter(pc.is_in(clean["index"], pc.unique(of(figure.threat)["index"])))
-    return int(pc.sum(clean["correct"]).as_py()), clean.num_rows
-
-
 def _only(result: Result, keep: Any) -> Result:
-    """The result as if only the figures that `keep` takes had been measured."""
+    """The result with only the figures that `keep` accepts."""
     figures = [dataclasses.asdict(figure) for figure in result.figures if keep(figure)]
     return Result(result.folder, {**result.values, "figures": figures})
 
@@ -180,12 +104,11 @@ def _without_curves(result: Result) -> Result:
 
 
 def _title(result: Result) -> str:
-    names = [name for name in result.values["purifiers"] if name not in result.values["baselines"]]
-    return f"{', '.join(names or result.values['baselines'])} on {result.values['dataset']}"
+    return f"{', '.join(result.evaluated or result.values['baselines'])} on {result.values['dataset']}"
 
 
 def _facts(result: Result) -> dict[str, str]:
-    """What was evaluated, without the digests."""
+    """Images, preset, seed, versions and machine."""
     values = result.values
     facts = {
         "images": f"{values['num_images']:,} of the list {values['image_list']}, split {values['split']}",
@@ -207,18 +130,18 @@ def _digests(result: Result) -> Table:
     body += [("classifier", name, sha) for name, sha in values["classifiers"].items()]
     body += [("image list", values["image_list"], values["image_list_sha256"])]
     body += [("rows", summary.IMAGES, values["images_sha256"])]
-    return Table("What it was made of, by digest", ("what", "name", "sha256"), tuple(body))
+    return Table("Inputs by digest", ("what", "name", "sha256"), tuple(body))
 
 
 def _cost(result: Result) -> Table:
-    """Each set of oblivious images, and the whole."""
+    """Forward passes and processor time of each set of oblivious images and of the whole evaluation."""
     values = result.values
     sets = values.get("attacked_images_cost", {})
     body = [
         (f"oblivious images: {name}", f"{took['forward_passes']:,}", f"{took['thread_seconds']:,.1f}")
         if took
-        else (f"oblivious images: {name}", "not known", "not known")
+        else (f"oblivious images: {name}", "unknown", "unknown")
         for name, took in sets.items()
     ]
     body.append(("the whole evaluation", f"{values['forward_passes']:,}", f"{values['thread_seconds']:,.1f}"))
-    return Table("What it took", ("part", "images through a model", "seconds of one thread"), tuple(body))
+    return Table("Cost", ("part", "forward passes (images)", "core-seconds"), tuple(body))

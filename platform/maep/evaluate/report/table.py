@@ -1,31 +1,34 @@
-"""Tables of an evaluation, for the terminal and for Markdown. Threat models never share a column."""
+"""Tables of an evaluation, for the terminal, Markdown and pages. Threat models never share a column."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from maep.evaluate.config import eps_label
-from maep.evaluate.results.summary import CURVES, THREATS, WORST, Figure, Result, norm_order
+from maep.evaluate.results.summary import CURVES, THREATS, WORST, Figure, Result, Share, norm_order
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 MARK = " (unreliable)"
-_STANDING = {
-    "oblivious": "a lower bar: the attacker knows the classifier, not the purifier",
-    "transfer": "the attacker has another purifier or classifier, and differentiates through both",
-    "bpda": "the attacker knows both; the identity stands for the defence's gradient",
-    "black-box": "the attacker asks purifier and classifier, and has no gradient",
-    "fixed-mask": "the attacker knows the masks that will be drawn",
-    "adaptive": "the attacker differentiates through purifier and classifier",
+THREAT_TEXTS = {
+    "clean": "no attack",
+    "oblivious": "a lower bar: the attacker knows the classifier and attacks it alone, without the purifier",
+    "transfer": "the attacker attacks another purifier or classifier and sends the image here",
+    "bpda": "the attacker knows purifier and classifier and takes the identity as the purifier's gradient",
+    "black-box": "the attacker queries purifier and classifier and sees no gradient",
+    "fixed-mask": "the attacker knows the masks that the purifier will draw, more than any real attacker could",
+    "adaptive": "the attacker knows purifier and classifier and differentiates through both; judge a purifier by this",
 }
+"""Threat model -> what the attacker knows and does. One that a later version adds is shown without a text."""
+_TABULATED = [threat for threat in THREATS[1:] if threat not in CURVES]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A title, column heads and rows of finished text."""
+    """A title, column heads and rows of formatted text."""
 
     title: str
     header: tuple[str, ...]
@@ -33,12 +36,12 @@ class Table:
 
 
 def detailed(result: Result) -> list[Table]:
-    """One table for each classifier and threat model, single attacks beside the worst case."""
+    """One table per classifier and threat model, single attacks beside the worst case."""
     tables = []
     for classifier in result.values["classifiers"]:
         figures = [figure for figure in result.figures if figure.classifier == classifier]
         clean = {figure.purifier: figure for figure in figures if figure.threat == "clean"}
-        for threat in _reported():
+        for threat in _TABULATED:
             under = [figure for figure in figures if figure.threat == threat]
             if under:
                 tables.append(_of_threat(result, classifier, threat, under, clean))
@@ -46,7 +49,7 @@ def detailed(result: Result) -> list[Table]:
 
 
 def headline(result: Result) -> list[Table]:
-    """One table for each classifier with the clean accuracy and the worst case of each threat model and budget."""
+    """One table per classifier: clean accuracy and the worst case of each threat model and budget."""
     tables = []
     for classifier in result.values["classifiers"]:
         figures = [f for f in result.figures if f.classifier == classifier and f.attack in (WORST, "clean")]
@@ -71,7 +74,7 @@ _Column = tuple[str, str, float]
 
 
 def _column(figure: Figure) -> _Column:
-    """Threat model, norm and budget: what a column is of."""
+    """The threat model, norm and budget of a column."""
     return figure.threat, figure.norm, figure.eps
 
 
@@ -79,29 +82,24 @@ def _place(column: _Column) -> tuple[int, bool, str, float]:
     return THREATS.index(column[0]), *norm_order(column[1]), column[2]
 
 
-def _reported() -> list[str]:
-    """The threat models of which there are figures; curves are drawn."""
-    return [threat for threat in THREATS[1:] if threat not in CURVES]
-
-
 def notes(result: Result) -> list[str]:
-    """What must be read with the figures, one line each: the intervals, the attacks, the reasons of `unreliable`."""
+    """What to read with the tables, one line each: intervals, attacks, random draws, failed sanity checks."""
     attacks: dict[str, list[str]] = {}
     for figure in result.figures:
         if figure.threat != "clean" and figure.attack not in (WORST, *attacks.get(figure.threat, [])):
             attacks.setdefault(figure.threat, []).append(figure.attack)
-    lines = ["Accuracy in % [95 % interval, Wilson]; worst case: right after every attack of the threat model; Linf."]
+    lines = ["Accuracy in % [95 % interval, Wilson] of the worst case: images that are right after every attack; Linf."]
     counts = {figure.threat: figure.num_images for figure in result.figures}
-    for threat in (threat for threat in _reported() if threat in attacks):
+    for threat in (threat for threat in _TABULATED if threat in attacks):
         few = counts[threat] != result.values["num_images"]
-        only = f"; on the first {counts[threat]} of the images only" if few else ""
-        lines.append(f"{threat}: {', '.join(attacks[threat])}; {_STANDING[threat]}{only}.")
+        only = f"; first {counts[threat]} images only" if few else ""
+        lines.append(f"{threat}: {', '.join(attacks[threat])}; {THREAT_TEXTS[threat]}{only}.")
     for figure in result.figures:
         if figure.mean_accuracy is not None and figure.worst_accuracy is not None and figure.attack == WORST:
             where = f"{figure.purifier} on {figure.classifier}, {figure.threat} {eps_label(figure.eps, figure.norm)}"
             of_one, of_all = 100 * figure.mean_accuracy, 100 * figure.worst_accuracy
-            draws = f"of {figure.num_draws} fresh draws most are right {100 * figure.accuracy:.1f}"
-            lines.append(f"{where}: {draws}, one is {of_one:.1f}, all are {of_all:.1f}.")
+            vote = f"majority vote of {figure.num_draws} fresh draws {100 * figure.accuracy:.1f}"
+            lines.append(f"{where}: {vote}, single draw {of_one:.1f}, every draw right {of_all:.1f}.")
     for name, reasons in result.unreliable.items():
         lines += [f"{name} is unreliable: {reason}" for reason in reasons]
     return lines
@@ -118,32 +116,42 @@ def markdown(tables: Sequence[Table], lines: Sequence[str] = ()) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def terminal(result: Result) -> Group:
-    """Everything a terminal shows of a result: print it with rich."""
+def render(tables: Sequence[Table], lines: Sequence[str], plain: Collection[str] | None = None) -> Group:
+    """Tables and notes for `rich.print`; rows are bold, unless `plain` is None or names them."""
     from rich import box
     from rich.console import Group
     from rich.table import Table as RichTable
     from rich.text import Text
 
     shown: list[RichTable | Text] = []
-    for table in detailed(result):
+    for table in tables:
         rich = RichTable(
-            title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False
+            title=Text(table.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
         )
         for place, head in enumerate(table.header):
-            rich.add_column(Text(head), justify="right" if place else "left", no_wrap=True)
+            rich.add_column(Text(head), justify="right" if place else "left", overflow="fold")
         for row in table.rows:
-            style = "bold" if row[0].removesuffix(MARK) not in result.values["baselines"] else ""
-            rich.add_row(*map(Text, row), style=style)
+            bold = plain is not None and row[0].removesuffix(MARK) not in plain
+            rich.add_row(*map(Text, row), style="bold" if bold else "")
         shown.append(rich)
-    shown += [Text(line, style="red" if "unreliable" in line else "dim") for line in notes(result)]
-    return Group(*shown)
+    return Group(*shown, *(Text(line, style="red" if "unreliable" in line else "dim") for line in lines))
+
+
+def terminal(result: Result) -> Group:
+    """Everything that the terminal shows of a result."""
+    return render(detailed(result), notes(result), result.values["baselines"])
+
+
+def percent(share: Share | Figure, interval: bool = True) -> str:
+    """An accuracy in % and its interval: 12.9 [9.3, 17.5]."""
+    text = f"{100 * share.accuracy:.1f}"
+    return f"{text} [{100 * share.low:.1f}, {100 * share.high:.1f}]" if interval else text
 
 
 def _of_threat(
     result: Result, classifier: str, threat: str, figures: Sequence[Figure], clean: dict[str, Figure]
 ) -> Table:
-    """Single attacks stand beside the worst case where they are measured alone, which in a cascade they are not."""
+    """Shows single attacks beside the worst case where each was measured alone, so not those of a cascade."""
     shown = figures if threat in ("oblivious", "transfer") else [figure for figure in figures if figure.attack == WORST]
     columns = list(dict.fromkeys((figure.norm, figure.eps, figure.attack) for figure in shown))
     found = {(figure.purifier, figure.norm, figure.eps, figure.attack): figure for figure in shown}
@@ -163,10 +171,7 @@ def _of_threat(
 
 
 def _cell(figure: Figure | None, interval: bool = True) -> str:
-    if figure is None:
-        return "–"
-    text = f"{100 * figure.accuracy:.1f}"
-    return f"{text} [{100 * figure.low:.1f}, {100 * figure.high:.1f}]" if interval else text
+    return "–" if figure is None else percent(figure, interval)
 
 
 def _images(result: Result) -> str:
@@ -174,7 +179,7 @@ def _images(result: Result) -> str:
 
 
 def _first(result: Result, count: int) -> str:
-    """What a column's head adds where its figures are of fewer images than the title says."""
+    """What a column head adds where it covers fewer images than the title says."""
     return "" if count == result.values["num_images"] else f" (first {count})"
 
 

@@ -1,31 +1,34 @@
-"""The gate for `champion`: a candidate must be better where it counts and not worse where it is honest.
+"""The gate for the alias `champion`: better than the champion under oblivious attacks, not worse under adaptive ones.
 
 It decides on `dev` images only, from the per-image outcomes of evaluations, with the exact paired test of McNemar
-(1947). Whether somebody promotes a purifier that was refused is for the caller to allow, and to record.
+(1947). Promoting a refused purifier is up to the caller, who must record it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from maep.errors import ConfigError, nearest
+import pyarrow as pa
+
+from maep.errors import ConfigError
 from maep.evaluate.config import Baseline, EvaluateConfig, eps_label
 from maep.evaluate.results import summary
-from maep.evaluate.results.summary import Figure, Result
+from maep.evaluate.results.paired import Paired, mcnemar
+from maep.evaluate.results.summary import Figure, Result, check_alike
 
 
 @dataclass(frozen=True)
 class GateConfig:
-    """What a champion must hold. Accuracies, floors and margins are shares in [0, 1].
+    """What a champion must pass. Accuracies, floors and margins are shares in [0, 1].
 
-    images           a named `dev` list; `num_images` cuts it to its first so many
+    images           a named `dev` list; `num_images` keeps only its first images
     clean_floor      least clean accuracy
-    oblivious_eps    budget of the oblivious worst case, which must be above the champion's at p < `alpha`
-    adaptive_eps     budgets at which the adaptive worst case must not be worse: neither by more than
-                     `adaptive_margin` nor, by however little, at p < `alpha`
-    over_baselines   baselines whose oblivious worst case a first champion must be above, at p < `alpha`
+    oblivious_eps    budget of the oblivious worst case, which must beat the champion's at p < `alpha`
+    adaptive_eps     budgets at which the adaptive worst case must not be worse than the champion's: neither by more
+                     than `adaptive_margin`, nor by any amount at p < `alpha`
+    over_baselines   baselines that a first champion must beat in the oblivious worst case, at p < `alpha`
     """
 
     images: str = "cifar10-dev-500"
@@ -48,17 +51,8 @@ class GateConfig:
 
 
 @dataclass(frozen=True)
-class Paired:
-    """Two purifiers on the same images: right for the candidate only, for the champion only, and the exact p."""
-
-    won: int
-    lost: int
-    p_value: float
-
-
-@dataclass(frozen=True)
 class Decision:
-    """`reasons` are one line each: why it was refused, or what held; `figures` are what was compared."""
+    """`reasons` has one line per failed check, or per passed one where all passed; `figures` are what was compared."""
 
     passed: bool
     reasons: list[str]
@@ -66,7 +60,7 @@ class Decision:
 
 
 def evaluation(gate: GateConfig, base: EvaluateConfig) -> EvaluateConfig:
-    """`base` with the images, budgets and baselines that the gate decides on, and no others: attacks cost minutes."""
+    """`base` with the images, budgets and baselines that the gate decides on, and no others: attacks take minutes."""
     kept = tuple(name for name in EvaluateConfig().baselines if name in gate.over_baselines)
     return dataclasses.replace(
         base,
@@ -86,140 +80,115 @@ def decide(
     candidate_name: str | None = None,
     champion_name: str | None = None,
 ) -> Decision:
-    """Whether the candidate becomes champion. A name is needed where a result holds several purifiers.
+    """Whether the candidate becomes champion. A result of several purifiers needs the name of one.
 
     Every classifier of the candidate's result must agree. Raises ConfigError where the results cannot be compared:
-    `test` images, other images, classifiers or attacks, or budgets that were not measured.
+    `test` images, different images, classifiers or attacks, or budgets that were not measured.
     """
-    name = _purifier(candidate, candidate_name)
-    _comparable(candidate, champion)
-    checks = [_reliable(candidate, name)]
+    mine = _Contender(candidate, candidate.choose(candidate_name))
+    if candidate.values["split"] != "dev":
+        raise ConfigError(
+            f"the gate decides on dev images, {candidate.folder} is of {candidate.values['split']}: keep test images"
+            " for reported figures"
+        )
+    rival = None
+    if champion is not None:
+        check_alike(candidate, champion, ("image_list_sha256", "classifiers", "seed", "preset"))
+        rival = _Contender(champion, champion.choose(champion_name))
     figures: dict[str, float] = {}
+    checks = [_reliable(mine)]
     for classifier in candidate.values["classifiers"]:
-        checks.append(_clean(candidate, name, classifier, config, figures))
-        if champion is None:
-            checks += _over_baselines(candidate, name, classifier, config, figures)
+        checks.append(_clean(mine, classifier, config, figures))
+        if rival is None:
+            checks += _over_baselines(mine, classifier, config, figures)
         else:
-            rival = _purifier(champion, champion_name)
-            checks += _over_champion(candidate, name, champion, rival, classifier, config, figures)
+            checks += _over_champion(mine, rival, classifier, config, figures)
     refused = [reason for passed, reason in checks if not passed]
     return Decision(not refused, refused or [reason for _, reason in checks], figures)
-
-
-def paired(candidate: Mapping[int, bool], champion: Mapping[int, bool]) -> Paired:
-    """The exact two-sided test of McNemar over images (official index -> right)."""
-    from scipy.stats import binomtest
-
-    if candidate.keys() != champion.keys() or not candidate:
-        raise ConfigError("the two evaluations cover different images: evaluate both on the same list")
-    won = sum(right and not champion[index] for index, right in candidate.items())
-    lost = sum(right and not candidate[index] for index, right in champion.items())
-    p_value = float(binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0
-    return Paired(won, lost, p_value)
 
 
 _Check = tuple[bool, str]
 
 
-def _purifier(result: Result, name: str | None) -> str:
-    purifiers = [each for each in result.values["purifiers"] if each not in result.values["baselines"]]
-    if name is not None:
-        if name not in result.values["purifiers"]:
-            raise ConfigError(f"{result.folder} holds no purifier {name!r}: {nearest(name, purifiers)}")
-        return name
-    if len(purifiers) != 1:
-        raise ConfigError(f"{result.folder} holds {len(purifiers)} purifiers: say which one the gate decides on")
-    return str(purifiers[0])
+@dataclass(frozen=True)
+class _Contender:
+    """One purifier of one result."""
+
+    result: Result
+    name: str
+
+    @cached_property
+    def rows(self) -> pa.Table:
+        return self.result.rows()
+
+    def worst_case(self, classifier: str, threat: str, eps: float) -> Figure:
+        try:
+            return self.result.figure(self.name, classifier, threat, eps)
+        except KeyError:
+            raise ConfigError(
+                f"{self.result.folder} has no {threat} figure of {self.name} on {classifier} at {eps_label(eps)}:"
+                " evaluate with the gate's budgets"
+            ) from None
+
+    def against(self, other: _Contender, classifier: str, threat: str, eps: float) -> Paired:
+        """The paired test of the worst cases per image."""
+        ours, theirs = (summary.outcomes(x.rows, x.name, classifier, threat, eps) for x in (self, other))
+        return mcnemar(ours, theirs)
 
 
-def _comparable(candidate: Result, champion: Result | None) -> None:
-    if candidate.values["split"] != "dev":
-        raise ConfigError(
-            f"the gate decides on dev images, {candidate.folder} is of {candidate.values['split']}:"
-            " figures on test are for reporting, once"
-        )
-    if champion is None:
-        return
-    for key in ("image_list_sha256", "classifiers", "seed", "preset"):
-        if candidate.values[key] != champion.values[key]:
-            raise ConfigError(f"{candidate.folder} and {champion.folder} differ in {key}: evaluate both alike")
-
-
-def _reliable(result: Result, name: str) -> _Check:
-    reasons = result.unreliable.get(name, [])
+def _reliable(mine: _Contender) -> _Check:
+    reasons = mine.result.unreliable.get(mine.name, [])
     if reasons:
         return False, f"unreliable: {reasons[0]}" + (f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else "")
-    return True, "every sanity check held"
+    return True, "all sanity checks passed"
 
 
-def _clean(result: Result, name: str, classifier: str, config: GateConfig, figures: dict[str, float]) -> _Check:
-    clean = result.figure(name, classifier, "clean").accuracy
+def _clean(mine: _Contender, classifier: str, config: GateConfig, figures: dict[str, float]) -> _Check:
+    clean = mine.result.figure(mine.name, classifier, "clean").accuracy
     figures[f"{classifier}.clean_accuracy"] = clean
     passed = clean >= config.clean_floor
     word = "at least" if passed else "below"
     return passed, f"{classifier}: clean accuracy {clean:.1%} is {word} the floor of {config.clean_floor:.1%}"
 
 
-def _measured(result: Result, name: str, classifier: str, threat: str, eps: float) -> Figure:
-    try:
-        return result.figure(name, classifier, threat, eps)
-    except KeyError:
-        raise ConfigError(
-            f"{result.folder} has no {threat} figure of {name} on {classifier} at {eps_label(eps)}:"
-            " evaluate with the gate's budgets"
-        ) from None
-
-
-def _over_baselines(
-    result: Result, name: str, classifier: str, config: GateConfig, figures: dict[str, float]
-) -> list[_Check]:
-    checks = []
-    eps, rows = config.oblivious_eps, result.rows()
-    own = _measured(result, name, classifier, "oblivious", eps)
+def _over_baselines(mine: _Contender, classifier: str, config: GateConfig, figures: dict[str, float]) -> list[_Check]:
+    checks, eps = [], config.oblivious_eps
+    own = mine.worst_case(classifier, "oblivious", eps)
     figures[f"{classifier}.oblivious_accuracy"] = own.accuracy
-    for baseline in config.over_baselines:
-        other = _measured(result, baseline, classifier, "oblivious", eps)
-        test = paired(
-            summary.outcomes(rows, name, classifier, "oblivious", eps),
-            summary.outcomes(rows, baseline, classifier, "oblivious", eps),
-        )
-        passed = test.won > test.lost and test.p_value < config.alpha
-        word = "above" if passed else "not above"
-        line = f"{classifier}: oblivious worst case {own.accuracy:.1%} is {word} {baseline}'s {other.accuracy:.1%}"
-        checks.append((passed, f"{line} (p = {test.p_value:.3g})"))
+    for name in config.over_baselines:
+        baseline = _Contender(mine.result, name)
+        other = baseline.worst_case(classifier, "oblivious", eps)
+        checks.append(_is_above(own, other, mine.against(baseline, classifier, "oblivious", eps), config, f"{name}'s"))
     return checks
 
 
 def _over_champion(
-    candidate: Result,
-    name: str,
-    champion: Result,
-    rival: str,
-    classifier: str,
-    config: GateConfig,
-    figures: dict[str, float],
+    mine: _Contender, rival: _Contender, classifier: str, config: GateConfig, figures: dict[str, float]
 ) -> list[_Check]:
     checks = []
-    ours, theirs = candidate.rows(), champion.rows()
     budgets = [("oblivious", config.oblivious_eps), *(("adaptive", eps) for eps in config.adaptive_eps)]
     for threat, eps in budgets:
-        own = _measured(candidate, name, classifier, threat, eps)
-        other = _measured(champion, rival, classifier, threat, eps)
-        test = paired(
-            summary.outcomes(ours, name, classifier, threat, eps),
-            summary.outcomes(theirs, rival, classifier, threat, eps),
-        )
-        if threat == "oblivious":
-            passed = test.won > test.lost and test.p_value < config.alpha
-            word = "above" if passed else "not above"
-            key = "oblivious"
-        else:
-            behind = other.accuracy - own.accuracy
-            passed = behind <= config.adaptive_margin and not (behind > 0 and test.p_value < config.alpha)
-            word = "not worse than" if passed else "worse than"
-            key = f"adaptive_{eps_label(eps)}"
+        own, other = (each.worst_case(classifier, threat, eps) for each in (mine, rival))
+        test = mine.against(rival, classifier, threat, eps)
+        compared = _is_above if threat == "oblivious" else _is_not_worse
+        checks.append(compared(own, other, test, config, "the champion's"))
+        key = threat if threat == "oblivious" else f"{threat}_{eps_label(eps)}"
         figures[f"{classifier}.{key}_accuracy"] = own.accuracy
         figures[f"{classifier}.{key}_p_value"] = test.p_value
-        line = f"{classifier}: {threat} worst case at {eps_label(eps)}, {own.accuracy:.1%}, is {word} the champion's"
-        checks.append((passed, f"{line} {other.accuracy:.1%} (p = {test.p_value:.3g})"))
     return checks
+
+
+def _is_above(own: Figure, other: Figure, test: Paired, config: GateConfig, whose: str) -> _Check:
+    passed = test.won > test.lost and test.p_value < config.alpha
+    return passed, _line(own, other, test, f"{'above' if passed else 'not above'} {whose}")
+
+
+def _is_not_worse(own: Figure, other: Figure, test: Paired, config: GateConfig, whose: str) -> _Check:
+    behind = other.accuracy - own.accuracy
+    passed = behind <= config.adaptive_margin and not (behind > 0 and test.p_value < config.alpha)
+    return passed, _line(own, other, test, f"{'not worse than' if passed else 'worse than'} {whose}")
+
+
+def _line(own: Figure, other: Figure, test: Paired, relation: str) -> str:
+    case = f"{own.classifier}: {own.threat} worst case at {eps_label(own.eps)}, {own.accuracy:.1%},"
+    return f"{case} is {relation} {other.accuracy:.1%} (p = {test.p_value:.3g})"

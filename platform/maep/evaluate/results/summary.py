@@ -1,4 +1,4 @@
-"""The result of an evaluation: figures with intervals, all of them recomputable from the rows."""
+"""The result of an evaluation: accuracies with intervals, each recomputable from the rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from maep import storage
-from maep.errors import DataError
+from maep.errors import ConfigError, DataError, nearest
 from maep.evaluate.config import Threat
 from maep.evaluate.results import rows
 
@@ -24,21 +24,30 @@ CONFIDENCE = 0.95
 WORST = "worst case"
 THREATS: tuple[Threat, ...] = get_args(Threat)
 CURVES = ("adaptive-steps", "adaptive-eot")
-"""Of these no worst case is taken: each attack is a point of a curve."""
+"""Threat models without a worst case: each attack is one point of a curve."""
 _GROUP = ["purifier", "purifier_sha256", "classifier", "classifier_sha256", "threat", "norm", "eps", "eot", "num_draws"]
 _SUMS = [("correct", "sum"), ("correct", "count"), ("num_right", "sum"), ("all_right", "sum")]
 
 
 @dataclass(frozen=True)
-class Figure:
-    """An accuracy in one threat model: the share of `num_images` that stay right, in [0, 1].
+class Share:
+    """An accuracy in [0, 1] and its 95 % interval of Wilson (1927)."""
 
-    `attack` is one attack or, under `worst case`, an image counts only if it is right after every one of them.
-    Under `bpda`, `black-box` and `adaptive` the attacks are a cascade: each figure is what is left after it and those
-    before it, and an image that is wrong without any attack is not left.
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Accuracy under one threat model: the share of `num_images` classified correctly, in [0, 1].
+
+    `attack` names one attack; under `worst case` an image counts only if it is right after all of them.
+    The attacks of `bpda`, `black-box` and `adaptive` form a cascade: each accuracy is what remains after that attack
+    and those before it, starting from the images that are right without any attack.
     `low` and `high` are the 95 % interval of Wilson (1927).
-    A randomised purifier is judged by `num_draws` fresh draws of each attacked image: `accuracy` is of the answer that
-    most draws give, `mean_accuracy` of a single draw, `worst_accuracy` of images that every draw gets right.
+    A randomised purifier is judged on `num_draws` fresh draws of each attacked image: `accuracy` is of the majority
+    vote, `mean_accuracy` of a single draw, `worst_accuracy` of images that every draw gets right.
     """
 
     purifier: str
@@ -75,7 +84,7 @@ class Result:
 
     @property
     def unreliable(self) -> dict[str, list[str]]:
-        """Reasons by purifier why its figures cannot be relied on; those without a reason are not in it."""
+        """Purifier -> the sanity checks that it failed, in words; reliable purifiers are left out."""
         reasons: dict[str, list[str]] = {}
         for entry in self.values["sanity"]:
             for check in entry["checks"]:
@@ -84,28 +93,45 @@ class Result:
                     reasons.setdefault(entry["purifier"], []).append(line)
         return reasons
 
+    @property
+    def evaluated(self) -> list[str]:
+        """The purifiers that were evaluated, without the baselines."""
+        return [name for name in self.values["purifiers"] if name not in self.values["baselines"]]
+
+    def choose(self, name: str | None) -> str:
+        """`name`, checked, or the only purifier. Raises ConfigError where it is missing or ambiguous."""
+        if name is None and len(self.evaluated) == 1:
+            return self.evaluated[0]
+        if name is None:
+            example = (self.evaluated or ["PURIFIER"])[0]
+            raise ConfigError(
+                f"{self.folder} holds {len(self.evaluated)} purifiers: name one, such as FOLDER:{example}"
+            )
+        if name not in self.values["purifiers"]:
+            raise ConfigError(f"{self.folder} holds no purifier {name!r}: {nearest(name, self.values['purifiers'])}")
+        return name
+
     def rows(self) -> pa.Table:
-        """Every row, verified against the digest in result.json."""
+        """All rows, verified against the digest in result.json."""
         path = self.folder / IMAGES
         if not path.is_file() or storage.sha256_file(path) != self.values["images_sha256"]:
-            raise DataError(f"{path} is missing or was changed after the evaluation: evaluate again")
+            raise DataError(f"{path} is missing or was changed after the evaluation: run the evaluation again")
         return rows.read(path)
 
     def figure(
         self, purifier: str, classifier: str, threat: str, eps: float = 0.0, attack: str = WORST, norm: str = "Linf"
     ) -> Figure:
-        """One figure; `clean` needs no eps. Raises KeyError where it was not measured."""
-        for figure in self.figures:
-            same = (figure.purifier, figure.classifier, figure.threat, figure.norm) == (
-                purifier, classifier, threat, norm
-            )  # fmt: skip
-            if same and abs(figure.eps - eps) < 1e-9 and figure.attack in (attack, "clean"):
-                return figure
+        """One accuracy; `clean` needs no eps. Raises KeyError where it was not measured."""
+        wanted = (purifier, classifier, threat, norm)
+        for f in self.figures:
+            same = (f.purifier, f.classifier, f.threat, f.norm) == wanted
+            if same and abs(f.eps - eps) < 1e-9 and f.attack in (attack, "clean"):
+                return f
         raise KeyError(f"{purifier} on {classifier}: {threat} {attack} at {eps:.4f} {norm}")
 
 
 def summarise(table: pa.Table) -> list[Figure]:
-    """Figures from rows alone, in the order in which purifiers and attacks first appear in them."""
+    """Accuracies from rows alone, in the order in which purifiers and attacks first appear."""
     table = table.append_column("all_right", pc.equal(table["num_right"], table["num_draws"]))
     single = table.group_by([*_GROUP, "attack", "steps"], use_threads=False)
     figures = [_figure(row) for row in single.aggregate(_SUMS).to_pylist()]
@@ -131,6 +157,13 @@ def summarise(table: pa.Table) -> list[Figure]:
     )
 
 
+def check_alike(a: Result, b: Result, keys: Sequence[str]) -> None:
+    """Raises ConfigError where two results differ in one of `keys`."""
+    for key in keys:
+        if a.values[key] != b.values[key]:
+            raise ConfigError(f"{a.folder} and {b.folder} differ in {key}: evaluate both with the same settings")
+
+
 def norm_order(norm: str) -> tuple[bool, str]:
     """Sorts Linf before the other norms."""
     return norm != "Linf", norm
@@ -138,10 +171,15 @@ def norm_order(norm: str) -> tuple[bool, str]:
 
 def interval(num_correct: int, num_images: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share."""
-    from scipy.stats import binomtest  # half a second to import, and only needed once there are figures
+    from scipy.stats import binomtest  # takes half a second to import
 
     bounds = binomtest(num_correct, num_images).proportion_ci(CONFIDENCE, method="wilson")
     return float(bounds.low), float(bounds.high)
+
+
+def share(num_correct: int, num_images: int) -> Share:
+    """The share of correct answers with its interval."""
+    return Share(num_correct / num_images, *interval(num_correct, num_images))
 
 
 def outcomes(
@@ -181,7 +219,7 @@ def read(folder: str | Path) -> Result:
         values = json.loads(path.read_bytes())
         schema = values["schema"]
     except FileNotFoundError:
-        raise DataError(f"{folder} holds no {RESULT}: not an evaluation, or one that has not finished") from None
+        raise DataError(f"{folder} holds no {RESULT}: it is no evaluation, or an unfinished one") from None
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{path} is not the result of an evaluation: it is truncated or was edited") from None
     if schema > SCHEMA:

@@ -6,17 +6,12 @@ statuses by shape as well, and every accuracy stands with its interval.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from maep.evaluate.report.charts import COLOURS
+from maep.evaluate.report.drawing import COLOURS, INK, SOFT, canvas, thousands
 from maep.tune.config import BudgetConfig
 from maep.tune.metrics.estimates import estimate, measure
 from maep.tune.record import Point, TrialRecord
@@ -28,30 +23,7 @@ WORDS = {"mask_ratio": "mask ratio (share of patches hidden in training)", "patc
 """How an axis is called; any other setting by its key."""
 KINDS = {"samples_seen": "images seen", "flops": "floating-point operations", "core_seconds": "core-seconds"}
 """How what a budget counts is called."""
-INK, SOFT = "#1b1f24", "#59636e"
-_STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "font.family": "DejaVu Sans",  # comes with Matplotlib, so a chart looks alike everywhere
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.edgecolor": SOFT,
-    "text.color": INK,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "maep",
-    "figure.dpi": 100,
-}
 _STATUS: Mapping[str, tuple[str, str]] = {"done": ("o", COLOURS[0]), "stopped": ("v", COLOURS[1])}
-
-
-def encode(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
-    """The file. The same figure gives the same bytes."""
-    data = io.BytesIO()
-    stamp: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
-    with rc_context(_STYLE):
-        figure.savefig(data, format=kind, dpi=160, metadata=stamp, bbox_inches="tight", pad_inches=0.08)
-    return data.getvalue()
 
 
 def axis_label(key: str) -> str:
@@ -129,7 +101,7 @@ def course(steps: Sequence[Step], objective: str) -> Figure:
             axes.step([s.samples_seen for s in best], heights, where="post", color=INK, label="best finished so far")
         axes.set_xlabel("images seen by all trials together")
         axes.set_ylabel(measure(objective).label)
-        _thousands(axes)
+        thousands(axes)
         axes.set_xlim(left=0)
         axes.grid(axis="y", alpha=0.25)
         axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.2)
@@ -154,7 +126,7 @@ def curves(points: Mapping[str, Sequence[Point]], trials: Sequence[TrialRecord],
                 labelled.add(label)
         axes.set_xlabel("images seen by the trial")
         axes.set_ylabel(measure(objective).label)
-        _thousands(axes)
+        thousands(axes)
         rungs = sorted({point.samples_seen for each in points.values() for point in each})
         if len(rungs) <= 6:
             axes.set_xticks(rungs)
@@ -178,17 +150,9 @@ def budget(trials: Sequence[TrialRecord], allowed: BudgetConfig) -> Figure:
         axes.set_yticks(range(len(trials)), [f"{trial.number}" for trial in trials], fontsize=8)
         axes.set(ylim=(len(trials) - 0.4, -0.6), xlabel=f"{KINDS[allowed.kind]} (dotted: left unspent)", ylabel="trial")
         axes.tick_params(axis="y", length=0)
-        _thousands(axes)
+        thousands(axes)
         axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0.2)
     return figure
-
-
-@contextmanager
-def canvas(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
-    """An empty figure of so many inches."""
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(width, height))
-        yield figure, figure.add_subplot()
 
 
 def _scaled(trial: TrialRecord, objective: str) -> float:
@@ -209,8 +173,3 @@ def _framed(axes: Axes, x: str, y: str) -> None:
         how = measure(name)
         set_label(f"{how.label} ({'lower' if how.lower_is_better else 'higher'} is better)")
     axes.grid(alpha=0.2)
-
-
-def _thousands(axes: Axes) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

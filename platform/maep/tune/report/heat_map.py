@@ -10,15 +10,14 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from maep.evaluate.report.charts import COLOURS
+from maep.evaluate.report.drawing import COLOURS, EMPTY, SOFT, canvas
 from maep.tune.metrics import estimates
 from maep.tune.metrics.estimates import measure
-from maep.tune.report.drawing import SOFT, axis_label, canvas
+from maep.tune.report.drawing import axis_label
 from maep.tune.report.maps import Cell, Map, Side, level_with_best
 
 BEST, LEVEL = "★", "≈"
 """Marks the best cell; marks those whose interval overlaps its own."""
-_EMPTY = "#eceff2"
 
 
 def heat_map(found: Map) -> Figure:
@@ -62,8 +61,8 @@ def _cell(axes: Axes, found: Map, cell: Cell, column: float, row: int, shade: An
     corner = column - 0.48, row - 0.47
     middle: dict[str, Any] = {"ha": "center", "va": "center"}
     if cell.found is None:
-        axes.add_patch(Rectangle(corner, 0.96, 0.94, facecolor=_EMPTY, edgecolor="white", hatch="///"))
-        box = {"facecolor": _EMPTY, "edgecolor": "none", "pad": 2}
+        axes.add_patch(Rectangle(corner, 0.96, 0.94, facecolor=EMPTY, edgecolor=SOFT, linewidth=0, hatch="///"))
+        box = {"facecolor": EMPTY, "edgecolor": "none", "pad": 2}
         axes.text(column, row, cell.why_empty, color=SOFT, fontsize=8.5, bbox=box, **middle)
         return
     colour = shade(cell.found.value)

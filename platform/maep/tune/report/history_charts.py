@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from maep.evaluate.report.page import Picture
 from maep.evaluate.report.table import Table
 from maep.tune.metrics import estimates
 from maep.tune.metrics.estimates import estimate, measure
 from maep.tune.report import drawing, history
 from maep.tune.report.drawing import KINDS
-from maep.tune.report.section import Picture, Section
+from maep.tune.report.section import Section
 from maep.tune.results import Result
 
 

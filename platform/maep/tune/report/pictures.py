@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from maep.evaluate.report.page import Picture
 from maep.evaluate.report.table import Table
 from maep.tune.metrics import estimates
 from maep.tune.metrics.estimates import MEASURES, estimate, finished, measure
@@ -13,7 +14,7 @@ from maep.tune.report import drawing, maps
 from maep.tune.report.heat_map import BEST, LEVEL, heat_map
 from maep.tune.report.importance import importance
 from maep.tune.report.maps import Cell, Map
-from maep.tune.report.section import Picture, Section, setting_text
+from maep.tune.report.section import Section, setting_text
 from maep.tune.results import Result
 
 COSTS = tuple(name for name, how in MEASURES.items() if how.lower_is_better)

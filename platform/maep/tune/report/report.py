@@ -10,6 +10,7 @@ from maep import __version__, config, storage
 from maep.errors import ConfigError
 from maep.evaluate.config import eps_label
 from maep.evaluate.report import page
+from maep.evaluate.report.drawing import png
 from maep.evaluate.report.table import Table
 from maep.tune import pareto
 from maep.tune.metrics import estimates
@@ -32,7 +33,7 @@ def write_report(result: Result, command: str | None = None) -> list[Path]:
     sections = all_sections(result)
     every = [picture for section in sections for picture in section.pictures]
     for picture in every:
-        storage.write_bytes(result.folder / f"{picture.name}.png", drawing.encode(picture.figure, "png"))
+        storage.write_bytes(result.folder / f"{picture.name}.png", png(picture.figure))
     storage.write_bytes(result.folder / REPORT, _page(result, sections, command).encode())
     return [result.folder / REPORT, *(result.folder / f"{picture.name}.png" for picture in every)]
 
@@ -44,11 +45,6 @@ def all_sections(result: Result) -> list[Section]:
 
 
 def _page(result: Result, sections: list[Section], command: str | None) -> str:
-    svgs = {
-        picture.name: page.data_uri(picture.name, drawing.encode(picture.figure, "svg"))
-        for section in sections
-        for picture in section.pictures
-    }
     template = page.environment("maep.tune.report").get_template("report.html")
     return template.render(
         title=_title(result),
@@ -56,7 +52,7 @@ def _page(result: Result, sections: list[Section], command: str | None) -> str:
         verdict=verdict(result),
         failures=failures(result),
         sections=sections,
-        svgs=svgs,
+        uris=page.svg_uris(picture for section in sections for picture in section.pictures),
         trials=trials_table(result),
         best=best_yaml(result, result.best) if result.best else None,
         best_file=result.folder / BEST,

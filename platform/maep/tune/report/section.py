@@ -6,21 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from maep.evaluate.report.table import Table
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A chart: the stem of its file, its title, what it says, all its values, and how to read it."""
-
-    name: str
-    title: str
-    said: str
-    table: Table
-    figure: Figure
-    note: str = ""
+from maep.evaluate.report.page import Picture
 
 
 @dataclass(frozen=True)
