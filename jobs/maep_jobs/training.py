@@ -50,7 +50,7 @@ def run_training(job: Job[Settings], phase: str) -> Artifact | None:
     address = getattr(options, "address", None)
     if address is not None and settings.workers.most == 0:
         raise ConfigError(f"--address {address}: no worker would run there: give --workers.num_workers, 1 or more")
-    with storage.alone_in(folder):
+    with storage.lock_folder(folder):
         resume = resolve(options.resume, job.tracking) if getattr(options, "resume", None) else None
         settings = _located(settings, job.tracking)
         where = output if storage.is_remote(output) else Path(output).absolute()

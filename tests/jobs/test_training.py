@@ -151,8 +151,8 @@ def test_sigterm_ends_with_a_checkpoint_one_line_and_its_own_status(
 
 
 def test_one_process_at_a_time_works_in_a_folder(maep: Any, tiny: Words, tmp_path: Path) -> None:
-    with storage.alone_in(tmp_path / "out"):
-        assert maep(*tiny("--output", "out")).is_mistake("another process works in out", "choose another --output")
+    with storage.lock_folder(tmp_path / "out"):
+        assert maep(*tiny("--output", "out")).is_mistake("out", "--output")
     assert maep(*tiny("--output", "out")).status == 0
 
 

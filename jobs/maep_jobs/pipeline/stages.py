@@ -127,7 +127,7 @@ def run_pipeline(
     would stop the last stages, a taken port or a tracking store that does not answer, stops it before the first.
     Raises what the stages raise; JobFailed, naming the stage, where a training process failed.
     """
-    with storage.alone_in(output):
+    with storage.lock_folder(output):
         return _run_pipeline(settings, absolute(tracking), output, keep, force, table or wide(Console()))
 
 

@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         gate = winner.gate_settings(options.promote, settings.finetune.data.name, job.tracking)
     command = hide_secrets(shlex.join(["maep", "tune", *argv]))
     tracking = absolute(job.tracking)
-    with storage.alone_in(output):
+    with storage.lock_folder(output):
         try:
             run.run_search(settings, tracking, output, options.resume, options.address)
             result = results.read(output)

@@ -24,7 +24,7 @@ from maep.data.pack.archive import open_archive
 from maep.data.pack.build import left_out, pack
 from maep.data.pack.plan import ROWS_PER_GROUP, Plan, plan_pack
 from maep.errors import ConfigError, DataError, UnavailableError, WriteError
-from maep.storage import alone_in
+from maep.storage import lock_folder
 
 SYNSETS = ("n01440764", "n01443537", "n15075141")  # labels 0, 1 and 999
 NUM = 90
@@ -232,7 +232,7 @@ def test_a_source_that_is_none_is_refused(tmp_path: Path, files: Files) -> None:
 
 def test_two_runs_do_not_work_in_one_place(tmp_path: Path, files: Files) -> None:
     plan = planned(in_folder(tmp_path / "raw", files), tmp_path / "data")
-    with alone_in(plan.work), pytest.raises(UnavailableError, match="another process works in"):
+    with lock_folder(plan.work), pytest.raises(UnavailableError, match=str(plan.work)):
         pack(plan)
 
 

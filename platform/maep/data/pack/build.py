@@ -69,7 +69,7 @@ def pack(plan: Plan, max_corrupt: int = 0, tick: Tick | None = None) -> dict[str
         plan.work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WriteError(f"cannot write to {plan.folder}: {error.strerror}: choose another --root") from None
-    with storage.alone_in(plan.work):
+    with storage.lock_folder(plan.work):
         _claim(plan)
         clock = _Clock(len(plan.archive), tick)
         done = _kept(plan, clock)
@@ -116,7 +116,7 @@ def _make(plan: Plan, name: str, read: Read, pool: ThreadPoolExecutor, clock: _C
     corrupt: list[str] = []
     num_rows = 0
     rows = plan.shards[name]
-    with storage.whole(plan.work / name) as file, _writer(file) as writer:
+    with storage.atomic_file(plan.work / name) as file, _writer(file) as writer:
         for group in np.split(rows, range(ROWS_PER_GROUP, len(rows), ROWS_PER_GROUP)):
             images = list(pool.map(lambda row: _load(read, row), map(int, group)))
             corrupt += [f"{plan.archive.name(row)}: {reason}" for row, reason in _pairs(group, images, str)]

@@ -10,30 +10,24 @@ from __future__ import annotations
 import fnmatch
 import functools
 import hashlib
-import os
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from maep import storage
+from maep import s3, storage
 from maep.data.pack import manifest
 from maep.data.reading import parquet
-from maep.errors import DataError, UnavailableError
+from maep.errors import DataError
 
 T = TypeVar("T")
-ATTEMPTS = 8
-"""How often one request to S3 is tried, with growing pauses, within the time that a read may take."""
-_FAULT = "AWS Error"
 
 
 @dataclass(frozen=True)
@@ -224,36 +218,12 @@ def read_manifest(folder: str, timeout_s: float, part: str = "train") -> bytes |
 
 
 def _within(seconds: float, path: str, action: Callable[[], T]) -> T:
-    """What `action` gives. Of S3 it must come within `seconds`, retries included; a local disk is waited for.
+    """The result of `action`. From S3 it must come within `seconds`, retries included; a local disk has no deadline.
 
-    Raises DataError for what is missing or damaged, and UnavailableError for what storage did not give.
+    Raises DataError for a file that is missing or damaged, and UnavailableError where S3 fails.
     """
-    if not storage.is_remote(path):
-        with parquet.readable(path):
-            return action()
-    answer: list[T] = []
-    failure: list[BaseException] = []
-
-    def attempt() -> None:
-        try:
-            answer.append(action())
-        except BaseException as error:  # raised in the thread that waits
-            failure.append(error)
-
-    # Not a pool's thread: those are waited for when the process ends, and this one may hang in a dead connection.
-    thread = threading.Thread(target=attempt, daemon=True, name=f"read {path}")
-    thread.start()
-    thread.join(seconds)
-    if answer:
-        return answer[0]
-    if not failure:
-        raise UnavailableError(f"{path}: S3 gave no answer within {seconds:g} s: check the network and the store")
-    if isinstance(failure[0], OSError) and _FAULT in str(failure[0]):
-        reason = " ".join(str(failure[0]).split())
-        raise UnavailableError(f"{path}: {reason}: check bucket, AWS_ENDPOINT_URL_S3 and the AWS keys")
     with parquet.readable(path):
-        raise failure[0]
-    raise AssertionError
+        return s3.within(seconds, path, action) if storage.is_remote(path) else action()
 
 
 def _bytes(path: str) -> bytes:
@@ -276,31 +246,7 @@ def _footer(path: str, size: int, timeout_s: float) -> pq.FileMetaData:
 
 
 def _system(uri: str) -> tuple[Any, str]:
-    """The file system of an address, and the path in it."""
+    """Arrow's file system for an address, and the path in it."""
     from pyarrow import fs
 
-    if not storage.is_remote(uri):
-        return fs.LocalFileSystem(), uri
-    return _s3(storage.s3_endpoint(), tuple(os.environ.get(name) for name in _KEYS)), uri.removeprefix("s3://")
-
-
-_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-
-
-@functools.lru_cache(maxsize=4)
-def _s3(endpoint: str | None, keys: tuple[str | None, ...]) -> Any:
-    """A client for the endpoint and keys of the environment; without keys there, AWS's usual chain finds some."""
-    from pyarrow import fs
-
-    access, secret, token = keys
-    place = urlsplit(endpoint or "")
-    return fs.S3FileSystem(
-        access_key=access,
-        secret_key=secret,
-        session_token=token,
-        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
-        scheme=place.scheme or "https",
-        endpoint_override=place.netloc or None,
-        connect_timeout=5,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
-    )
+    return s3.arrow(uri) if storage.is_remote(uri) else (fs.LocalFileSystem(), uri)

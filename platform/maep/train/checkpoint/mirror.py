@@ -99,7 +99,7 @@ class Mirror:
         """Takes the result there, then the rest, and drops the checkpoints."""
         self._replace(artifact.read(self.folder / MODEL), MODEL)
         self._push_small()
-        storage.remove_folder(self._at(CHECKPOINTS))
+        storage.delete_folder(self._at(CHECKPOINTS))
 
     def on_step(self, progress: Progress) -> None:
         """Nothing."""
@@ -130,7 +130,7 @@ class Mirror:
         names = [*[known for known in names if known != name], name]
         storage.write_bytes(self._at(CHECKPOINTS, INDEX), json.dumps(names[-self.keep :]).encode())
         for old in names[: -self.keep]:
-            storage.remove_folder(self._at(CHECKPOINTS, old))
+            storage.delete_folder(self._at(CHECKPOINTS, old))
 
     def _pull_newest(self) -> None:
         """The newest sound checkpoint there, unless the newest here is as new."""
@@ -160,7 +160,7 @@ class Mirror:
     def _replace(self, given: Artifact, name: str) -> None:
         """Puts it in the place of an older one, of which nothing counts while it is half-replaced."""
         if self._digest(name) != given.sha256:
-            storage.remove_folder(self._at(name))
+            storage.delete_folder(self._at(name))
             self._upload(given, name)
 
     def _push_small(self) -> None:
@@ -208,7 +208,7 @@ class Mirror:
 
 
 def _empty(folder: Path) -> None:
-    """What is of a run in the folder goes; itself it stays, for it may be locked (`storage.alone_in`)."""
+    """What is of a run in the folder goes; itself it stays, for it may be locked (`storage.lock_folder`)."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name == RESUMED:
             continue

@@ -65,7 +65,7 @@ class StopFile:
 
     def remove(self) -> None:
         """Takes it away again."""
-        storage.remove_file(self._uri)
+        storage.delete_file(self._uri)
 
 
 def worker_notice(rank: int, stop: StopFile) -> Notice:

@@ -19,9 +19,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from maep import artifact, cluster, config, storage
+from maep import artifact, cluster, config, s3, storage
 from maep.artifact import Artifact
 from maep.data.datasets import data_uri
 from maep.data.stream.loaders import resolved
@@ -210,12 +209,8 @@ def _ray_storage(output: str) -> dict[str, Any]:
     """Where Ray keeps what it has to of a run, as it takes it; keys come from each process's own environment."""
     if not storage.is_remote(output):
         return {"storage_path": output}
-    from pyarrow import fs
-
-    place = urlsplit(storage.s3_endpoint() or "")
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    system = fs.S3FileSystem(region=region, scheme=place.scheme or "https", endpoint_override=place.netloc or None)
-    return {"storage_path": output.removeprefix("s3://"), "storage_filesystem": system}
+    system, path = s3.arrow(output)
+    return {"storage_path": path, "storage_filesystem": system}
 
 
 def _worker(values: dict[str, Any]) -> UserError | FloatingPointError | Stopped | None:
