@@ -22,10 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from maep import s3, storage
+from maep import storage
 from maep.data.pack import manifest
 from maep.data.reading import parquet
 from maep.errors import DataError
+from maep.storage import s3
 
 T = TypeVar("T")
 

@@ -20,11 +20,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from maep import artifact, cluster, config, s3, storage
+from maep import artifact, cluster, config, storage
 from maep.artifact import Artifact
 from maep.data.datasets import data_uri
 from maep.data.stream.loaders import resolved
 from maep.errors import Stopped, UnavailableError, UserError
+from maep.storage import s3
 from maep.train.build_tasks import pretraining, purification
 from maep.train.checkpoint.mirror import Mirror, mirror_of, working_folder
 from maep.train.checkpoint.resume import anyones, starting_point

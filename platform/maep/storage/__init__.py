@@ -1,6 +1,6 @@
 """Files at local paths and `s3://BUCKET/KEY` alike: read and written whole, listed, copied, deleted.
 
-A local file is written beside its target, flushed, and renamed onto it; see `maep.s3` for S3.
+A local file is written beside its target, flushed, and renamed onto it; see `maep.storage.s3` for S3.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from maep import s3
 from maep.errors import UnavailableError, WriteError
+from maep.storage import s3
 
 
 def is_remote(uri: str | Path) -> bool:
