@@ -255,11 +255,11 @@ def test_a_large_image_that_claims_to_be_small_is_refused(client, png, is_proble
 
 
 @contextmanager
-def busy_coding(service: Service) -> Iterator[None]:
+def busy_codecs(service: Service) -> Iterator[None]:
     """Every thread that decodes is kept busy."""
     gate = threading.Event()
     for _ in range(64):
-        service.coding.submit(gate.wait, 30)
+        service.codecs.submit(gate.wait, 30)
     try:
         yield
     finally:
@@ -283,7 +283,7 @@ def test_what_may_decode_slowly_does_so_off_the_event_loop(config, models, png, 
     async def main() -> None:
         transport = httpx.ASGITransport(app=create_api(service))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            with busy_coding(service):
+            with busy_codecs(service):
                 slow = asyncio.ensure_future(client.post("/v1/purify", content=body, headers=PNG))
                 while service.num_in_flight < 1:
                     await asyncio.sleep(0)
@@ -319,13 +319,13 @@ def test_nothing_is_done_to_a_large_image_on_the_event_loop(config, models, png,
         answer = client.post("/v1/purify", content=png(299, 300), headers={**PNG, "accept": accept})
         assert answer.status_code == 200
     assert {"pad", "blend", "to_float"} <= set(threads)
-    assert set().union(*threads.values()) <= {"inference", "coding"}
+    assert set().union(*threads.values()) <= {"inference", "codec"}
 
 
 def test_decoding_counts_towards_the_time_limit(config, models, is_problem):
     service = Service(dataclasses.replace(config, request_timeout_s=0.2), models)
     with TestClient(create_api(service)) as client:
-        with busy_coding(service):
+        with busy_codecs(service):
             answer = client.post("/v1/purify", content=encoded(300, 300, "JPEG"), headers=PNG)
             assert is_problem(answer, "timeout")
         assert service.num_in_flight == service.num_pixels_in_flight == 0

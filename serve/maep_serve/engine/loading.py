@@ -42,6 +42,11 @@ class Models:
     calibration: Calibration | None = None
 
     @property
+    def version(self) -> str:
+        """The purifier's sha256, shortened to 12 digits, as in metrics and `/v2`."""
+        return self.purifier_sha256[:12]
+
+    @property
     def most_classified_pixels(self) -> int:
         """Pixels of one image that may be classified: the classifier gets it whole, not in tiles, and a batch of such.
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Query, Request
 from starlette.responses import JSONResponse, Response
 
-from maep_serve.engine.engine import Classified
+from maep_serve.engine.engine import Comparison
 from maep_serve.engine.loading import Models
 from maep_serve.engine.service import Service
 from maep_serve.engine.suspicion import FALSE_POSITIVE_RATE
@@ -128,7 +128,7 @@ def version_headers(models: Models) -> dict[str, str]:
     return {"x-maep-purifier": models.purifier_sha256}
 
 
-def _classified(answer: Classified, models: Models, top_k: int) -> dict[str, Any]:
+def _classified(answer: Comparison, models: Models, top_k: int) -> dict[str, Any]:
     calibration = models.calibration
     return {
         "before": responses.top(answer.before, models.classes, top_k),

@@ -46,9 +46,9 @@ class Front:
             raise
         finally:
             # The route's template: of paths there are as many as callers like
-            tags = {"route": getattr(scope.get("route"), "path", "none"), "version": self._service.version}
-            self._service.sink("maep_requests", 1, {**tags, "status": str(status)})
-            self._service.sink("maep_request_seconds", time.monotonic() - began, tags)
+            route, version = getattr(scope.get("route"), "path", "none"), self._service.version
+            self._service.metrics.requests.labels(route, str(status), version).inc()
+            self._service.metrics.request_seconds.labels(route, version).observe(time.monotonic() - began)
 
 
 def _request_id(scope: Scope) -> str:

@@ -95,18 +95,18 @@ def _add_model_routes(app: FastAPI, service: Service, authorised: list[Any], pat
         with service.admission():
             data = await request_body.read(request, service)
             async with service.time_limit():
-                header, raw = await engine.coded(
+                header, raw = await engine.run_codec(
                     None, len(data) <= _SMALL_JSON_BYTES, parse, data, request.headers.get(LENGTH_HEADER)
                 )
                 count = tensors.num_pixels(header.shape, service.config.max_pixels)
                 with service.reservation(request_body.weight(count, header.dtype)):
                     small = count <= images.SMALL
-                    pixels = await engine.coded("decode", small, tensors.to_images, raw, header.shape, header.dtype)
+                    pixels = await engine.run_codec("decode", small, tensors.to_images, raw, header.shape, header.dtype)
                     del data, raw
                     purified = await engine.purify(pixels)
                     version = engine.models.purifier_sha256[:12]
                     small = small and header.binary
-                    return await engine.coded(
+                    return await engine.run_codec(
                         "encode", small, _answer, purified, header, version, engine.models.purifier_sha256
                     )
 

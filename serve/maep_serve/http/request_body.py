@@ -81,12 +81,12 @@ async def image(
         data = await read(request, service)
         async with service.time_limit():
             if images.is_small(data):
-                yield await engine.coded("decode", True, images.decode, data, min(limit, images.SMALL))
+                yield await engine.run_codec("decode", True, images.decode, data, min(limit, images.SMALL))
                 return
-            count = await engine.coded(None, False, images.num_pixels, data, limit)
+            count = await engine.run_codec(None, False, images.num_pixels, data, limit)
             with service.reservation(weight(count, answered)):
                 # From the bytes again: an opened image, whose metadata may outweigh its pixels, must not queue up.
-                pixels = await engine.coded("decode", False, images.decode, data, limit)
+                pixels = await engine.run_codec("decode", False, images.decode, data, limit)
                 del data  # it is not needed while the pixels wait
                 yield pixels
 
@@ -103,7 +103,7 @@ async def _tensor(
     data = await read(request, service)
     async with service.time_limit():
         with service.reservation(weight(count, dtype, answered)):
-            pixels = await engine.coded("decode", count <= images.SMALL, tensors.to_images, data, shape, dtype)
+            pixels = await engine.run_codec("decode", count <= images.SMALL, tensors.to_images, data, shape, dtype)
             del data
             yield pixels
 

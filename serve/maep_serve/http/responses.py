@@ -53,13 +53,13 @@ async def prepared(pixels: torch.Tensor, form: Form, engine: Engine) -> torch.Te
     """`pixels` in the type that the answer is computed in: float32 where it is not to be rounded."""
     if form.dtype != "float32" or pixels.is_floating_point():
         return pixels
-    return await engine.coded(None, pixels.numel() <= 3 * images.SMALL, images.to_float, pixels)
+    return await engine.run_codec(None, pixels.numel() <= 3 * images.SMALL, images.to_float, pixels)
 
 
 async def respond(purified: torch.Tensor, form: Form, engine: Engine, headers: dict[str, str]) -> Response:
     """The answer to a request for one image, uint8 or float32 [1, 3, H, W]."""
     small = purified.numel() <= 3 * images.SMALL
-    body, kind, told = await engine.coded("encode", small, _written, purified, form)
+    body, kind, told = await engine.run_codec("encode", small, _written, purified, form)
     return Response(body, media_type=kind, headers={**headers, **told})
 
 

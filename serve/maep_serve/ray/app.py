@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,14 +18,12 @@ from maep_serve.config import ServeConfig
 from maep_serve.engine.service import Service
 from maep_serve.http.api import create_api
 from maep_serve.http.tokens import Tokens, endpoint_tokens
-from maep_serve.ray.metrics import HISTOGRAM_PARTS, INSTRUMENTS, Summary
+from maep_serve.ray.metrics import RayExporter
 from maep_serve.release import releases
 
 APP_NAME = "maep"
 CANARY_NAME = "maep-canary"
 CANARY_ROUTE = "/canary"
-_REFRESH_S = 4.0  # Ray exports every ten
-_log = logging.getLogger(__name__)
 
 
 class PurifierDeployment:
@@ -38,9 +34,8 @@ class PurifierDeployment:
         memory.keep_freed()  # a batch asks for the megabytes that the one before it has freed
         self._tracking = tracking
         self._tokens = Tokens.of(config, digests)
-        models = releases.load_first(config, tracking)
-        self._sink = RaySink()
-        self._service = Service(config, models, self._sink)
+        self._service = Service(config, releases.load_first(config, tracking))
+        self._exporter = RayExporter(self._service.metrics)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """What Ray Serve routes requests to; it adds x-request-id."""
@@ -48,7 +43,7 @@ class PurifierDeployment:
 
     async def _background(self) -> None:
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._sink.keep_fresh())
+            group.create_task(self._exporter.run())
             if releases.moves(self._service.config):
                 group.create_task(releases.follow(self._service, self._tracking))
 
@@ -102,53 +97,3 @@ def application(values: dict[str, Any]) -> serve.Application:
     tracking = configuration.build(TrackingConfig, rest.pop("tracking", None), "tracking")
     config = configuration.build(ServeConfig, {"host": "0.0.0.0", **rest})
     return build_app(config, tracking, endpoint_tokens(config))
-
-
-class RaySink:
-    """Gives measurements to Ray Serve, which exports them with the application, deployment and replica as labels.
-
-    Histograms are added up here and exported as gauges, under the names that Prometheus gives a histogram's parts.
-    Ray's own cost its agent a tenth of a millisecond a request, as it takes in one observation after the other, each as
-    the middle of its bucket. And a gauge that nobody has set for half a minute is gone: `keep_fresh` sets all again.
-    """
-
-    def __init__(self) -> None:
-        from ray.serve import metrics
-
-        self._counters = {
-            each.name: metrics.Counter(each.name, each.description, each.tags)
-            for each in INSTRUMENTS
-            if each.kind == "counter"
-        }
-        self._gauges: dict[str, Any] = {}
-        for each in INSTRUMENTS:
-            if each.kind == "gauge":
-                self._gauges[each.name] = metrics.Gauge(each.name, each.description, each.tags)
-            elif each.kind == "histogram":
-                for part in HISTOGRAM_PARTS:
-                    tags = (*each.tags, "le") if part == "_bucket" else each.tags
-                    self._gauges[each.name + part] = metrics.Gauge(each.name + part, each.description, tags)
-        self._summary = Summary()
-
-    def __call__(self, name: str, value: float, tags: Mapping[str, str]) -> None:
-        """Takes one measurement."""
-        if name in self._counters:
-            self._counters[name].inc(value, dict(tags))
-        else:
-            self._summary.add(name, value, tags)
-
-    async def keep_fresh(self) -> None:
-        """Hands over all gauges, again and again, and once more at the end."""
-        try:
-            while True:
-                self._hand_over()
-                await asyncio.sleep(_REFRESH_S)
-        finally:
-            self._hand_over()
-
-    def _hand_over(self) -> None:
-        try:
-            for name, value, tags in self._summary.values():
-                self._gauges[name].set(value, tags)
-        except Exception:  # nothing else of the replica ends for want of a figure
-            _log.exception("the metrics were not handed over")

@@ -133,7 +133,7 @@ def take(service: Service, tracking: TrackingConfig, number: int) -> bool:
         raise
     except Exception as error:  # whatever is wrong with it, it takes no traffic
         _log.error("version %s is refused, %s stays: %s", number, service.version, error)
-        service.sink("maep_refused_version", 1, {"version": sha256[:12]})
+        service.metrics.refused.labels(sha256[:12]).inc()
         return False
     _log.warning("version %s, %s, is served from now on", number, sha256[:12])
     return True

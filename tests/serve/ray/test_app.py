@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.server
 import importlib.resources
 import json
@@ -59,33 +58,6 @@ def test_serves_limits_lie_above_our_own(app):
     assert (told.backpressure_config.status_code, told.backpressure_config.retry_after_s) == (429, 1)
     assert told.max_surge_percent > 0  # else one replica is gone before the next is there
     assert told.graceful_shutdown_timeout_s > 2 * config.request_timeout_s  # for the body, and then for the work
-
-
-def test_figures_that_cannot_be_handed_over_end_nothing_and_the_last_ones_are(app, monkeypatch, caplog):
-    monkeypatch.setattr(app, "_REFRESH_S", 0.01)
-    sink, given = app.RaySink(), []
-    sink("maep_version", 1.0, {"version": "a"})
-
-    class Gauge:
-        def set(self, value: float, tags: dict[str, str]) -> None:
-            given.append(value)
-            if len(given) < 3:
-                raise RuntimeError("Ray is away")
-
-    sink._gauges["maep_version"] = Gauge()
-
-    async def main() -> None:
-        task = asyncio.create_task(sink.keep_fresh())
-        while len(given) < 4:
-            assert not task.done()
-            await asyncio.sleep(0.01)
-        sink("maep_version", 0.0, {"version": "a"})
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    asyncio.run(asyncio.wait_for(main(), 60))
-    assert (given[0], given[-1]) == (1.0, 0.0)
-    assert "Ray is away" in caplog.text
 
 
 @pytest.mark.parametrize(("longest_s", "named"), [(60, None), (600.5, None), (600, "7")])
