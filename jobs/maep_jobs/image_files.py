@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maep import storage
+from maep.data.reading.decoding import SUFFIXES
 from maep.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _AFTER_HEADER = 33  # bytes of a PNG's signature and IHDR chunk
 _BEFORE_TEXT = 8  # bytes of a chunk's length and kind
 _MARK = b"maep\0purifier "

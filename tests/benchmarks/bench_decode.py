@@ -22,7 +22,8 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import InterpolationMode, v2
 
-from maep.data.reading.decoding import decode, decode_crop
+from maep.data.reading.cropping import decode_crop
+from maep.data.reading.decoding import decode
 from maep.data.stream.augmentation import SCALE, crop_box
 
 NUM, ROUNDS = 128, 6

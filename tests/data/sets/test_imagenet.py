@@ -107,9 +107,7 @@ def test_damaged_images_are_named_when_the_set_is_opened(tmp_path: Path, noise: 
     (folder / "002.JPEG").write_text("<html>404</html>")
     (folder / "003.JPEG").write_bytes(b"")
     (folder / "004.JPEG").write_bytes(whole + bytes(5000))  # trailing bytes do no harm
-    with pytest.raises(
-        DataError, match=r"3 corrupt images \(a/001\.JPEG: .*; a/002\.JPEG: neither PNG nor JPEG; a/003"
-    ):
+    with pytest.raises(DataError, match=r"3 corrupt .*a/001\.JPEG.*a/002\.JPEG.*a/003\.JPEG"):
         load(config(tmp_path), "train")
     train = load(config(tmp_path, max_corrupt=3), "train")
     assert len(train) == 3
@@ -151,7 +149,7 @@ def test_a_decompression_bomb_is_not_decoded(monkeypatch: pytest.MonkeyPatch, en
     data = encode(noise(1, 100, 100)[0])
     assert decoding.decode(data).size == (100, 100)
     monkeypatch.setattr(decoding, "MAX_PIXELS", 9_999)
-    with pytest.raises(decoding.Undecodable, match="100x100 pixels"):
+    with pytest.raises(decoding.Undecodable, match="100 x 100"):
         decoding.decode(data)
 
 

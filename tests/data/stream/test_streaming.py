@@ -193,7 +193,7 @@ def test_a_folder_of_classes_is_streamed_file_by_file(tmp_path: Path, noise: Any
     (part,) = parts(images, 0, 1, batch_size=24)
     assert {int(i): int(k) for i, k in zip(part.indices, part.labels, strict=True)} == label
     (tmp_path / "imagenet" / "train" / "a" / "00.JPEG").unlink()
-    with pytest.raises(DataError, match=r"a/00\.JPEG: no bytes: 1 corrupt in epoch 0, 0 may be"):
+    with pytest.raises(DataError, match=r"a/00\.JPEG: .*epoch 0"):
         parts(images, 0, 1, batch_size=24)
     (part,) = parts(replace(images, max_corrupt_share=0.1), 0, 1, batch_size=24)
     assert part.num_replaced == 1

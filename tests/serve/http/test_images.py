@@ -136,8 +136,9 @@ def test_a_progressive_jpeg_is_taken_but_not_one_of_endless_scans(picture):
 
     assert images.decode(data, LIMIT).shape == images.decode(repeated(100), LIMIT).shape == (1, 3, 16, 16)
     assert code_of(repeated(101)) == "unsupported-image"
-    with pytest.raises(Problem, match="more than 100 scans"):
+    with pytest.raises(Problem) as caught:
         images.num_pixels(repeated(101), LIMIT)
+    assert caught.value.code == "unsupported-image"
 
 
 def test_a_colour_profile_is_taken_but_not_thousands(picture):
@@ -145,14 +146,16 @@ def test_a_colour_profile_is_taken_but_not_thousands(picture):
     data = encoded(Image.fromarray(picture(8, 8)))
     profile = with_chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(2**20)))[33 : -len(png_header(8, 8)) + 33]
     assert images.decode(data[:33] + profile + data[33:], LIMIT).shape == (1, 3, 8, 8)
-    with pytest.raises(Problem, match="many colour profiles"):
+    with pytest.raises(Problem) as caught:
         images.num_pixels(data[:33] + 8000 * profile + data[33:], LIMIT)
+    assert caught.value.code == "not-an-image"
 
 
 def test_pixels_are_counted_from_the_header_alone():
     assert images.num_pixels(png_header(90, 100), LIMIT) == 90 * 100
-    with pytest.raises(Problem, match="101 x 100 pixels"):
+    with pytest.raises(Problem, match="101 x 100") as caught:
         images.num_pixels(png_header(101, 100), LIMIT)
+    assert caught.value.code == "too-many-pixels"
 
 
 def test_only_small_pngs_are_small(picture):

@@ -22,7 +22,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from maep.data.sets.imagenet import SUFFIXES
+from maep.data.reading.decoding import SUFFIXES
 from maep.errors import DataError, few
 
 Tick = Callable[[int, int, float | None], None]

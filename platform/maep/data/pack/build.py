@@ -29,8 +29,7 @@ from maep import storage
 from maep.data.image_set import corrupt_images
 from maep.data.pack.archive import Tick
 from maep.data.pack.plan import ROWS_PER_GROUP, Plan
-from maep.data.reading.decoding import Undecodable, decode, open_image
-from maep.data.reading.encoded import ENDS, TAIL
+from maep.data.reading.decoding import Undecodable, verify
 from maep.data.sets.imagenet import index_of
 from maep.errors import DataError, WriteError
 
@@ -158,10 +157,7 @@ def _load(read: Read, row: int) -> bytes | str:
     """The bytes of an image, or why it cannot be used."""
     try:
         data = read(row)
-        if any(end in data[-TAIL:] for end in ENDS):
-            open_image(data)
-        else:
-            decode(data)
+        verify(data)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     except Undecodable as reason:

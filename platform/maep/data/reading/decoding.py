@@ -1,137 +1,106 @@
-"""Encoded images (PNG or JPEG) to pixels, refusing what does not decode."""
+"""The one rule from an encoded image to RGB pixels, for training, evaluation, `maep purify` and the endpoint.
+
+accepted   PNG, JPEG and WebP: grey, grey + alpha, palette, RGB or RGBA with at most 8 bits a channel
+converted  grey and palette become RGB; transparency is composited on white; the EXIF orientation is applied
+refused    CMYK, 16-bit and animated images (8-bit RGB would silently change what they mean), damaged files, and more
+pixels than the caller's limit
+"""
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import io
 from collections.abc import Callable
-from types import ModuleType
+from typing import Literal, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
-from torch.nn import functional
+from PIL import Image, ImageOps
+from PIL.ExifTags import Base
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
-from maep.data.stream.augmentation import CropBox
+from maep.data.reading import webp
 
-FORMATS = ("PNG", "JPEG")
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+"""File name endings, lower-case, of the formats accepted."""
 MAX_PIXELS = 50_000_000
-"""More pixels than this are not decoded: a few kB of PNG can unpack to gigabytes."""
+"""Data sets: images with more pixels are refused, because a few kB of PNG can unpack to gigabytes."""
+PNG_START, JPEG_START = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+_TAIL = 64
+_ENDS = (b"\xff\xd9", b"IEND")
+
+T = TypeVar("T")
+Refusal = Literal["not-an-image", "too-many-pixels", "unsupported-image"]
 
 
 class Undecodable(Exception):
-    """Bytes that are not an image that can be used. The message is the reason, in a few words."""
+    """An image that is refused. The message is the reason in a few words, `code` the kind of refusal."""
+
+    def __init__(self, reason: str, code: Refusal = "not-an-image") -> None:
+        super().__init__(reason)
+        self.code: Refusal = code
 
 
-def open_image(data: bytes) -> Image.Image:
-    """The image with its header read and its size checked, pixels not decoded yet.
+def open_image(data: bytes, max_pixels: int | None = None) -> ImageFile:
+    """The image with its header read and checked, pixels not decoded. Raises Undecodable.
 
-    Raises Undecodable for anything but PNG or JPEG, and for more than MAX_PIXELS.
+    max_pixels  limit on width x height; None: MAX_PIXELS
     """
-    if not data:
-        raise Undecodable("no bytes")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Exception as error:  # damaged bytes make Pillow raise a dozen unrelated types, among them SyntaxError
-        raise Undecodable(_reason(error)) from None
-    if image.width * image.height > MAX_PIXELS:
-        raise Undecodable(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    if webp.is_webp(data):
+        header = _guarded(lambda: webp.read_header(data), "damaged header")
+        _check_size(header.width, header.height, limit)
+        _refuse_animation(header.animated)
+    image = _guarded(lambda: _reader(data)(io.BytesIO(data)), "damaged header")
+    _check_size(*image.size, limit)
+    _refuse_animation(getattr(image, "n_frames", 1) > 1)
+    # Pillow reads 16-bit RGB as 8-bit without saying so: byte 24, in the IHDR chunk, is the bit depth.
+    if image.mode not in _MODES or (data.startswith(PNG_START) and data[24] > 8):
+        reason = f"mode {image.mode}: convert it to grey, palette, RGB or RGBA with 8 bits a channel"
+        raise Undecodable(reason, "unsupported-image")
     return image
 
 
-def decode(data: bytes) -> Image.Image:
-    """The decoded image as RGB, or Undecodable."""
-    image = open_image(data)
-    try:
-        return image.convert("RGB")
-    except Exception as error:  # as above
-        raise Undecodable(_reason(error)) from None
+def to_rgb(image: ImageFile) -> Image.Image:
+    """An opened image decoded, upright, opaque and RGB. Raises Undecodable where it is damaged; may change `image`."""
+    return _guarded(lambda: _converted(image), "damaged")
+
+
+def decode(data: bytes, max_pixels: int | None = None) -> Image.Image:
+    """The image as RGB. Raises Undecodable."""
+    return to_rgb(open_image(data, max_pixels))
 
 
 def decode_exact(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] of an image that must be `size` = (H, W), or Undecodable."""
+    """uint8 [H, W, 3] of an image that must be `size` = (H, W). Raises Undecodable."""
     image = decode(data)
     if (image.height, image.width) != size:
         raise Undecodable(f"{image.width}x{image.height} pixels instead of {size[1]}x{size[0]}")
     return np.asarray(image)
 
 
-def decode_crop(data: bytes, side: int, box_of: Callable[[tuple[int, int]], CropBox]) -> NDArray[np.uint8]:
-    """uint8 [side, side, 3], RGB: a box of the image, resized (bicubic, antialiased), mirrored where the box says so.
-
-    box_of   maps the whole image's (height, width) to the box
-    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that still leaves `side` pixels in each direction of the box:
-    half a grey level off on average. Else the result is, bit for bit, that of torchvision's resized_crop. simplejpeg,
-    where it is installed, decodes the same pixels sooner than Pillow.
-    Raises Undecodable.
-    """
-    pixels, box, shrink = _decode_soon(data, side, box_of) or _decode_surely(data, side, box_of)
-    edges = (box.left, box.top, box.left + box.width, box.top + box.height)
-    if shrink > 1:  # the edges need not fall on whole pixels, which only Pillow allows for
-        whole = Image.fromarray(pixels)
-        part = (edges[0] / shrink, edges[1] / shrink, edges[2] / shrink, edges[3] / shrink)
-        resized = np.array(whole.resize((side, side), Image.Resampling.BICUBIC, box=part))
-    else:
-        resized = _resize(pixels[edges[1] : edges[3], edges[0] : edges[2]], side)
-    made: NDArray[np.uint8] = torch.from_numpy(resized).flip(1).numpy() if box.flip else resized
-    return made
-
-
-Decoded = tuple[NDArray[np.uint8], CropBox, int]
-"""uint8 [H, W, 3] of the whole image divided by the integer at the end, and the box, in pixels of the whole image."""
-
-
-def _decode_soon(data: bytes, side: int, box_of: Callable[[tuple[int, int]], CropBox]) -> Decoded | None:
-    """By simplejpeg; None where it is not installed, and for what it is not made for (PNG, CMYK) or finds damaged."""
-    library = _simplejpeg()
-    if library is None:
-        return None
+def orientation(image: ImageFile) -> int:
+    """The EXIF orientation, 1 to 8; 1 (upright) where the metadata cannot be read."""
     try:
-        height, width, colours, _ = library.decode_jpeg_header(data)
-    except ValueError:
-        return None
-    if colours in ("CMYK", "YCCK") or height * width > MAX_PIXELS:
-        return None
-    box = box_of((height, width))
-    shrink = _shrink(box, side)
-    try:
-        least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)}
-        return library.decode_jpeg(data, "RGB", **least), box, shrink
-    except ValueError:
-        return None
+        return int(image.getexif().get(Base.Orientation, 1))
+    except Exception:  # damaged metadata raises many types, and says nothing about the pixels
+        return 1
 
 
-def _decode_surely(data: bytes, side: int, box_of: Callable[[tuple[int, int]], CropBox]) -> Decoded:
-    """By Pillow, which alone decides what is damaged; Undecodable for that."""
-    image = open_image(data)
-    box = box_of((image.height, image.width))
-    shrink = _shrink(box, side) if image.format == "JPEG" else 1
-    try:
-        if shrink > 1:
-            image.draft(None, (image.width // shrink, image.height // shrink))
-        return np.array(image.convert("RGB")), box, shrink
-    except Exception as error:  # as above
-        raise Undecodable(_reason(error)) from None
+def verify(data: bytes) -> None:
+    """Check that an image is accepted and whole, by its header and its end; in doubt decode it. Raises Undecodable."""
+    open_image(data)
+    if not ends_whole(data):
+        decode(data)
 
 
-def _resize(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] -> [side, side, 3], as Pillow does it, give or take a grey level, at four times the pace."""
-    images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]  # else it transposes twice
-    resized = functional.interpolate(images, (side, side), mode="bicubic", antialias=True)[0]
-    made: NDArray[np.uint8] = resized.permute(1, 2, 0).contiguous().numpy()
-    return made
-
-
-def _shrink(box: CropBox, side: int) -> int:
-    """The largest reduction that libjpeg does fast and that leaves `side` pixels in each direction of the box."""
-    return next(factor for factor in (8, 4, 2, 1) if factor == 1 or min(box.height, box.width) >= factor * side)
-
-
-@functools.cache
-def _simplejpeg() -> ModuleType | None:
-    return importlib.import_module("simplejpeg") if importlib.util.find_spec("simplejpeg") else None
+def ends_whole(data: bytes) -> bool:
+    """Whether the last bytes of `data` hold the end mark of a JPEG or PNG."""
+    return any(end in data[-_TAIL:] for end in _ENDS)
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -141,7 +110,45 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "neither PNG nor JPEG"
-    return " ".join(str(error).split()) or type(error).__name__
+def _reader(data: bytes) -> type[ImageFile]:
+    """Pillow's reader for the first bytes, so that no other format is ever tried."""
+    if data.startswith(PNG_START):
+        return PngImageFile
+    if data.startswith(JPEG_START):
+        return JpegImageFile
+    if webp.is_webp(data):
+        return WebPImageFile
+    raise Undecodable("starts like none of PNG, JPEG and WebP" if data else "no bytes")
+
+
+def _converted(image: ImageFile) -> Image.Image:
+    image.load()
+    if orientation(image) != 1:
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _check_size(width: int, height: int, limit: int) -> None:
+    if min(width, height) < 1:
+        raise Undecodable("the image has no pixels")
+    if width * height > limit:
+        raise Undecodable(f"{width} x {height} pixels, more than {limit:,}", "too-many-pixels")
+
+
+def _refuse_animation(animated: bool) -> None:
+    if animated:
+        raise Undecodable("animated: give one frame", "unsupported-image")
+
+
+def _guarded(action: Callable[[], T], what: str) -> T:
+    """What `action` gives, or Undecodable: damaged bytes make Pillow raise a dozen unrelated types."""
+    try:
+        return action()
+    except Undecodable:
+        raise
+    except Exception as error:
+        raise Undecodable(f"{what}: {' '.join(str(error).split())[:200] or type(error).__name__}") from None

@@ -12,16 +12,13 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from maep.data.reading.decoding import Undecodable, decode, open_image
+from maep.data.reading.cropping import decode_centre
+from maep.data.reading.decoding import Undecodable, decode, ends_whole, open_image
 from maep.data.reading.parquet import Rows
 from maep.errors import DataError
 
-RESIZE = 256 / 224
-"""Short side before the crop, over the side of the crop: what ImageNet classifiers are evaluated with."""
 HEAD, TAIL = 65_536, 64
-ENDS = (b"\xff\xd9", b"IEND")
 
 
 class Source(Protocol):
@@ -100,7 +97,7 @@ class FileSource:
 def verify(source: Source, row: int) -> None:
     """Raises Undecodable unless the header is that of an image and its end is there; in doubt it is decoded."""
     head, tail = source.ends(row)
-    if any(end in tail for end in ENDS):
+    if ends_whole(tail):
         try:
             open_image(head)
         except Undecodable:
@@ -113,11 +110,7 @@ def verify(source: Source, row: int) -> None:
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """LazyImages over some `rows` (int64 [N]) of a source, as squares of `image_size` pixels.
-
-    The short side is resized to image_size * 256/224 (bicubic, antialiased) if it is larger than that or smaller than
-    image_size; then the centre is cropped.
-    """
+    """LazyImages over some `rows` (int64 [N]) of a source: central squares of `image_size` pixels, by decode_centre."""
 
     source: Source
     rows: NDArray[np.int64]
@@ -152,21 +145,9 @@ class EncodedImages:
 
     def _decode(self, row: int) -> NDArray[np.uint8]:
         try:
-            image = decode(self.source.read(row))
+            return decode_centre(self.source.read(row), self.image_size)
         except Undecodable as reason:
             raise DataError(f"{self.source.place(row)}: {reason}: repair or remove this image") from None
-        return np.asarray(crop(image, self.image_size))
 
     def _stack(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
         return np.stack(images) if images else np.empty((0, *self.shape[1:]), dtype=np.uint8)
-
-
-def crop(image: Image.Image, side: int) -> Image.Image:
-    """The central square of `side` pixels, after the resize that EncodedImages describes."""
-    short, wanted = min(image.size), round(side * RESIZE)
-    if short > wanted or short < side:
-        scale = wanted / short
-        size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))

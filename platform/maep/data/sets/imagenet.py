@@ -26,15 +26,15 @@ from maep import seeding, storage
 from maep.data.image_set import ImageSet, Split, refuse_corrupt
 from maep.data.pack import manifest
 from maep.data.reading import parquet, shards
-from maep.data.reading.decoding import Undecodable, decode
-from maep.data.reading.encoded import EncodedImages, FileSource, Source, TableSource, crop, verify
+from maep.data.reading.cropping import decode_centre
+from maep.data.reading.decoding import SUFFIXES, Undecodable
+from maep.data.reading.encoded import EncodedImages, FileSource, Source, TableSource, verify
 from maep.data.reading.shards import File, FolderShards, Shards
 from maep.errors import DataError
 
 IMAGE_SIZE = 224
 NUM_CLASSES = 1000
 SPLIT_SEED = 20240607
-SUFFIXES = (".jpeg", ".jpg", ".png")
 
 
 def load(root: Path, split: Split, max_corrupt: int = 0, image_size: int = IMAGE_SIZE) -> ImageSet:
@@ -111,7 +111,7 @@ def first_of(source: Shards, split: Split, count: int, image_size: int) -> NDArr
         rows = source.read(group)
         for row in np.flatnonzero(of_split(rows.indices, split)):
             with suppress(Undecodable):
-                found.append(np.asarray(crop(decode(rows.images[row]), image_size)))
+                found.append(decode_centre(rows.images[row], image_size))
             if len(found) == count:
                 return np.stack(found)
     if not found:

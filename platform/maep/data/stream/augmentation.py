@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from maep import seeding
+from maep.data.reading.cropping import CropBox
 
 CROP, ORDER, RESIZED_CROP = 1, 2, 3  # keep the draws for one purpose apart from those for another
 SCALE = (0.2, 1.0)
@@ -22,16 +23,6 @@ SCALE = (0.2, 1.0)
 RATIO = (3 / 4, 4 / 3)
 """Width over height of a random resized crop."""
 TRIES = 10
-
-
-class CropBox(NamedTuple):
-    """The part of an image to cut out, in pixels of the whole image, and whether to mirror it left to right."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-    flip: bool
 
 
 def crop_and_flip(

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maep.data.reading.decoding import Undecodable, decode, decode_crop
-from maep.data.reading.encoded import crop
+from maep.data.reading.cropping import decode_centre, decode_crop
+from maep.data.reading.decoding import Undecodable
 from maep.data.reading.shards import Encoded, Shards
 from maep.data.stream.augmentation import crop_box
 from maep.data.stream.plan import Part, Plan, Sampling
@@ -103,7 +103,7 @@ def _pixels(encoded: Encoded, row: int, images: Streamed, sampling: Sampling, ep
     if not 0 <= label < len(images.classes):
         raise Undecodable(f"label {label} is not in 0..{len(images.classes) - 1}")
     if not sampling.augment:
-        return np.asarray(crop(decode(encoded.images[row]), images.side))
+        return decode_centre(encoded.images[row], images.side)
     return decode_crop(encoded.images[row], images.side, functools.partial(crop_box, index, sampling.seed, epoch))
 
 
