@@ -19,9 +19,10 @@ PACKAGES = {"maep": ROOT / "platform", "maep_serve": ROOT / "serve", "maep_jobs"
 SOURCES = sorted(path for package, root in PACKAGES.items() for path in (root / package).rglob("*.py"))
 
 # A room may import itself, the rooms listed here, and the ground every room stands on.
-GROUND = {"config", "errors", "storage", "artifact", "seeding", "memory"}
+GROUND = {"config", "errors", "storage", "artifact", "registry", "seeding", "memory"}
 MAY_IMPORT = {
     "errors": set(),
+    "registry": {"errors"},
     "seeding": {"errors"},
     "memory": set(),
     "config": {"errors"},

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from maep import registry
 from maep.attacks.bpda import BackwardIdentity
 from maep.data.image_set import to_uint8
 from maep.errors import ConfigError
@@ -21,7 +22,7 @@ def images() -> Tensor:
     return torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", baselines.NAMES)
+@pytest.mark.parametrize("name", registry.baselines.names())
 def test_shape_range_and_gradient(name: str, images: Tensor) -> None:
     module = baselines.build(name)
     point = images.clone().requires_grad_(True)

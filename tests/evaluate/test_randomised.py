@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from evaluate_toys import Linear, robust
+from registering import registered
 from torch import Tensor, nn
 
-from maep import artifact, config
+from maep import artifact, config, registry
 from maep.data import lists
 from maep.data.datasets import DataConfig, load
-from maep.evaluate import baselines
 from maep.evaluate.config import EvaluateConfig
 from maep.evaluate.protocol.context import Expectation, FixedDraws
 from maep.evaluate.protocol.run import evaluate
@@ -69,7 +69,7 @@ def linear(small: EvaluateConfig, monkeypatch: pytest.MonkeyPatch) -> EvaluateCo
     """The linear digits classifier behind a ripple, 120 images, of which the zeros and ones can be right."""
     for name, make in (("smooth", Ripple), ("rough", Ripple), ("unsaid", Unsaid)):
         slope = 2 if name == "smooth" else 20
-        monkeypatch.setitem(baselines._BASELINES, name, lambda make=make, slope=slope: make(slope))
+        registered(monkeypatch, registry.baselines, name, make, slope=slope)
     return replace(
         small,
         classifiers=(LINEAR,),
@@ -167,7 +167,7 @@ def test_noise_before_a_classifier_needs_more_than_one_draw(classifier: Classifi
 def test_a_randomised_purifier_is_judged_by_fresh_draws(
     linear: EvaluateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(baselines._BASELINES, "shaken", Shaken)
+    registered(monkeypatch, registry.baselines, "shaken", Shaken)
     few = replace(linear, baselines=("shaken", "none"), num_images=60, draws=12, eps=(EPS,))
     found = evaluate(few, {}, tmp_path / "out")
     table = found.rows().to_pandas()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from maep import config
+from maep import config, registry
 from maep.data import datasets
 from maep.data.datasets import DataConfig
 
@@ -13,7 +13,6 @@ Threat = Literal[
     "clean", "adaptive", "bpda", "black-box", "fixed-mask", "transfer", "oblivious", "adaptive-steps", "adaptive-eot"
 ]  # fmt: skip
 """Who attacks what, see docs/threat-models.md, in the order of tables; the last two only draw curves."""
-Baseline = Literal["none", "jpeg-q50", "jpeg-q75", "blur", "median", "bits-4"]
 Preset = Literal["quick", "standard", "full"]
 
 
@@ -44,7 +43,7 @@ class EvaluateConfig:
     images: str = "cifar10-test-1000"
     num_images: int | None = None
     classifiers: tuple[str, ...] = ("cifar10_resnet20",)
-    baselines: tuple[Baseline, ...] = ("none", "jpeg-q50", "jpeg-q75", "blur", "median")
+    baselines: tuple[str, ...] = ("none", "jpeg-q50", "jpeg-q75", "blur", "median")
     preset: Preset = "quick"
     eps: tuple[float, ...] = (2 / 255, 8 / 255)
     curve_eps: tuple[float, ...] = (0.5 / 255, 1 / 255, 4 / 255)
@@ -72,6 +71,7 @@ class EvaluateConfig:
             names = getattr(self, key)
             if len(set(names)) != len(names):
                 raise ValueError(f"{key}: each may be named only once")
+        registry.baselines.require(self.baselines, "baselines")
         if not self.classifiers:
             raise ValueError("classifiers: name at least one, such as cifar10_resnet20")
         for key in (

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import torch
 from evaluate_toys import Linear, Rounding, robust
+from registering import registered
 from torch import Tensor, nn
 
-from maep import artifact, config
+from maep import artifact, config, registry
 from maep.data import lists
 from maep.data.datasets import DataConfig, load
 from maep.errors import ArtifactError, ConfigError, DataError
-from maep.evaluate import baselines
 from maep.evaluate.config import EvaluateConfig
 from maep.evaluate.protocol.run import Progress, evaluate
 from maep.evaluate.results import rows, summary
@@ -181,7 +181,7 @@ def test_masked_gradients_are_flagged_by_the_oblivious_figure(
     class Masked(Rounding):
         differentiable = True
 
-    monkeypatch.setitem(baselines._BASELINES, "masked", Masked)
+    registered(monkeypatch, registry.baselines, "masked", Masked)
     wide = replace(small, baselines=("none", "masked"), eps=(24 / 255, 32 / 255), oblivious_eps=24 / 255)
     found = evaluate(wide, {}, tmp_path / "out")
     assert list(found.unreliable) == ["masked"]

@@ -12,8 +12,9 @@ from functools import cached_property
 
 import pyarrow as pa
 
+from maep import registry
 from maep.errors import ConfigError
-from maep.evaluate.config import Baseline, EvaluateConfig, eps_label
+from maep.evaluate.config import EvaluateConfig, eps_label
 from maep.evaluate.results import summary
 from maep.evaluate.results.paired import Paired, mcnemar
 from maep.evaluate.results.summary import Figure, Result, check_alike
@@ -38,13 +39,14 @@ class GateConfig:
     adaptive_eps: tuple[float, ...] = (1 / 255, 2 / 255, 4 / 255)
     adaptive_margin: float = 0.02
     alpha: float = 0.05
-    over_baselines: tuple[Baseline, ...] = ("none", "jpeg-q50")
+    over_baselines: tuple[str, ...] = ("none", "jpeg-q50")
 
     def __post_init__(self) -> None:
         """Refuses shares and budgets outside [0, 1]."""
         for key, budgets in (("oblivious_eps", (self.oblivious_eps,)), ("adaptive_eps", self.adaptive_eps)):
             if not budgets or any(not 0 < budget <= 1 for budget in budgets):
                 raise ValueError(f"{key}: budgets must be in (0, 1]; 8/255 may be written so")
+        registry.baselines.require(self.over_baselines, "over_baselines")
         for key in ("clean_floor", "adaptive_margin", "alpha"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key}: {getattr(self, key)} must be a share in [0, 1]")

@@ -1,0 +1,133 @@
+"""Extension points: names without imports, lazy look-up, and plug-ins that fail without harm to the rest."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maep import registry
+from maep.errors import ConfigError, UserError
+from maep.registry import Registry, baseline_arguments
+
+REGISTRIES = [registry.baselines]
+PLAIN = "from maep import registry\n\n\n@registry.baseline({name!r}, strength=3)\ndef make(strength):\n    ...\n"
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder on sys.path; what is imported from it is forgotten afterwards."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def install(folder: Path, distribution: str, points: dict[str, str], **modules: str) -> None:
+    """A distribution with entry points for baselines, and its modules' text."""
+    info = folder / f"{distribution}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+    lines = "".join(f"{name} = {module}\n" for name, module in points.items())
+    (info / "entry_points.txt").write_text(f"[maep.baselines]\n{lines}")
+    for name, text in modules.items():
+        (folder / f"{name}.py").write_text(text)
+
+
+@pytest.fixture
+def fresh(packages: Path, monkeypatch: pytest.MonkeyPatch) -> Registry[..., dict[str, Any]]:
+    """A registry of the baselines that has not looked for plug-ins yet, in the place of the one that decorators use."""
+    del packages
+    found = Registry("baseline", "maep.evaluate.baselines", baseline_arguments, "maep.baselines")
+    found._registered |= registry.baselines._registered  # their files may be imported already
+    monkeypatch.setattr(registry, "baseline", found.register)
+    return found
+
+
+@pytest.mark.parametrize("each", REGISTRIES, ids=lambda each: each.kind)
+def test_what_the_files_say_is_what_their_decorators_register(each: Registry[..., object]) -> None:
+    read = {name: each.declared(name) for name in each.names()}
+    assert read
+    for name, declared in read.items():
+        each.get(name)
+        assert each._registered[name][1] == declared
+
+
+def test_names_and_declarations_import_neither_torch_nor_the_files() -> None:
+    program = """
+import sys
+from maep import registry
+for each in (registry.baselines,):
+    for name in each.names():
+        each.declared(name)
+print({"torch", "maep.evaluate.baselines.jpeg"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["set()"], done.stderr
+
+
+def test_an_unknown_name_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="jpeg-q50"):
+        registry.baselines.get("jpeg-50")
+    with pytest.raises(ConfigError, match="jpeg-q50"):
+        registry.baselines.require(["none", "jpeg-50"], "baselines")
+
+
+def test_a_plug_in_is_listed_at_once_and_imported_on_use(packages: Path, fresh: Registry[..., dict[str, Any]]) -> None:
+    install(packages, "mirrors", {"mirror": "mirrors"}, mirrors=PLAIN.format(name="mirror"))
+    assert "mirror" in fresh.names()
+    assert "mirrors" not in sys.modules
+    assert fresh.declared("mirror") == {"strength": 3}
+    assert fresh.get("mirror").__module__ == "mirrors"
+
+
+def test_a_broken_plug_in_is_one_line_and_the_rest_works(packages: Path, fresh: Registry[..., dict[str, Any]]) -> None:
+    broken = {
+        "missing": "import no_such_package\n",
+        "wrong": "raise RuntimeError('two\\nlines')\n",
+        "silent": "",
+        "thief": PLAIN.format(name="median"),
+    }
+    install(packages, "broken-one", {name: name for name in broken}, **broken)
+    install(packages, "sound", {"mirror": "mirrors"}, mirrors=PLAIN.format(name="mirror"))
+    assert {*broken, "mirror", "median"} <= set(fresh.names())
+    for name in broken:
+        with pytest.raises(UserError, match="broken-one") as caught:
+            fresh.get(name)
+        assert "\n" not in str(caught.value)
+    assert fresh.get("mirror")
+    assert fresh.get("median").__module__ == "maep.evaluate.baselines.median"
+
+
+def test_a_taken_name_is_ignored_with_one_warning(
+    packages: Path, fresh: Registry[..., dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    install(packages, "another", {"median": "another"}, another=PLAIN.format(name="median"))
+    install(packages, "second", {"mirror": "second"}, second=PLAIN.format(name="mirror"))
+    install(packages, "first", {"mirror": "first"}, first=PLAIN.format(name="mirror"))
+    with caplog.at_level(logging.WARNING, logger="maep.registry"):
+        fresh.names()
+        fresh.names()
+    assert len(caplog.records) == 2
+    assert "another" in caplog.messages[0]
+    assert "second" in caplog.messages[1]
+    assert fresh.get("mirror").__module__ == "first"
+    assert fresh.get("median").__module__ == "maep.evaluate.baselines.median"
+
+
+def test_a_name_registered_in_a_script_can_be_used_and_not_taken(fresh: Registry[..., dict[str, Any]]) -> None:
+    @registry.baseline("scripted")
+    def make() -> None: ...
+
+    assert "scripted" in fresh.names()
+    assert fresh.get("scripted") is make
+    make.__module__ = "elsewhere"
+    with pytest.raises(ConfigError, match="scripted"):
+        registry.baseline("scripted")(lambda: None)
