@@ -16,7 +16,8 @@ from maep import artifact, config, registry
 from maep.data import lists
 from maep.data.datasets import DataConfig, load
 from maep.evaluate.config import EvaluateConfig
-from maep.evaluate.protocol.context import Expectation, FixedDraws
+from maep.evaluate.measure import Expectation
+from maep.evaluate.protocol.context import FixedDraws
 from maep.evaluate.protocol.run import evaluate
 from maep.evaluate.trust import sanity
 from maep.models.classifiers.load import Classifier

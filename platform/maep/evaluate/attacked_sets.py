@@ -26,12 +26,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from maep import seeding, storage
+from maep import storage
 from maep.attacks.config import AttackConfig
-from maep.attacks.run import attack
 from maep.data.image_set import ImageSet, to_float
 from maep.data.lists import ImageList
 from maep.errors import DataError
+from maep.evaluate.measure import Batch, attack_images
 
 SCHEMA = 2
 SHARD = 100
@@ -111,10 +111,10 @@ class AttackedSet:
         positions = np.arange(shard * SHARD, min((shard + 1) * SHARD, len(self.images)))
         images, labels = self.images.batch(positions)
         images = images.contiguous(memory_format=torch.channels_last)
-        keys = attack_keys(self.config, self.seed, torch.from_numpy(self.images.indices[positions]))
+        batch = Batch(images, labels, torch.from_numpy(self.images.indices[positions]))
         meter = Meter()
         with meter.on(model):
-            attacked = attack(model, images, labels, self.config, keys)
+            attacked = attack_images(model, batch, self.config, self.seed)
         pixels = round_to_budget(attacked, images, self.config.eps)
         cost = json.dumps(asdict(meter)).encode()
         return {self.folder / _cost_name(shard): cost, self.shard_path(shard): save({"images": pixels})}
@@ -170,12 +170,6 @@ class AttackedSet:
                         storage.write_bytes(path, data)
             self.finish()
         return self.read()
-
-
-def attack_keys(config: AttackConfig, seed: int, indices: Tensor) -> Tensor:
-    """int64 [B]: what decides the random start of each image, by its official index (int64 [B])."""
-    salt = int(storage.sha256(config.name.encode())[:12], 16)
-    return seeding.mix(seed, salt, indices)
 
 
 def round_to_budget(attacked: Tensor, images: Tensor, eps: float) -> Tensor:

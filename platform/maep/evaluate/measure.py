@@ -1,23 +1,83 @@
-"""What becomes of attacked images: the model, called anew, is asked; a randomised one as often as it is judged by."""
+"""Measure a defended model on one batch of images, clean or under attack.
+
+Every figure of an evaluation goes through `measure`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
-import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maep import seeding
+from maep import seeding, storage
+from maep.attacks.config import AttackConfig
 from maep.attacks.losses import logits_of
+from maep.attacks.run import attack
+from maep.evaluate.config import Threat
 from maep.evaluate.results import rows
+
+CASCADES: tuple[Threat, ...] = ("adaptive", "bpda", "black-box", "fixed-mask")
+"""Threat models in which one success on an image is all that counts: an attack stops at it, and the next attack of
+the cascade takes only the images that are still right. A randomised model gets the full budget all the same."""
+
+
+class Expectation(nn.Module):
+    """Mean logits of `passes` forward passes (EOT, Athalye et al. 2018, arXiv 1707.07397)."""
+
+    def __init__(self, model: nn.Module, passes: int) -> None:
+        super().__init__()
+        self.model = model
+        self.passes = passes
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float [B, 3, H, W] in [0, 1] -> logits [B, classes]."""
+        return torch.stack([self.model(images) for _ in range(self.passes)]).mean(dim=0)
+
+
+@dataclass(frozen=True)
+class DefendedModel:
+    """A classifier behind a purifier: `model` maps float [B, 3, H, W] in [0, 1] to logits [B, classes].
+
+    A `randomised` model gives other logits in each forward pass. An attack differentiates the mean of `eot` passes,
+    and the predicted class is the majority of `draws` passes on the attacked image.
+    """
+
+    model: nn.Module
+    randomised: bool = False
+    eot: int = 1
+    draws: int = 1
+
+    @property
+    def target(self) -> nn.Module:
+        """The model that an attack differentiates or queries."""
+        return Expectation(self.model, self.eot) if self.randomised and self.eot > 1 else self.model
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clean `images` (float [B, 3, H, W] in [0, 1]), their `labels` and official `indices` (int64 [B])."""
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+    def where(self, chosen: Tensor) -> Batch:
+        """The images for which bool `chosen` [B] is true."""
+        return Batch(self.images[chosen], self.labels[chosen], self.indices[chosen])
 
 
 @dataclass
 class Outcome:
-    """Of B images: prediction int64 (of most draws), loss float32 (mean over draws), num_right int64 (draws that are
-    right), change float32 (in the column's norm), inherited bool, all [B]; `num_draws` is the same for all.
+    """What a model predicts for B images, over `num_draws` forward passes each.
+
+    prediction  int64 [B]: the class that most draws give
+    loss        float32 [B]: cross-entropy of the label, mean over draws
+    num_right   int64 [B]: draws that give the label
+    change      float32 [B]: size of the attack's change, in its norm
+    inherited   bool [B]: not attacked, because wrong before
     """
 
     prediction: Tensor
@@ -27,44 +87,88 @@ class Outcome:
     inherited: Tensor
     num_draws: int
 
-
-@dataclass(frozen=True)
-class Judge:
-    """Asks the model, called anew, about attacked images: `num_draws` times where it is randomised."""
-
-    model: nn.Module
-    images: Tensor
-    labels: Tensor
-    num_draws: int
-    seed: int
-    norm: str
-
-    def on(self, chosen: Tensor) -> Judge:
-        """The same for some of the images, bool [B]."""
-        return Judge(self.model, self.images[chosen], self.labels[chosen], self.num_draws, self.seed, self.norm)
-
-    @torch.no_grad()
-    def outcome(self, attacked: Tensor) -> Outcome:
-        """What becomes of `attacked`, float [B, 3, H, W] in [0, 1]."""
-        answers, losses = [], []
-        for draw in range(self.num_draws):
-            torch.manual_seed(int(seeding.mix(self.seed, draw)))
-            logits = logits_of(self.model, attacked)
-            answers.append(logits.argmax(dim=1))
-            losses.append(F.cross_entropy(logits, self.labels, reduction="none"))
-        every = torch.stack(answers)
-        return Outcome(
-            prediction=every.mode(dim=0).values,
-            loss=torch.stack(losses).mean(dim=0),
-            num_right=(every == self.labels).sum(dim=0),
-            change=rows.change(attacked - self.images, self.norm),
-            inherited=torch.zeros(len(self.labels), dtype=torch.bool),
-            num_draws=self.num_draws,
-        )
+    def updated(self, chosen: Tensor, new: Outcome) -> Outcome:
+        """This outcome with the images in bool `chosen` [B] taken from `new`; the others count as inherited."""
+        columns = {name: getattr(self, name).clone() for name in ("prediction", "loss", "num_right", "change")}
+        for name, values in columns.items():
+            values[chosen] = getattr(new, name)
+        return Outcome(**columns, inherited=~chosen, num_draws=self.num_draws)
 
 
-def read_outcome(table: pa.Table) -> Outcome:
-    """The outcome that these rows are of."""
-    names = ("prediction", "loss", "num_right", "change", "inherited")
-    columns = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in names}
-    return Outcome(**columns, num_draws=table["num_draws"][0].as_py())
+def measure(
+    defended: DefendedModel,
+    batch: Batch,
+    attacked: Tensor | AttackConfig | None = None,
+    threat: Threat = "adaptive",
+    *,
+    seed: int = 0,
+    draw_seed: int = 0,
+    batch_size: int | None = None,
+    previous: Outcome | None = None,
+) -> Outcome:
+    """What `defended` predicts for the batch.
+
+    `attacked`: None for the clean images, a tensor for images attacked beforehand (`oblivious`, `transfer`), or the
+    attack to make through the model, under `threat`. `previous` is the outcome of the attack before it in a cascade:
+    only the images still right are attacked.
+
+    seed        decides each image's draws of the attack, with its index (`attack_keys`)
+    draw_seed   decides the draws of a randomised model
+    batch_size  images in one forward pass of an attack; None: all. A randomised model always takes all, because its
+                draws go by position in the batch
+
+    Raises FloatingPointError where the logits are NaN or infinite.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(draw_seed)
+        if attacked is None or isinstance(attacked, Tensor):
+            return _predict(defended, batch, batch.images if attacked is None else attacked, "Linf", draw_seed)
+        stop = threat in CASCADES and not defended.randomised
+        size = None if defended.randomised else batch_size
+        if previous is None:
+            images = attack_images(defended.target, batch, attacked, seed, stop, size)
+            return _predict(defended, batch, images, attacked.norm, draw_seed)
+        right = previous.prediction == batch.labels
+        if not right.any():
+            return dataclasses.replace(previous, inherited=~right)
+        left = batch.where(right)
+        images = attack_images(defended.target, left, attacked, seed, stop, size)
+        return previous.updated(right, _predict(defended, left, images, attacked.norm, draw_seed))
+
+
+def attack_images(
+    target: nn.Module,
+    batch: Batch,
+    config: AttackConfig,
+    seed: int,
+    stop_when_broken: bool = False,
+    batch_size: int | None = None,
+) -> Tensor:
+    """The batch attacked on `target`, float [B, 3, H, W] in [0, 1]; see `maep.attacks.run.attack`."""
+    keys = attack_keys(config, seed, batch.indices)
+    return attack(target, batch.images, batch.labels, config, keys, stop_when_broken, batch_size)
+
+
+def attack_keys(config: AttackConfig, seed: int, indices: Tensor) -> Tensor:
+    """int64 [B]: the seed of each image's random start, from its official index (int64 [B])."""
+    salt = int(storage.sha256(config.name.encode())[:12], 16)
+    return seeding.mix(seed, salt, indices)
+
+
+@torch.no_grad()
+def _predict(defended: DefendedModel, batch: Batch, attacked: Tensor, norm: str, draw_seed: int) -> Outcome:
+    predictions, losses = [], []
+    for draw in range(defended.draws if defended.randomised else 1):
+        torch.manual_seed(int(seeding.mix(draw_seed, draw)))
+        logits = logits_of(defended.model, attacked)
+        predictions.append(logits.argmax(dim=1))
+        losses.append(F.cross_entropy(logits, batch.labels, reduction="none"))
+    drawn = torch.stack(predictions)
+    return Outcome(
+        prediction=drawn.mode(dim=0).values,
+        loss=torch.stack(losses).mean(dim=0),
+        num_right=(drawn == batch.labels).sum(dim=0),
+        change=rows.change(attacked - batch.images, norm),
+        inherited=torch.zeros(len(batch.labels), dtype=torch.bool),
+        num_draws=len(drawn),
+    )

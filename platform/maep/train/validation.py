@@ -28,7 +28,8 @@ from maep.attacks.run import attack
 from maep.data import lists
 from maep.data.datasets import data_root, load
 from maep.data.image_set import ImageSet
-from maep.evaluate.attacked_sets import AttackedSet, as_tensor, attack_keys, cache_folder, round_to_budget
+from maep.evaluate.attacked_sets import AttackedSet, as_tensor, cache_folder, round_to_budget
+from maep.evaluate.measure import attack_keys
 from maep.models.build import build_model, load_weights
 from maep.models.classifiers.load import load_classifier
 from maep.models.mae import MaskedAutoencoder

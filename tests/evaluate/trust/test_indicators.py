@@ -10,8 +10,8 @@ from evaluate_toys import Digits, Linear, NotANumber, Rounding, Saturated, Shatt
 from torch import Tensor, nn
 
 from maep.attacks.config import AttackConfig
-from maep.attacks.run import attack
 from maep.evaluate import baselines
+from maep.evaluate.measure import Batch, attack_images
 from maep.evaluate.trust.findings import Check
 from maep.evaluate.trust.indicators import indicators
 from maep.models.purifier import defend
@@ -88,11 +88,11 @@ def test_draws_of_a_randomised_model_must_agree(digits: Digits) -> None:
 
 
 def test_silent_success(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forgetful(model: nn.Module, images: Tensor, *rest: Any, **named: Any) -> Tensor:
-        attack(model, images, *rest, **named)
-        return images.clone()
+    def forgetful(target: nn.Module, batch: Batch, *rest: Any) -> Tensor:
+        attack_images(target, batch, *rest)
+        return batch.images.clone()
 
-    monkeypatch.setattr("maep.evaluate.trust.probes.attack", forgetful)
+    monkeypatch.setattr("maep.evaluate.trust.probes.attack_images", forgetful)
     found = fired(indicators(Linear().eval(), *digits, 80 / 255, seed=0))
     assert "51 of 51" in found["silent success"]
     assert "return the best iterate" in found["silent success"]

@@ -13,9 +13,10 @@ from evaluate_toys import Linear, NoisyInGradient, Rounding, linear, probabiliti
 from torch import Tensor, nn
 
 from maep.artifact import Artifact
-from maep.attacks.run import attack
+from maep.attacks.config import AttackConfig
 from maep.data.datasets import DataConfig, load
 from maep.errors import DataError
+from maep.evaluate.measure import Batch, attack_images
 from maep.evaluate.results.summary import Result
 from maep.evaluate.trust import sanity
 from maep.models.build import load_purifier_artifact
@@ -85,7 +86,7 @@ class CountsItsBatch(nn.Module):
     """Answers every image with the class that is the number of images beside it: 24 and 9 differ for all of them."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return torch.eye(10)[[len(images) % 10] * len(images)]
+        return torch.eye(10)[[len(images) % 10] * len(images)] + 0 * images.flatten(1)[:, :10]
 
 
 def test_eps_zero_that_is_not_clean_is_flagged() -> None:
@@ -169,17 +170,17 @@ def test_no_image_right_means_nothing_to_attack(probes: Probes) -> None:
 def test_an_attack_that_leaves_the_ball_is_flagged(
     classifier: Classifier, probes: Probes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wide(*arguments: Any, **named: Any) -> Tensor:
-        return attack(*arguments[:3], replace(arguments[3], eps=2 * arguments[3].eps), *arguments[4:], **named)
+    def wide(target: nn.Module, batch: Batch, config: AttackConfig, *rest: Any) -> Tensor:
+        return attack_images(target, batch, replace(config, eps=2 * config.eps), *rest)
 
-    monkeypatch.setattr("maep.evaluate.trust.probes.attack", wide)
+    monkeypatch.setattr("maep.evaluate.trust.probes.attack_images", wide)
     assert "budget and range" in failed(sanity.battery(classifier, *probes, "bpda", 8 / 255))
 
 
 def test_an_attack_that_is_weaker_than_noise_is_flagged(
     classifier: Classifier, probes: Probes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("maep.evaluate.trust.probes.attack", lambda model, images, *rest, **named: images.clone())
+    monkeypatch.setattr("maep.evaluate.trust.probes.attack_images", lambda target, batch, *rest: batch.images.clone())
     assert "noise is weaker than PGD" in failed(sanity.battery(classifier, *probes, "adaptive", 64 / 255))
 
 

@@ -19,6 +19,7 @@ from maep.errors import ConfigError, DataError
 from maep.evaluate import attacked_sets, baselines
 from maep.evaluate.attacked_sets import AttackedSet
 from maep.evaluate.config import EvaluateConfig, Threat
+from maep.evaluate.measure import Expectation
 from maep.evaluate.protocol import presets
 from maep.evaluate.protocol.presets import Column, Source, Step, Traits
 from maep.models.build import load_purifier_artifact
@@ -48,19 +49,6 @@ class Defence:
     sha256: str
     module: nn.Module
     traits: Traits
-
-
-class Expectation(nn.Module):
-    """Mean logits of `passes` passes through a randomised model (EOT, Athalye et al. 2018, arXiv 1707.07397)."""
-
-    def __init__(self, model: nn.Module, passes: int) -> None:
-        super().__init__()
-        self.model = model
-        self.passes = passes
-
-    def forward(self, images: Tensor) -> Tensor:
-        """float [B, 3, H, W] in [0, 1] -> logits [B, classes]."""
-        return torch.stack([self.model(images) for _ in range(self.passes)]).mean(dim=0)
 
 
 class FixedDraws(nn.Module):

@@ -16,15 +16,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from maep import storage
-from maep.attacks.run import attack
+from maep.attacks.config import AttackConfig
 from maep.errors import ConfigError
 from maep.evaluate import attacked_sets
 from maep.evaluate.config import Threat
-from maep.evaluate.measure import Judge, Outcome, read_outcome
-from maep.evaluate.protocol.context import Bench, Expectation, fast
+from maep.evaluate.measure import Batch, DefendedModel, Outcome, measure
+from maep.evaluate.protocol.context import Bench, fast
 from maep.evaluate.protocol.presets import Column, Source, Step
 from maep.evaluate.results import rows
 from maep.evaluate.trust import sanity
@@ -199,53 +199,40 @@ def _probe(bench: Bench, probe: Probe) -> bytes:
 
 def _attack(bench: Bench, task: Attack, inputs: Given) -> bytes:
     where = positions(bench, task)
-    images, labels = bench.batch(where)
-    model = bench.defended(task.purifier, task.classifier, task.column.threat)
-    seed = _seed(bench, task)
-    torch.manual_seed(seed)
-    judged = Judge(model, images, labels, _num_draws(bench, task), seed, task.column.norm)
+    batch = Batch(*bench.batch(where), bench.indices(where))
+    traits, column, step = bench.defence(task.purifier).traits, task.column, task.step
+    model = bench.defended(task.purifier, task.classifier, column.threat)
+    draws = bench.config.draws if column.threat != "fixed-mask" else 1
+    defended = DefendedModel(model, traits.randomised, column.eot, draws)
+    attacked: Tensor | AttackConfig | None = step.config if step else None
+    if inputs.attacked is not None:
+        attacked = fast(attacked_sets.as_tensor(inputs.attacked))
     meter = attacked_sets.Meter()
     with meter.on(model):
-        if task.step is None:
-            outcome = judged.outcome(images)
-        elif inputs.attacked is not None:
-            outcome = judged.outcome(fast(attacked_sets.as_tensor(inputs.attacked)))
-        else:
-            before = rows.decode_part(inputs.before)[0] if inputs.before is not None else None
-            before = before and before.slice(0, len(where))  # clean rows may be of more images than the column
-            outcome = _through(bench, task, model, judged, before)
+        outcome = measure(
+            defended,
+            batch,
+            attacked,
+            column.threat,
+            seed=bench.config.seed + (step.seed if step else 0),
+            draw_seed=_seed(bench, task),
+            batch_size=bench.config.batch_size,
+            previous=_previous(inputs, len(where)),
+        )
     cost = rows.Cost(meter.forward_passes, meter.seconds)
-    return rows.encode_part(_table(bench, task, where, labels, outcome), cost)
+    return rows.encode_part(_table(bench, task, where, batch.labels, outcome), cost)
 
 
-def _through(bench: Bench, task: Attack, model: nn.Module, judge: Judge, before: pa.Table | None) -> Outcome:
-    """One attack through the defended model. In a cascade, on the images that are still right: the others keep what
-    the attack before has left.
-    """
-    step, config, images = task.step, bench.config, judge.images
-    assert step is not None
-    keys = attacked_sets.attack_keys(step.config, config.seed + step.seed, bench.indices(positions(bench, task)))
-    randomised = bench.defence(task.purifier).traits.randomised
-    target = Expectation(model, task.column.eot) if task.column.eot > 1 else model
-    # A randomised model is not broken by one draw, nor by the mean of some: it takes the full budget.
-    stop = task.column.cascade and not randomised
-    size = config.batch_size if not randomised else None
-    if before is None:
-        return judge.outcome(attack(target, images, judge.labels, step.config, keys, stop, size))
-    outcome = read_outcome(before)
-    right = outcome.prediction == judge.labels
-    outcome.inherited = ~right
-    if right.any():
-        attacked = attack(target, images[right], judge.labels[right], step.config, keys[right], stop, size)
-        found = judge.on(right).outcome(attacked)
-        for column in ("prediction", "loss", "num_right", "change"):
-            getattr(outcome, column)[right] = getattr(found, column)
-    return outcome
+def _previous(inputs: Given, count: int) -> Outcome | None:
+    """The outcome of the attack before; clean rows may be of more images than the column."""
+    return None if inputs.before is None else _outcome(rows.decode_part(inputs.before)[0].slice(0, count))
 
 
-def _num_draws(bench: Bench, task: Attack) -> int:
-    randomised = bench.defence(task.purifier).traits.randomised and task.column.threat != "fixed-mask"
-    return bench.config.draws if randomised else 1
+def _outcome(table: pa.Table) -> Outcome:
+    """The outcome that these rows keep."""
+    names = ("prediction", "loss", "num_right", "change", "inherited")
+    columns = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in names}
+    return Outcome(**columns, num_draws=table["num_draws"][0].as_py())
 
 
 def _seed(bench: Bench, task: Task) -> int:

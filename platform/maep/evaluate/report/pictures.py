@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from maep.attacks.config import AttackConfig
-from maep.attacks.run import attack
 from maep.data.image_set import ImageSet, to_float, to_uint8
 from maep.evaluate import attacked_sets
+from maep.evaluate.measure import Batch, attack_images
 
 GAIN = 8
 _HEADS = ("clean", "attacked", "purified", f"attack x{GAIN}", f"what is left x{GAIN}")
@@ -68,8 +68,7 @@ def one_of_each(images: ImageSet, count: int) -> ImageSet:
 def attacked(model: nn.Module, images: ImageSet, config: AttackConfig, seed: int) -> NDArray[np.uint8]:
     """uint8 [N, H, W, 3]: `images` attacked on `model` (images to logits) as an evaluation of that seed does it."""
     clean, labels = images.batch(range(len(images)))
-    keys = attacked_sets.attack_keys(config, seed, torch.from_numpy(images.indices))
-    found = attack(model, clean, labels, config, keys)
+    found = attack_images(model, Batch(clean, labels, torch.from_numpy(images.indices)), config, seed)
     return attacked_sets.round_to_budget(found, clean, config.eps).numpy()
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from maep import seeding
 from maep.attacks.config import AttackConfig
 from maep.evaluate.config import eps_label
-from maep.evaluate.protocol.context import Expectation, check_images
+from maep.evaluate.measure import Expectation
+from maep.evaluate.protocol.context import check_images
 from maep.evaluate.trust.findings import Check
 from maep.evaluate.trust.probes import Probes, Trace, own_draws
 

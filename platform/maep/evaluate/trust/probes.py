@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from maep import seeding, storage
 from maep.attacks.config import AttackConfig
-from maep.attacks.run import attack
-from maep.evaluate import attacked_sets
-from maep.evaluate.protocol.context import Expectation
+from maep.evaluate.measure import Batch, Expectation, attack_images
 
 _JUDGE, _ATTACK, _SLOPE = 0, 1, 2
 """Streams of a randomised model's draws: an attack must not meet the draws by which it is judged."""
@@ -62,10 +60,9 @@ class Probes:
 
         An image that breaks is done, but with `full` and for a randomised model, which no mean of a few draws breaks.
         """
-        keys = attacked_sets.attack_keys(config, self.seed, self.indices)
         seed_stream(self.seed, _ATTACK)
-        stop = self.passes is None and not full
-        return attack(target or self.target, self.images, self.labels, config, keys, stop_when_broken=stop)
+        batch = Batch(self.images, self.labels, self.indices)
+        return attack_images(target or self.target, batch, config, self.seed, self.passes is None and not full)
 
     def traced(self, config: AttackConfig, target: nn.Module | None = None) -> Trace:
         """The same attack, and what it saw on its way."""

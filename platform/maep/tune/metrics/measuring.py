@@ -17,8 +17,8 @@ from maep.attacks.run import attack
 from maep.data import lists
 from maep.data.datasets import data_root, load
 from maep.data.image_set import ImageSet
-from maep.evaluate.attacked_sets import AttackedSet, as_tensor, attack_keys, cache_folder, round_to_budget
-from maep.evaluate.protocol.context import Expectation
+from maep.evaluate.attacked_sets import AttackedSet, as_tensor, cache_folder, round_to_budget
+from maep.evaluate.measure import Expectation, attack_keys
 from maep.models.build import build_model, load_weights
 from maep.models.classifiers.load import Classifier, load_classifier
 from maep.models.purifier import defend
