@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 
 from maep import storage
-from maep.errors import ArtifactError
+from maep.errors import ArtifactError, UnavailableError
 
 SCHEMA = 1
 MANIFEST = "MANIFEST.json"
@@ -125,8 +125,13 @@ def is_valid(folder: str | Path) -> bool:
 
 
 def upload(artifact: Artifact, uri: str) -> None:
-    """Copies an artifact to `uri` (local or s3://), its manifest last."""
-    storage.copy_files(artifact.folder, uri, [*artifact.files, MANIFEST])
+    """Copies an artifact to `uri` (local or s3://): its files, whose sizes are verified, then its manifest."""
+    storage.copy_files(artifact.folder, uri, artifact.files)
+    for name, entry in artifact.files.items():
+        written = storage.size(storage.join(uri, name))
+        if written != entry.size:
+            raise UnavailableError(f"{storage.join(uri, name)} has {written} of {entry.size} bytes: upload it again")
+    storage.copy_files(artifact.folder, uri, [MANIFEST])
 
 
 def download(uri: str, folder: str | Path) -> Artifact:

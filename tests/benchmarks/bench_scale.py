@@ -89,7 +89,7 @@ def _checkpoint(folder: Path) -> dict[str, float]:
         before = time.perf_counter()
         copied = snapshot(number, {}, model.state_dict(), {"optimizer": optimizer.state_dict()})
         between = time.perf_counter()
-        saved = checkpoints.save(copied.samples_seen, copied.config, copied.weights, copied.state)
+        saved = checkpoints.save(copied)
         taken.append((between - before, time.perf_counter() - between))
     size = sum(file.stat().st_size for file in saved.folder.rglob("*") if file.is_file())
     held, written = (statistics.median(each) for each in zip(*taken[1:], strict=True))

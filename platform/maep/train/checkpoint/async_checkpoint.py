@@ -1,7 +1,7 @@
-"""Checkpoints on their way: written in one thread while the training goes on, told of in another.
+"""Checkpoints written beside the training: one thread writes them to disk, another notifies callbacks.
 
-Whoever is told may upload for minutes, or hang with the store it uploads to. So nothing that is written ever waits for
-it: the checkpoint of a notice lies on disk as fast as the disk takes it.
+A callback may upload for minutes or hang. Writing never waits for it, so that the checkpoint of a termination notice is
+on disk as fast as the disk allows.
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ from maep.artifact import Artifact
 from maep.train.checkpoint.store import Checkpoints, Snapshot
 
 DEADLINE_S = 300.0
-"""How long the end of a run waits for those that are still being told of a checkpoint."""
+"""How long the end of a run waits for callbacks."""
 _MOST_WAITING = 8
 _log = logging.getLogger("maep.train")
 
-Tell = Callable[[Artifact, int], None]
-"""Hears of a checkpoint that lies complete on disk, and after how many images it was taken."""
+Notify = Callable[[Artifact, int], None]
+"""Called with a checkpoint that is complete on disk, and the images seen."""
 
 
-class Writer:
-    """Saves snapshots one after the other in a thread; of each, `tell(saved, samples_seen)` is called in another.
+class CheckpointWriter:
+    """Saves snapshots one at a time in a thread; after each, `notify(saved, samples_seen)` runs in another thread.
 
-    At most one is being written. What goes wrong in either thread is raised by the next `check`, `put` or `wait`.
+    An error in either thread is raised by the next `check`, `put` or `wait`.
     """
 
-    def __init__(self, checkpoints: Checkpoints, tell: Tell, deadline_s: float = DEADLINE_S) -> None:
-        self.checkpoints, self.teller, self.deadline_s = checkpoints, Teller(checkpoints, tell), deadline_s
+    def __init__(self, checkpoints: Checkpoints, notify: Notify, deadline_s: float = DEADLINE_S) -> None:
+        self.checkpoints, self.notifier, self.deadline_s = checkpoints, Notifier(checkpoints, notify), deadline_s
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="maep-checkpoints")
         self._pending: Future[None] | None = None
 
     def put(self, taken: Snapshot) -> None:
-        """Begins to save `taken`, once the one before lies there."""
+        """Starts to save `taken`, once the one before is on disk."""
         self.wait()
         self._pending = self._thread.submit(self._save, taken)
 
     def check(self) -> None:
-        """Raises what went wrong; returns at once."""
+        """Raises an error of either thread; does not wait."""
         if self._pending is not None and self._pending.done():
             self.wait()
-        self.teller.check()
+        self.notifier.check()
 
     def wait(self) -> None:
-        """Until nothing is being written. Raises what went wrong."""
+        """Waits until nothing is being written. Raises an error of either thread."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
-        self.teller.check()
+        self.notifier.check()
 
     def __enter__(self) -> Self:
         return self
@@ -62,10 +62,10 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Waits for both; where the run has failed already, what goes wrong here too is a warning."""
+        """Waits for both threads; if the run has failed already, their errors become warnings."""
         try:
             self.wait()
-            self.teller.wait(self.deadline_s)
+            self.notifier.wait(self.deadline_s)
         except Exception as second:
             if error is None:
                 raise
@@ -74,73 +74,62 @@ class Writer:
             self._thread.shutdown()
 
     def _save(self, taken: Snapshot) -> None:
-        saved = self.checkpoints.save(taken.samples_seen, taken.config, taken.weights, taken.state)
-        self.teller.put(saved, taken.samples_seen)
+        self.notifier.put(self.checkpoints.save(taken), taken.samples_seen)
 
 
-class Teller:
-    """Calls `tell` for one checkpoint after the other, in a thread that no process waits for when it ends.
+class Notifier:
+    """Calls `notify` for one checkpoint after the other, in a daemon thread.
 
-    A checkpoint is kept on disk until its turn is over. Of more than eight that wait, the oldest is passed over, with a
-    warning: they would fill the disk.
+    A checkpoint is kept on disk until its callback returns. At most eight wait; beyond that the oldest is skipped with
+    a warning, for they would fill the disk.
     """
 
-    def __init__(self, checkpoints: Checkpoints, tell: Tell) -> None:
-        self._checkpoints, self._tell = checkpoints, tell
+    def __init__(self, checkpoints: Checkpoints, notify: Notify) -> None:
+        self._checkpoints, self._notify = checkpoints, notify
         self._changed = threading.Condition()
         self._waiting: deque[tuple[Artifact, int]] = deque()
-        self._telling: int | None = None
+        self._running: int | None = None
         self._error: BaseException | None = None
         self._failed = False
 
     def put(self, saved: Artifact, samples_seen: int) -> None:
-        """Has it told of next, unless something went wrong before; returns at once."""
+        """Queues a checkpoint, unless an earlier callback failed; returns at once."""
         with self._changed:
             if self._failed:
                 return
             self._checkpoints.pin(saved)
             self._waiting.append((saved, samples_seen))
             if len(self._waiting) > _MOST_WAITING:
-                passed, samples = self._waiting.popleft()
-                _log.warning(
-                    "the checkpoint after %d images is not recorded: what is told of them has not done with the one"
-                    " after %d images yet",
-                    samples,
-                    self._telling or 0,
-                )
-                self._checkpoints.unpin(passed)
-            if self._telling is None:
-                self._telling = samples_seen
-                threading.Thread(target=self._work, name="maep-tell", daemon=True).start()
+                skipped, samples = self._waiting.popleft()
+                _log.warning("skipping upload of checkpoint %d: upload of %d still running", samples, self._running)
+                self._checkpoints.unpin(skipped)
+            if self._running is None:
+                self._running = samples_seen
+                threading.Thread(target=self._work, name="maep-notify", daemon=True).start()
 
     def check(self) -> None:
-        """Raises what went wrong; returns at once."""
+        """Raises a callback's error; does not wait."""
         error, self._error = self._error, None
         if error is not None:
             raise error
 
     def wait(self, seconds: float) -> None:
-        """Until nobody is being told, or for so long, with a warning. Raises what went wrong."""
+        """Waits until the callbacks have run, at most `seconds`, then warns. Raises a callback's error."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._telling is None, seconds):
-                _log.warning(
-                    "what is done with the checkpoint after %d images (an upload?) has taken over %g s: the run ends"
-                    " without it",
-                    self._telling,
-                    seconds,
-                )
+            if not self._changed.wait_for(lambda: self._running is None, seconds):
+                _log.warning("upload of checkpoint %d still running after %g s: ending the run", self._running, seconds)
         self.check()
 
     def _work(self) -> None:
         while True:
             with self._changed:
                 if not self._waiting or self._failed:
-                    self._telling = None
+                    self._running = None
                     self._changed.notify_all()
                     return
-                saved, self._telling = self._waiting.popleft()
+                saved, self._running = self._waiting.popleft()
             try:
-                self._tell(saved, self._telling)
+                self._notify(saved, self._running)
             except BaseException as error:  # raised in the thread that trains
                 self._error, self._failed = error, True
             finally:

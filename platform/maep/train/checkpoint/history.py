@@ -1,6 +1,6 @@
-"""`history.jsonl` beside a run's result: a line for each start and end, so that what a fault cost can be read later.
+"""`history.jsonl` beside a run's result: one line for each start and end, from which the cost of a fault can be read.
 
-A killed process says nothing, so the steps it had done stand in a file of their own, written at each step.
+A killed process cannot write a line, so the number of steps done is kept in a file of its own, written at each step.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _log = logging.getLogger("maep.train")
 
 
 Worker = dict[str, Any]
-"""pid and host of a process that trains."""
+"""pid and host of a training process."""
 
 
 def members(num_workers: int) -> list[Worker]:
-    """The workers of a group, by rank; all must call."""
+    """The workers of this group, by rank; all must call."""
     me = {"pid": os.getpid(), "host": socket.gethostname()}
     found = [me] * num_workers
     if num_workers > 1:
@@ -41,14 +41,14 @@ def members(num_workers: int) -> list[Worker]:
 
 
 def named(rank: int, worker: Worker) -> str:
-    """A worker, as the log calls it."""
+    """A worker's name in the log."""
     return f"worker {rank} (process {worker['pid']} on {worker['host']})"
 
 
 class History:
-    """The history in folder `output`, written by rank 0; the steps are counted in folder `checkpoints` until the end.
+    """The history in folder `output`, written by rank 0; the step counter is in folder `checkpoints`.
 
-    Entered and left around the steps of a run: what is raised inside decides how it ended.
+    A context manager around the steps of a run: an exception inside decides how the run ended.
     """
 
     def __init__(self, output: Path, checkpoints: Path, rank: int = 0) -> None:
@@ -62,7 +62,7 @@ class History:
         return self
 
     def begin(self, step: int, workers: Sequence[Worker]) -> None:
-        """Says that `workers` (`members`) start, or go on, at `step`, and how many steps are done again."""
+        """Records that `workers` (see `members`) start or resume at `step`, and how many steps they redo."""
         if self._mute:
             return
         before = read(self._path.parent)
@@ -72,13 +72,14 @@ class History:
         if lost is not None:
             rank, worker = lost
             values |= {"lost_rank": rank, "lost_pid": worker["pid"], "lost_host": worker["host"]}
-            again = "some" if redone is None else redone
-            _log.warning("%s ended unheard: from step %d, %s steps again", named(rank, worker), step, again)
+            count = "an unknown number of" if redone is None else redone
+            died = named(rank, worker)
+            _log.warning("%s died without reporting; resuming at step %d, redoing %s steps", died, step, count)
         self._write("resumed" if before else "started", step, values)
         self.at(step)
 
     def _redone(self, before: Sequence[Mapping[str, Any]], step: int) -> int | None:
-        """Steps that are done again; None where they were counted on a machine that is gone."""
+        """Steps to redo; None where the counter was on a machine that is gone."""
         position = os.pread(self._position, _DIGITS, 0)
         if position:
             return max(0, int(position) - step)
@@ -87,7 +88,7 @@ class History:
         return max(0, before[-1]["step"] - step) if before else 0
 
     def at(self, step: int) -> None:
-        """So many steps are done: it takes a microsecond, and outlives the process."""
+        """Records that `step` steps are done, in a microsecond and beyond a kill."""
         self._step = step
         if not self._mute:
             os.pwrite(self._position, f"{step:{_DIGITS}d}".encode(), 0)
@@ -101,7 +102,7 @@ class History:
         if error is None:
             self._write("finished", self._step, {})
             return
-        with suppress(OSError):  # on a disk that is full: the error that is on its way says so
+        with suppress(OSError):  # a full disk: the error being raised says so
             if isinstance(error, Stopped):
                 self._write("stopped", self._step, {})
             else:
@@ -114,7 +115,7 @@ class History:
 
 
 def note_lost(output: Path, ranks: Sequence[int]) -> list[str]:
-    """Leaves word, for the group that comes, of the workers that were seen to die; how the log calls them."""
+    """Records the workers that Ray saw die, for the next group's history; returns their names in the log."""
     storage.write_bytes(output / "checkpoints" / _LOST, json.dumps(sorted(ranks)).encode())
     workers = dict(enumerate(_last_group(read(output))))
     return [named(rank, workers[rank]) if rank in workers else f"worker {rank}" for rank in sorted(ranks)]
@@ -129,7 +130,7 @@ def _last_group(before: Sequence[Mapping[str, Any]]) -> list[Worker]:
 
 
 def _lost(before: Sequence[Mapping[str, Any]], checkpoints: Path) -> tuple[int, Worker] | None:
-    """The first worker of the group before that was seen to die; rank 0 where the group ended unheard."""
+    """The first worker of the previous group that died; rank 0 where that group recorded no end."""
     path, workers = checkpoints / _LOST, _last_group(before)
     ranks = json.loads(path.read_bytes()) if path.is_file() else []
     path.unlink(missing_ok=True)
@@ -139,12 +140,12 @@ def _lost(before: Sequence[Mapping[str, Any]], checkpoints: Path) -> tuple[int, 
 
 
 def read(output: Path) -> list[dict[str, Any]]:
-    """The lines of the history in `output`; one that was cut short is left out.
+    """The lines of the history in `output`, without truncated ones.
 
     Each has event (started, resumed, finished, stopped after a notice, failed), step, pid, host, and time in s since
-    the epoch. Starts also have num_workers, workers (pid and host of each, by rank), redone (steps; null where
-    the machine that counted them is gone), and, where a worker of the group before died unheard, lost_rank, lost_pid
-    and lost_host; failures have error.
+    the epoch. Starts also have num_workers, workers (pid and host of each, by rank), redone (steps; null where the
+    counter is lost), and, where a worker of the previous group died, lost_rank, lost_pid and lost_host; failures have
+    error.
     """
     path = output / HISTORY
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

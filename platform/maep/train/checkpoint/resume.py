@@ -1,4 +1,4 @@
-"""Where a run goes on from: one choice for all its workers, however differently their disks look."""
+"""What a run resumes from: one choice for all its workers, whatever each finds on its own disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from maep.train.checkpoint.store import CHECKPOINTS, MODEL, Checkpoints, check_s
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together; a process group must be up where `size` is above 1."""
+    """The rank of this process among `size` workers; above 1 a process group must be initialised."""
 
     rank: int = 0
     size: int = 1
@@ -31,40 +31,40 @@ def starting_point(
     world: World | None = None,
     mirror: Mirror | None = None,
 ) -> Artifact | None:
-    """What a run of `config` goes on from: the finished result, else the newest sound checkpoint, else `resume`.
+    """What a run of `config` starts from: its finished result, else its newest valid checkpoint, else `resume`.
 
-    Rank 0 chooses and the others open the same: none ever starts at another step. None: there is nothing; all must
-    call. With a `mirror`, `output` is first brought up to what lies there, and the run is this group's from then on.
-    Raises ArtifactError where that is of another configuration or no checkpoint, or the result is damaged, and
-    UnavailableError where a worker does not find what rank 0 has chosen: on all workers alike.
+    None: from scratch. Rank 0 chooses and the others open the same; all must call. With a `mirror`, `output` is
+    brought up to date first, and this group becomes the owner of the run. Raises, on all workers alike, ArtifactError
+    where the choice is of another configuration, damaged or no checkpoint, and UnavailableError where a worker does not
+    find it.
     """
     world = world or World()
     found: Artifact | None = None
     mistake: UserError | None = None
     if world.rank == 0:
         try:
-            found = _chosen(config, output, resume, mirror)
+            found = _choose(config, output, resume, mirror)
         except UserError as error:
             mistake = error
     if world.size > 1:
-        said: list[Any] = [mistake or (found and (_below(output, found.folder), found.sha256))]
-        torch.distributed.broadcast_object_list(said, src=0)
-        if isinstance(said[0], UserError):
-            mistake = said[0]
-        elif world.rank and said[0] is not None:
-            name, sha256 = said[0]
+        message: list[Any] = [mistake or (found and (_name_below(output, found.folder), found.sha256))]
+        torch.distributed.broadcast_object_list(message, src=0)
+        if isinstance(message[0], UserError):
+            mistake = message[0]
+        elif world.rank and message[0] is not None:
+            name, sha256 = message[0]
             try:
-                found = _same(output, name, sha256, world.rank, mirror)
+                found = _open_same(output, name, sha256, world.rank, mirror)
             except UserError as error:
                 mistake = error
-        mistake = anyones(mistake, world)
+        mistake = first_mistake(mistake, world)
     if mistake is not None:
         raise mistake
     return found
 
 
-def anyones(mistake: UserError | None, world: World) -> UserError | None:
-    """The first worker's mistake, if any made one: then all stop, and none waits for another; all must call."""
+def first_mistake(mistake: UserError | None, world: World) -> UserError | None:
+    """The first worker's mistake, on all workers, so that none waits for one that stopped; all must call."""
     if world.size == 1:
         return mistake
     mistakes: list[UserError | None] = [None] * world.size
@@ -72,7 +72,7 @@ def anyones(mistake: UserError | None, world: World) -> UserError | None:
     return next((each for each in mistakes if each is not None), None)
 
 
-def _chosen(config: Mapping[str, Any], output: Path, resume: Artifact | None, mirror: Mirror | None) -> Artifact | None:
+def _choose(config: Mapping[str, Any], output: Path, resume: Artifact | None, mirror: Mirror | None) -> Artifact | None:
     if mirror is not None:
         mirror.pull()
     if (output / MODEL / artifact.MANIFEST).exists():
@@ -88,14 +88,14 @@ def _chosen(config: Mapping[str, Any], output: Path, resume: Artifact | None, mi
     return start
 
 
-def _below(output: Path, folder: Path) -> str:
-    """`folder` as the others find it, whose `output` may have another name."""
+def _name_below(output: Path, folder: Path) -> str:
+    """`folder` relative to `output`, which may have another path on other workers."""
     return str(folder.relative_to(output) if folder.is_relative_to(output) else folder)
 
 
-def _same(output: Path, name: str, sha256: str, rank: int, mirror: Mirror | None) -> Artifact:
-    """The artifact that rank 0 goes on from, as this worker sees it."""
-    reason = "it has another one of that name"
+def _open_same(output: Path, name: str, sha256: str, rank: int, mirror: Mirror | None) -> Artifact:
+    """The artifact that rank 0 chose, as this worker finds it."""
+    reason = "another artifact has that name"
     try:
         found = artifact.read(output / name)
         if found.sha256 == sha256:
@@ -105,6 +105,6 @@ def _same(output: Path, name: str, sha256: str, rank: int, mirror: Mirror | None
     if mirror is not None:
         return mirror.bring(name, sha256)
     raise UnavailableError(
-        f"worker {rank} does not find what worker 0 goes on from ({reason}): --output must be one folder that all"
-        " machines see, or s3://"
+        f"worker {rank} cannot open the checkpoint that worker 0 resumes from ({reason}): --output must be a folder"
+        " that all machines share, or s3://"
     )

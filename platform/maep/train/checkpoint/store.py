@@ -1,6 +1,6 @@
-"""Checkpoints of a run: complete folders, an index that is written after them, the newest sound one to resume from.
+"""Checkpoints of a run, in a folder or on S3: complete artifacts, and an index that is written after them.
 
-What is written is a copy on the CPU, taken between two steps. A kill at any moment leaves the one before whole.
+A run resumes from the newest that verifies. A kill at any moment leaves the checkpoint before it intact.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import threading
 import uuid
 import warnings
@@ -26,7 +25,7 @@ from maep.errors import ArtifactError, UnavailableError
 MODEL, BEST, CHECKPOINTS, RESUMED = "model", "best", "checkpoints", "resumed-from"
 """Folders in the output of a run."""
 RUN_KEY = "run-key"
-"""A file there, which says which training it is."""
+"""A file there: the identity of the training."""
 INDEX = "index.json"
 _OWNER = "owner"
 _SCORE = "score.json"
@@ -34,7 +33,7 @@ _SCORE = "score.json"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a checkpoint holds, on the CPU and apart from the model that trains on."""
+    """The content of a checkpoint: a copy on the CPU, which further training does not change."""
 
     samples_seen: int
     config: Mapping[str, Any]
@@ -60,95 +59,124 @@ def _copied(value: Any) -> Any:
 
 
 class Checkpoints:
-    """The checkpoints in `folder`, at most `keep` of them."""
+    """The last `keep` checkpoints at `uri`, a folder or s3://: each complete before the index names it.
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder = folder
-        self.keep = keep
+    index.json   names, the newest last
+    owner        a token of the process that writes here
+    NAME/        an artifact; NAME is the images seen, and on another machine's store also the start of its sha256
+    """
+
+    def __init__(self, uri: str | Path, keep: int) -> None:
+        self.uri, self.keep = str(uri), keep
         self._token: str | None = None
-        self._turn = threading.Lock()  # one thread saves, another is done with what was saved
+        self._turn = threading.Lock()  # one thread saves, another releases what was saved
         self._old: set[str] = set()
         self._pinned: set[str] = set()
 
     def claim(self) -> None:
-        """Makes this process the one that writes here. A cut-off one that still runs then finds out, and stops."""
+        """Makes this process the owner. An earlier owner that still runs raises at its next write."""
         self._token = uuid.uuid4().hex
-        storage.write_bytes(self.folder / _OWNER, self._token.encode())
+        storage.write_bytes(storage.join(self.uri, _OWNER), self._token.encode())
 
-    def save(
-        self, samples_seen: int, config: Mapping[str, Any], weights: Mapping[str, Tensor], state: Mapping[str, Any]
-    ) -> Artifact:
-        """Writes one, then the index that names it, then drops the oldest beyond `keep`.
+    def save(self, taken: Snapshot) -> Artifact:
+        """Writes a snapshot into this folder. Raises WriteError, or UnavailableError where another process owns it."""
+        self._check_owner()
+        card = f"# Training checkpoint\n\nAfter {taken.samples_seen:,} images; for resuming, not a model to use.\n"
+        folder = Path(self.uri) / f"{taken.samples_seen:012d}"
+        saved = artifact.write(folder, "checkpoint", taken.config, taken.weights, card, taken.state)
+        self.put(saved)
+        return saved
 
-        Raises WriteError where it cannot be written, and UnavailableError where another process has claimed `folder`.
-        """
-        name = f"{samples_seen:012d}"
-        card = f"# Training checkpoint\n\nAfter {samples_seen:,} images; a state to resume from, not a model to use.\n"
+    def put(self, saved: Artifact) -> None:
+        """Makes `saved` the newest: uploads it unless it is here, names it in the index, drops the oldest."""
+        here = saved.folder.parent == Path(self.uri)
+        name = saved.folder.name if here else f"{saved.folder.name}-{saved.sha256[:8]}"
+        known = self.names()
+        if known[-1:] == [name] and not here:
+            return
         self._check_owner()
-        saved = artifact.write(self.folder / name, "checkpoint", config, weights, card, state)
-        self._check_owner()
-        names = [*[known for known in self._names() if known != name], name]
-        storage.write_bytes(self.folder / INDEX, json.dumps(names[-self.keep :]).encode())
+        target = storage.join(self.uri, name)
+        if not here and digest(target) != saved.sha256:
+            artifact.upload(saved, target)
+            self._check_owner()
+        names = [*[each for each in known if each != name], name]
+        storage.write_bytes(storage.join(self.uri, INDEX), json.dumps(names[-self.keep :]).encode())
         with self._turn:
             self._old = self._old.union(names[: -self.keep]) - {name}
             self._drop()
-        return saved
-
-    def adopt(self, name: str) -> None:
-        """Takes the checkpoint that was put into folder `name` for the newest."""
-        names = [*[known for known in self._names() if known != name], name]
-        storage.write_bytes(self.folder / INDEX, json.dumps(names[-self.keep :]).encode())
 
     def pin(self, saved: Artifact) -> None:
-        """Keeps it on disk, newer ones or not, until it is unpinned."""
+        """Keeps it, even when newer ones come, until it is unpinned."""
         with self._turn:
             self._pinned.add(saved.folder.name)
 
     def unpin(self, saved: Artifact) -> None:
-        """Drops it, if newer ones have taken its place."""
+        """Drops it, if newer ones have replaced it."""
         with self._turn:
             self._pinned.discard(saved.folder.name)
             self._drop()
 
-    def newest(self) -> Artifact | None:
-        """The newest checkpoint that verifies: a damaged one is passed over, with a warning, for the one before it."""
-        for name in reversed(self._names()):
+    def newest(self, into: Path | None = None) -> Artifact | None:
+        """The newest checkpoint that verifies, downloaded into folder `into` from another store.
+
+        Damaged ones are skipped with a warning.
+        """
+        for name in reversed(self.names()):
             try:
-                return artifact.read(self.folder / name)
+                if into is None:
+                    return artifact.read(Path(self.uri) / name)
+                return artifact.download(storage.join(self.uri, name), into / local_name(name))
             except ArtifactError as error:
-                warnings.warn(f"{error}; it is passed over for the checkpoint before it", stacklevel=2)
+                warnings.warn(f"skipping a damaged checkpoint: {error}", stacklevel=2)
         return None
 
-    def remove(self) -> None:
-        """Drops all of them, once the run's result is in place."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _drop(self) -> None:
-        for name in self._old - self._pinned:
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-            self._old.remove(name)
-
-    def _check_owner(self) -> None:
-        if self._token is None:
-            return
-        path = self.folder / _OWNER
-        if not path.is_file() or path.read_text(encoding="ascii") != self._token:
-            raise UnavailableError(f"another process goes on with the run in {self.folder.parent}: this one ends here")
-
-    def _names(self) -> list[str]:
-        path = self.folder / INDEX
+    def names(self) -> list[str]:
+        """The checkpoints in the index, the newest last."""
+        path = storage.join(self.uri, INDEX)
         try:
-            names: list[str] = json.loads(path.read_text(encoding="utf-8"))
+            names: list[str] = json.loads(storage.read_bytes(path))
         except FileNotFoundError:
             return []
         except ValueError:
-            raise ArtifactError(f"{path} is damaged: remove {self.folder} to start anew") from None
+            raise ArtifactError(f"{path} is damaged: remove {self.uri} to start anew") from None
         return names
+
+    def remove(self) -> None:
+        """Deletes all of them, once the run's result is in place."""
+        storage.delete_folder(self.uri)
+
+    def _drop(self) -> None:
+        for name in self._old - self._pinned:
+            storage.delete_folder(storage.join(self.uri, name))
+            self._old.remove(name)
+
+    def _check_owner(self) -> None:
+        if self._token is not None and read_if_exists(storage.join(self.uri, _OWNER)) != self._token.encode():
+            raise UnavailableError(f"another process has resumed the run at {self.uri}: this one stops")
+
+
+def local_name(name: str) -> str:
+    """The name of a checkpoint in a run's own folder."""
+    return name.partition("-")[0]
+
+
+def read_if_exists(uri: str) -> bytes | None:
+    """A file's content; None where there is none."""
+    try:
+        return storage.read_bytes(uri)
+    except FileNotFoundError:
+        return None
+
+
+def digest(uri: str) -> str | None:
+    """sha256 of the complete artifact at `uri`; None where there is none."""
+    manifest = read_if_exists(storage.join(uri, artifact.MANIFEST))
+    return None if manifest is None else storage.sha256(manifest)
 
 
 @dataclass(frozen=True)
 class Score:
-    """What made a checkpoint the best: `metric` as it was named, its value, the images seen, the sha256."""
+    """The value of `metric` (as configured) for a checkpoint, the images seen, and the checkpoint's sha256."""
 
     metric: str
     value: float
@@ -157,18 +185,18 @@ class Score:
 
 
 class Best:
-    """The best of a run's checkpoints by one metric, as an artifact of `kind` in `folder`; it stays after the run.
+    """The best of a run's checkpoints by a validation metric, as an artifact of `kind` in `folder`; kept after the run.
 
-    `metric` names a value of what a validation reports; the highest is best, or with a `-` before it, the lowest.
+    The highest value of `metric` is best; with a `-` before its name, the lowest.
     """
 
     def __init__(self, folder: Path, metric: str, kind: str) -> None:
         self.folder, self.metric, self.kind = folder, metric, kind
 
     def offer(self, saved: Artifact, samples_seen: int, metrics: Mapping[str, float]) -> bool:
-        """Keeps checkpoint `saved`, measured as `metrics`, if it is the best so far; whether it is.
+        """Keeps checkpoint `saved` if its `metrics` are the best so far, and returns whether they are.
 
-        Raises ArtifactError where the metric was not measured, or the checkpoint is gone (`hold` it while measuring).
+        Raises ArtifactError where the metric is missing, or the checkpoint was deleted (`hold` it while measuring).
         """
         name = self.metric.removeprefix("-")
         if name not in metrics:
@@ -185,7 +213,7 @@ class Best:
         return True
 
     def score(self) -> Score | None:
-        """What the best one so far was measured as; None: there is none."""
+        """The score of the best one so far; None before the first."""
         if not artifact.is_valid(self.folder):
             return None
         return Score(**json.loads((self.folder / _SCORE).read_text(encoding="utf-8")))
@@ -195,10 +223,7 @@ class Best:
 
 
 def hold(saved: Artifact, folder: Path) -> Artifact:
-    """The same checkpoint at `folder`, sharing its bytes on disk, where keep-last does not drop it.
-
-    For what measures it beside the training; who holds it removes it.
-    """
+    """A hard-linked copy of a checkpoint at `folder`, which the run does not delete; the caller does."""
     for name in [*saved.files, artifact.MANIFEST]:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -211,7 +236,7 @@ def hold(saved: Artifact, folder: Path) -> Artifact:
 
 
 def check_same(saved: Artifact, config: Mapping[str, Any]) -> None:
-    """Refuses what was trained under another configuration, naming the first key that differs."""
+    """Raises ArtifactError where `saved` was trained under another configuration, naming the first key that differs."""
     mine, theirs = _flat(config), _flat(saved.config)
     for key in sorted(mine.keys() | theirs.keys()):
         if mine.get(key) != theirs.get(key):

@@ -23,7 +23,7 @@ from maep.data.stream.plan import Part, Sampling
 from maep.data.stream.resident import Noise, Resident, Synthetic
 from maep.data.stream.streaming import Stream
 from maep.errors import ConfigError, Stopped
-from maep.train.checkpoint.async_checkpoint import Writer
+from maep.train.checkpoint.async_checkpoint import CheckpointWriter
 from maep.train.checkpoint.history import History, members
 from maep.train.checkpoint.resume import World, starting_point
 from maep.train.checkpoint.store import CHECKPOINTS, MODEL, Checkpoints, snapshot
@@ -131,7 +131,7 @@ class _Run:
     ) -> None:
         loop = task.loop
         self.task, self.checkpoints, self.callbacks, self.world = task, checkpoints, callbacks, world
-        self.writer = Writer(checkpoints, self._tell)
+        self.writer = CheckpointWriter(checkpoints, self._notify)
         self.device = pick_device(loop.device)
         memory.keep_freed()
         self.agreement = Agreement(notice, world.size, self.device)
@@ -150,7 +150,7 @@ class _Run:
                 raise Stopped(self.step * self.task.loop.batch_size)
         if self.world.rank == 0:
             self.checkpoints.claim()
-        with History(output, self.checkpoints.folder, self.world.rank) as history, self.writer:
+        with History(output, output / CHECKPOINTS, self.world.rank) as history, self.writer:
             history.begin(self.step, members(self.world.size))
             self._steps(history)
             return self._finish(output)
@@ -219,7 +219,7 @@ class _Run:
         seen = self.step * self.task.loop.batch_size
         self.writer.put(snapshot(seen, self.task.config, weights, state))
 
-    def _tell(self, saved: Artifact, samples_seen: int) -> None:
+    def _notify(self, saved: Artifact, samples_seen: int) -> None:
         for callback in self.callbacks:
             callback.on_checkpoint(saved, samples_seen)
 

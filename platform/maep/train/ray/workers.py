@@ -28,7 +28,7 @@ from maep.errors import Stopped, UnavailableError, UserError
 from maep.storage import s3
 from maep.train.build_tasks import pretraining, purification
 from maep.train.checkpoint.mirror import Mirror, mirror_of, working_folder
-from maep.train.checkpoint.resume import anyones, starting_point
+from maep.train.checkpoint.resume import first_mistake, starting_point
 from maep.train.checkpoint.store import MODEL, RESUMED
 from maep.train.classifier import ClassifierConfig, classification
 from maep.train.config import FinetuneConfig, PretrainConfig
@@ -232,7 +232,7 @@ def _worker(values: dict[str, Any]) -> UserError | FloatingPointError | Stopped 
             resume = mirror.bring(values["resume"]) if mirror else artifact.read(folder / values["resume"])
     except UserError as error:
         mistake = error
-    mistake = anyones(mistake, world)
+    mistake = first_mistake(mistake, world)
     if mistake is not None:
         return mistake
     try:
