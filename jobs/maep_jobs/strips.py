@@ -10,7 +10,8 @@ from PIL import Image
 
 from maep import seeding
 from maep.artifact import Artifact
-from maep.data.datasets import DataConfig, data_uri, load
+from maep.data.config import DataConfig
+from maep.data.datasets import data_uri, load
 from maep.data.image_set import to_float, to_uint8
 from maep.data.sets import imagenet
 from maep.models.build import build_model, load_weights

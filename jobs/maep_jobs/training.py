@@ -23,8 +23,7 @@ from maep.tracking.runs import open_run, ui_command
 from maep.train.benchmark import estimate
 from maep.train.checkpoint.mirror import working_folder
 from maep.train.checkpoint.store import BEST, MODEL, RUN_KEY, Best
-from maep.train.classifier import ClassifierConfig
-from maep.train.config import FinetuneConfig, PretrainConfig
+from maep.train.config import ClassifierConfig, FinetuneConfig, PretrainConfig
 from maep.train.loop.run import Callback, Progress
 from maep.train.ray.loader import store_bytes
 from maep.train.ray.workers import Settings, rooted, train

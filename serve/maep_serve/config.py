@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
-from maep.data.datasets import DataConfig
+from maep.data.config import DataConfig
 
 TOKEN_VARIABLE = "MAEP_SERVE_TOKEN"
 

@@ -17,7 +17,7 @@ from maep.attacks.config import AttackConfig, AttackName, Norm
 from maep.attacks.norms import L1
 from maep.attacks.run import attack
 from maep.data import datasets, lists
-from maep.data.datasets import DataConfig
+from maep.data.config import DataConfig
 from maep.models.classifiers.load import load_classifier
 
 NUM = 200

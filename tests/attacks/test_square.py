@@ -13,7 +13,7 @@ from maep.attacks import square
 from maep.attacks.config import AttackConfig
 from maep.attacks.norms import lengths
 from maep.data import datasets, lists
-from maep.data.datasets import DataConfig
+from maep.data.config import DataConfig
 from maep.models.classifiers.load import load_classifier
 
 NUM, QUERIES, SEEDS = 200, 50, (0, 1, 2)

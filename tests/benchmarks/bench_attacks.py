@@ -22,7 +22,7 @@ from maep import seeding
 from maep.attacks.config import AttackConfig
 from maep.attacks.run import attack
 from maep.data import datasets, lists
-from maep.data.datasets import DataConfig
+from maep.data.config import DataConfig
 from maep.models.classifiers.load import IMAGENET_MEAN, IMAGENET_STD, CifarResNet, Classifier, load_classifier
 
 NUM, SLOTS = 64, 32

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from maep.data.datasets import DataConfig
+from maep.data.config import DataConfig
 from maep.evaluate.config import EvaluateConfig
 from maep.evaluate.protocol.run import Progress, evaluate
 

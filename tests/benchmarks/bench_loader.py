@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from maep import cluster
-from maep.data.datasets import DataConfig, load
+from maep.data.config import DataConfig, LoaderConfig
+from maep.data.datasets import load
 from maep.data.image_set import ImageSet, to_float
 from maep.data.stream import augmentation
-from maep.data.stream.loaders import Loader, LoaderConfig, open_images
+from maep.data.stream.loaders import Loader, open_images
 from maep.data.stream.plan import Sampling
 from maep.data.stream.resident import Resident, Synthetic
 from maep.models.build import build_model

@@ -146,9 +146,9 @@ def test_steps_that_ray_data_hands_over(tmp_path: Path) -> None:
     """Steps a second of the loader `ray` where there is next to nothing to decode: what one task a step allows."""
     import torch
 
+    from maep.data.config import LoaderConfig
     from maep.data.reading.decoding import encode_png
     from maep.data.sets import imagenet
-    from maep.data.stream.loaders import LoaderConfig
     from maep.data.stream.plan import Sampling
     from maep.data.stream.streaming import Streamed
     from maep.train.ray.loader import RayLoader

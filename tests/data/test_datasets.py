@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from maep.config import build
-from maep.data.datasets import DataConfig, data_root, load
+from maep.data.config import DataConfig
+from maep.data.datasets import data_root, load
 from maep.data.get import get
 from maep.data.image_set import to_float, to_uint8
 from maep.errors import ConfigError, DataError

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from maep.data import lists, make_lists
-from maep.data.datasets import DataConfig, load
+from maep.data.config import DataConfig
+from maep.data.datasets import load
 from maep.errors import ConfigError, DataError
 
 SIZES = {

@@ -15,7 +15,7 @@ import pytest
 import torch
 from stack import S3
 
-from maep.data.datasets import DataConfig
+from maep.data.config import DataConfig
 from maep.data.reading import shards
 from maep.data.sets import imagenet
 from maep.data.stream.plan import Sampling

@@ -11,7 +11,8 @@ import pytest
 
 import maep
 from maep.data import lists
-from maep.data.datasets import DataConfig, ImageSet, Split, load
+from maep.data.config import DataConfig
+from maep.data.datasets import ImageSet, Split, load
 from maep.data.sets import cifar10, digits, imagenet
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")

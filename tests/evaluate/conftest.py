@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from purifier_toys import small_unet
 
 from maep import artifact
-from maep.data.datasets import DataConfig, load
+from maep.data.config import DataConfig
+from maep.data.datasets import load
 from maep.evaluate.config import EvaluateConfig
 from maep.evaluate.protocol.run import evaluate
 from maep.evaluate.results.summary import Result

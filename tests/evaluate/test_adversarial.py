@@ -10,7 +10,8 @@ import torch
 
 from maep.attacks.config import AttackConfig
 from maep.data import lists
-from maep.data.datasets import DataConfig, load
+from maep.data.config import DataConfig
+from maep.data.datasets import load
 from maep.data.image_set import ImageSet
 from maep.errors import DataError
 from maep.evaluate import attacked_sets

@@ -17,7 +17,8 @@ from maep import artifact
 from maep.attacks.bpda import BackwardIdentity
 from maep.attacks.config import AttackConfig
 from maep.attacks.run import attack
-from maep.data.datasets import DataConfig, load
+from maep.data.config import DataConfig
+from maep.data.datasets import load
 from maep.evaluate import baselines
 from maep.evaluate.attacked_sets import Meter
 from maep.evaluate.trust import sanity

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from maep import artifact, config, registry
 from maep.data import lists
-from maep.data.datasets import DataConfig, load
+from maep.data.config import DataConfig
+from maep.data.datasets import load
 from maep.evaluate.config import EvaluateConfig
 from maep.evaluate.measure import Expectation
 from maep.evaluate.protocol.context import FixedDraws
 from maep.evaluate.protocol.run import evaluate
 from maep.evaluate.trust import sanity
 from maep.models.classifiers.load import Classifier
-from maep.models.mae import MaeConfig
-from maep.models.purifier import Purifier, PurifierConfig, defend
+from maep.models.config import MaeConfig, PurifierConfig
+from maep.models.purifier import Purifier, defend
 
 LINEAR = "import:evaluate_toys:linear"
 EPS = 40 / 255

@@ -16,7 +16,8 @@ from train_toys import MAE
 
 from maep import artifact, config
 from maep.artifact import Artifact
-from maep.models.mae import MaeConfig, MaskedAutoencoder
+from maep.models.config import MaeConfig
+from maep.models.mae import MaskedAutoencoder
 from maep_jobs import cli
 
 

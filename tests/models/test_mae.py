@@ -8,7 +8,8 @@ import torch
 from maep import artifact, config
 from maep.errors import ArtifactError, ConfigError
 from maep.models.build import build_model, load_purifier_artifact
-from maep.models.mae import MaeConfig, MaskedAutoencoder, sincos_positions
+from maep.models.config import MaeConfig
+from maep.models.mae import MaskedAutoencoder, sincos_positions
 
 SMALL = {"width": 16, "depth": 1, "num_heads": 2, "decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2}
 

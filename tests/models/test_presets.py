@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from maep import config
 from maep.errors import ConfigError
 from maep.models import flops
-from maep.models.mae import MaeConfig, MaskedAutoencoder
+from maep.models.config import MaeConfig, PurifierConfig
+from maep.models.mae import MaskedAutoencoder
 from maep.models.presets import ENCODERS
-from maep.models.purifier import PurifierConfig
 from maep.train.config import PretrainConfig
 
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 import maep
 from maep.data import datasets, lists
-from maep.data.datasets import DataConfig
+from maep.data.config import DataConfig
 from maep.errors import ConfigError
 from maep.models import tiles
 from maep.models.classifiers.load import load_classifier
-from maep.models.conv import ConvConfig, ConvPurifier
-from maep.models.mae import MaeConfig
-from maep.models.purifier import Purifier, PurifierConfig, defend
+from maep.models.config import ConvConfig, MaeConfig, PurifierConfig
+from maep.models.conv import ConvPurifier
+from maep.models.purifier import Purifier, defend
 from maep.models.tiles import Tiled, for_size
 
 

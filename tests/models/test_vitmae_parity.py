@@ -17,7 +17,8 @@ from maep.config import to_dict
 from maep.errors import ArtifactError
 from maep.models.build import build_model, load_weights
 from maep.models.classifiers.load import IMAGENET_MEAN, IMAGENET_STD
-from maep.models.mae import MaeConfig, MaskedAutoencoder
+from maep.models.config import MaeConfig
+from maep.models.mae import MaskedAutoencoder
 from maep.models.vitmae.folder import export_vitmae, import_vitmae
 from maep.models.vitmae.weights import _published, from_vitmae, to_vitmae
 

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from maep import config
-from maep.data.datasets import DataConfig
+from maep.data.config import DataConfig
 from maep.errors import ConfigError
 from maep_serve.config import ServeConfig, is_loopback
 from maep_serve.engine.loading import class_names

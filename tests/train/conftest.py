@@ -10,10 +10,10 @@ from train_toys import LOOP, MAE, Heard, Make
 
 from maep import config
 from maep.artifact import Artifact
-from maep.data.datasets import DataConfig
+from maep.data.config import DataConfig
 from maep.train.build_tasks import pretraining
-from maep.train.classifier import ClassifierConfig, classification, dev_accuracy
-from maep.train.config import FinetuneConfig, PretrainConfig
+from maep.train.classifier import classification, dev_accuracy
+from maep.train.config import ClassifierConfig, FinetuneConfig, PretrainConfig
 from maep.train.loop.run import run
 
 

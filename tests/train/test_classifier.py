@@ -11,11 +11,13 @@ from train_toys import LOOP, Heard, weights
 
 from maep import config
 from maep.artifact import Artifact
-from maep.data.datasets import DataConfig, load
+from maep.data.config import DataConfig
+from maep.data.datasets import load
 from maep.errors import ArtifactError, ConfigError
 from maep.models.classifiers.architectures import ThinVgg
 from maep.models.classifiers.load import load_classifier
-from maep.train.classifier import Classification, ClassifierConfig, classification, dev_accuracy
+from maep.train.classifier import Classification, classification, dev_accuracy
+from maep.train.config import ClassifierConfig
 from maep.train.loop.run import run
 from maep.train.objectives import Batch
 

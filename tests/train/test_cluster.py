@@ -17,7 +17,8 @@ from hosts import Host, hosts
 
 from maep import artifact, config
 from maep.artifact import Artifact
-from maep.data.datasets import DataConfig, load
+from maep.data.config import DataConfig
+from maep.data.datasets import load
 from maep.models.build import build_model, load_weights
 from maep.train.build_tasks import pretraining
 from maep.train.checkpoint.history import read

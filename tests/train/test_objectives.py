@@ -10,7 +10,7 @@ from torch import nn
 from train_toys import Heard, Make, batch_at, weights
 
 from maep import config
-from maep.data.datasets import DataConfig
+from maep.data.config import DataConfig
 from maep.errors import ArtifactError, ConfigError
 from maep.models.classifiers.load import load_classifier
 from maep.models.conv import ConvPurifier

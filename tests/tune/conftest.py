@@ -10,7 +10,8 @@ from train_toys import LOOP, MAE, Make
 
 from maep import config
 from maep.artifact import Artifact
-from maep.train.classifier import ClassifierConfig, classification
+from maep.train.classifier import classification
+from maep.train.config import ClassifierConfig
 from maep.train.loop.run import run
 from maep.tune.config import TuneConfig
 

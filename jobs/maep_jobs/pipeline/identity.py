@@ -6,27 +6,22 @@ that moves makes nothing anew. What lies behind a name is in it: the files of th
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
-from maep import artifact
+from maep import artifact, config
 from maep.data.datasets import data_root, inventory
-from maep.data.stream.loaders import LoaderConfig, resolved
 from maep.evaluate import config as evaluate
 from maep.evaluate.config import EvaluateConfig
 from maep.models.classifiers.load import load_classifier, weights_file
 from maep.storage import sha256_file
-from maep.train import config as train
-from maep.train.classifier import ClassifierConfig
-from maep.train.config import FinetuneConfig, PretrainConfig
+from maep.train.config import ClassifierConfig, FinetuneConfig, PretrainConfig
 
 
 def of_training(settings: ClassifierConfig | PretrainConfig | FinetuneConfig, upstream: dict[str, str]) -> str:
     """Digest of a training stage. `upstream` maps what earlier stages make (classifiers, `init`) to their digests."""
-    values = train.deciding(settings)
-    inputs: list[Any] = [inventory(settings.data), *_unusual(settings)]
+    values = config.deciding(settings)
+    inputs: list[Any] = [inventory(settings.data)]
     if isinstance(settings, PretrainConfig):
         init = values.pop("init")
         inputs += [artifact.read(init).sha256] if init else []
@@ -35,29 +30,14 @@ def of_training(settings: ClassifierConfig | PretrainConfig | FinetuneConfig, up
         inputs.append([upstream.get(spec) or _classifier(spec, root) for spec in values.pop("classifiers")])
         inputs.append(upstream.get("init") or (values["init"] and artifact.read(values["init"]).sha256))
         values.pop("init")
-    return digest(values, inputs)
-
-
-def _unusual(settings: ClassifierConfig | PretrainConfig | FinetuneConfig) -> list[str]:
-    """The loader's kind where it gives other images than the usual one; `stream` and `ray` give the same."""
-    on_ray = settings.workers.most > 0
-    kinds = [
-        resolved(loader, settings.data, on_ray).kind.replace("ray", "stream")
-        for loader in (settings.loader, LoaderConfig())
-    ]
-    return kinds[:1] if kinds[0] != kinds[1] else []
+    return config.digest([values, inputs])
 
 
 def of_evaluation(settings: EvaluateConfig, purifiers: list[str]) -> str:
     """Digest of an evaluation of `purifiers` (sha256)."""
     root = data_root(settings.data)
     classifiers = [_classifier(spec, root) for spec in settings.classifiers]
-    return digest(evaluate.deciding(settings), [inventory(settings.data), classifiers, purifiers])
-
-
-def digest(values: dict[str, Any], inputs: list[Any]) -> str:
-    """Eight hex digits."""
-    return hashlib.sha256(json.dumps([values, inputs], sort_keys=True).encode()).hexdigest()[:8]
+    return config.digest([evaluate.deciding(settings), [inventory(settings.data), classifiers, purifiers]])
 
 
 def _classifier(spec: str, root: Path) -> str:

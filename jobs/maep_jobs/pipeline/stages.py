@@ -29,8 +29,7 @@ from maep.evaluate.results.gate import GateConfig
 from maep.evaluate.results.summary import RESULT, Result
 from maep.tracking.client import TrackingConfig, absolute, connect, hide_secrets
 from maep.tracking.runs import ui_command
-from maep.train.classifier import ClassifierConfig
-from maep.train.config import FinetuneConfig, PretrainConfig
+from maep.train.config import ClassifierConfig, FinetuneConfig, PretrainConfig
 from maep_jobs import report
 from maep_jobs.failure import JobFailed
 from maep_jobs.pipeline import identity

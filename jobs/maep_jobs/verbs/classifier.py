@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from maep.errors import ConfigError, UserError, nearest
-from maep.train.classifier import ClassifierConfig, dev_accuracy
+from maep.train.classifier import dev_accuracy
+from maep.train.config import ClassifierConfig
 from maep_jobs.arguments import parse, parser
 from maep_jobs.training import run_training
 

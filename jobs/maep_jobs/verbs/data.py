@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from maep.config import build
-from maep.data.datasets import DataConfig, data_root, load
+from maep.data.config import DataConfig
+from maep.data.datasets import data_root, load
 from maep.data.get import get
 from maep.data.image_set import Split
 from maep.data.pack.archive import open_archive

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from maep import config
+
 AttackName = Literal[
     "fgsm", "pgd", "pgd-cw", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "hard-label", "cw", "spatial",
     "patch", "noise",
@@ -41,17 +43,22 @@ class AttackConfig:
     the square that may be painted as a share of the image's.
     """
 
-    name: AttackName = "pgd"
-    eps: float = 8 / 255
-    steps: int = 20
-    """Gradient steps, or queries of `square` and `hard-label`, or draws of `noise`; for each target, and for
-    each of C&W's nine constants. FGSM and `spatial` make their own."""
-    step_size: float | None = None
-    """PGD's step, None: 2.5 eps / steps (Madry et al. 2018, section 5.2). The others step by themselves."""
-    random_start: bool = True
-    norm: Norm = "Linf"
-    targets: int = 9
-    """Classes that a targeted attack aims at, the likeliest first; fewer where there are fewer."""
+    name: AttackName = config.key("pgd", "The attack.", decides=True)
+    eps: float = config.key(8 / 255, "Budget in units of the image range [0, 1], measured in `norm`.", decides=True)
+    steps: int = config.key(
+        20,
+        """Gradient steps; for `square` and `hard-label` queries, for `noise` draws; for each target class, and for each
+        of C&W's nine constants. `fgsm` and `spatial` ignore it.""",
+        decides=True,
+    )
+    step_size: float | None = config.key(
+        None, "Step of `pgd`; null: 2.5 eps / steps (Madry et al. 2018, section 5.2).", decides=True
+    )
+    random_start: bool = config.key(True, "Start from a random point of the norm ball.", decides=True)
+    norm: Norm = config.key("Linf", "Norm in which `eps` is measured.", decides=True)
+    targets: int = config.key(
+        9, "Classes that a targeted attack aims at, most likely first; at most all the others.", decides=True
+    )
 
     def __post_init__(self) -> None:
         """Refuses budgets that the norm does not have, attacks of no steps, and norms that the attack does not know."""

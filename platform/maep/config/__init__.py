@@ -5,12 +5,13 @@ reads, fills, prints and describes them. It needs nothing but PyYAML, because `p
 is no more than PyTorch.
 """
 
-from maep.config.fields import Key, deciding, describe, key, named_section, section
+from maep.config.fields import REQUIRED, Key, deciding, describe, key, named_section, section
 from maep.config.fill import build, load
 from maep.config.plain import digest, flatten, to_dict, to_yaml
 from maep.config.text import apply_overrides, read_yaml
 
 __all__ = [
+    "REQUIRED",
     "Key",
     "apply_overrides",
     "build",

@@ -14,6 +14,9 @@ from maep.config.plain import to_plain
 
 T = TypeVar("T")
 
+REQUIRED: Any = dataclasses.MISSING
+"""The default of a key that must be given."""
+
 
 class Named(Protocol):
     """A set of configuration classes by name, such as a registry."""

@@ -3,50 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from maep import storage
+from maep.data.config import DataConfig
 from maep.data.image_set import ImageSet, Split
 from maep.data.sets import cifar10, digits, imagenet
 from maep.errors import ConfigError
 
-__all__ = ["DataConfig", "ImageSet", "Split", "data_root", "data_uri", "deciding", "inventory", "load"]
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which data set, and where it lies.
-
-    root         the folder that holds cifar10/, imagenet/ ...; None: $MAEP_DATA, else ./data
-    max_corrupt  so many images may be left out because they do not decode or have a label out of range
-    image_size   ImageNet only: side of the centre crop in pixels, 224 by default
-    train_files  ImageNet only, streamed: train on the Parquet files of this pattern below the root, such as
-                 imagenet_slice/val_256.parquet; None: the part train
-    max_corrupt_share   streamed images: this share of an epoch's may be corrupt, and is replaced by others
-    read_timeout_s      streamed images: so long may one read from S3 take, retries included
-    """
-
-    name: Literal["digits", "cifar10", "imagenet"] = "digits"
-    root: str | None = None
-    max_corrupt: int = 0
-    image_size: int | None = None
-    train_files: str | None = None
-    max_corrupt_share: float = 0.0
-    read_timeout_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        if self.max_corrupt < 0:
-            raise ValueError(f"max_corrupt: at least 0, not {self.max_corrupt}")
-        if self.image_size is not None and self.name != "imagenet":
-            raise ValueError(f"image_size: {self.name} has one size; only imagenet is cropped")
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"image_size: at least 1, not {self.image_size}")
-        if self.train_files is not None and self.name != "imagenet":
-            raise ValueError(f"train_files: {self.name} has its own; only imagenet is streamed")
-        if not 0 <= self.max_corrupt_share < 1 or self.read_timeout_s <= 0:
-            raise ValueError("max_corrupt_share must be in [0, 1), read_timeout_s above 0")
+__all__ = ["DataConfig", "ImageSet", "Split", "data_root", "data_uri", "inventory", "load"]
 
 
 def data_uri(config: DataConfig) -> str:
@@ -61,16 +26,6 @@ def data_root(config: DataConfig) -> Path:
     if storage.is_remote(uri):
         raise ConfigError(f"data.root: {uri} can only be streamed, as what imagenet is trained on: name a folder")
     return Path(uri)
-
-
-def deciding(config: DataConfig) -> dict[str, Any]:
-    """The settings that say which images there are: not where they lie, nor how much trouble is put up with."""
-    values = asdict(config)
-    for key in ("root", "max_corrupt_share", "read_timeout_s"):
-        del values[key]
-    if values["train_files"] is None:
-        del values["train_files"]
-    return values
 
 
 def inventory(config: DataConfig) -> list[tuple[str, int]]:

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from maep import config, registry
-from maep.data import datasets
-from maep.data.datasets import DataConfig
+from maep.data.config import DataConfig
 
 Threat = Literal[
     "clean", "adaptive", "bpda", "black-box", "fixed-mask", "transfer", "oblivious", "adaptive-steps", "adaptive-eot"
@@ -87,7 +86,7 @@ def deciding(settings: EvaluateConfig) -> dict[str, Any]:
     values = config.to_dict(settings)
     for key in ("num_workers", "address", "cache", "classifiers"):
         del values[key]
-    values["data"] = datasets.deciding(settings.data)
+    values["data"] = config.deciding(settings.data)
     return values
 
 

@@ -11,10 +11,11 @@ from torch import nn
 from maep import config
 from maep.artifact import Artifact
 from maep.errors import ArtifactError, nearest
-from maep.models.conv import ConvConfig, ConvPurifier
+from maep.models.config import ConvConfig, MaeConfig, PurifierConfig
+from maep.models.conv import ConvPurifier
 from maep.models.lora import merged
-from maep.models.mae import MaeConfig, MaskedAutoencoder
-from maep.models.purifier import Purifier, PurifierConfig
+from maep.models.mae import MaskedAutoencoder
+from maep.models.purifier import Purifier
 
 _MODELS: dict[str, tuple[type, type[nn.Module]]] = {
     "mae": (MaeConfig, MaskedAutoencoder),

@@ -2,30 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 from torch import Tensor, nn
 
+from maep.models.config import ConvConfig
 from maep.models.layers import Down, Up, residual_output, stack
-
-
-@dataclass(frozen=True)
-class ConvConfig:
-    """Channels of each level, finest first; each further level halves the resolution."""
-
-    name: Literal["conv"] = "conv"
-    image_size: tuple[int, int] = (32, 32)
-    channels: tuple[int, ...] = (16, 32, 64)
-    blocks: int = 2
-
-    def __post_init__(self) -> None:
-        """Refuses images that the levels do not divide."""
-        stride = 2 ** (len(self.channels) - 1)
-        if not self.channels or any(count < 1 for count in self.channels) or self.blocks < 1:
-            raise ValueError("channels and blocks must be at least 1")
-        if any(side < 1 or side % stride for side in self.image_size):
-            raise ValueError(f"channels: {len(self.channels)} levels need an image_size that is a multiple of {stride}")
 
 
 class ConvPurifier(nn.Module):

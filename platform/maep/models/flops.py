@@ -6,7 +6,7 @@ activations and sums are left out, as is usual for MFU (Chowdhery et al. 2022, a
 
 from __future__ import annotations
 
-from maep.models.mae import MaeConfig
+from maep.models.config import MaeConfig
 
 
 def forward(config: MaeConfig, mask_ratio: float) -> float:

@@ -8,40 +8,18 @@ moves to another data set by a few per cent of its weights (arXiv 2501.16904 ada
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from maep.errors import ConfigError
+from maep.models.config import LoraConfig
 from maep.models.purifier import Purifier
 
 _BLOCKS = {"decoder": "decoder_blocks", "encoder": "blocks"}
 _LAYERS = r"(attn\.(qkv|proj)|mlp\.fc[12])"
 _BASE, _ADAPTER = ".base_layer.", ".lora_"  # peft's names
 _DOWN, _UP = ".lora_A.default.weight", ".lora_B.default.weight"
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """Adapters on every linear layer (qkv, proj, fc1, fc2) of the blocks in `targets`."""
-
-    rank: int = 8
-    alpha: float = 16.0
-    """The adapters' change is scaled by alpha / rank."""
-    dropout: float = 0.0
-    """Share of an adapter's inputs that a training pass leaves out."""
-    targets: tuple[Literal["decoder", "encoder"], ...] = ("decoder",)
-
-    def __post_init__(self) -> None:
-        """Refuses adapters of nothing."""
-        if self.rank < 1 or self.alpha <= 0:
-            raise ValueError(f"rank: {self.rank} must be at least 1, alpha: {self.alpha:g} above 0; 8 and 16 are usual")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: {self.dropout} must be in [0, 1)")
-        if not self.targets:
-            raise ValueError("targets: name decoder, encoder or both")
 
 
 def attach(model: Purifier, config: LoraConfig, trained: nn.Module) -> None:

@@ -6,10 +6,8 @@ Shapes: B images, L patches, D width, P = patch_size, patches are `[B, L, P * P 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,58 +15,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from maep.models import presets
-
-
-@dataclass(frozen=True)
-class MaeConfig:
-    """Architecture of a MaskedAutoencoder; sizes in pixels, widths in channels.
-
-    In a configuration, `preset: S/16` stands for the sizes of a ViT (maep.models.presets), which are what is stored.
-    """
-
-    name: Literal["mae"] = "mae"
-    image_size: tuple[int, int] = (32, 32)
-    patch_size: int = 4
-    width: int = 128
-    depth: int = 4
-    num_heads: int = 4
-    decoder_width: int = 128
-    decoder_depth: int = 1
-    decoder_heads: int = 4
-    mlp_ratio: float = 4.0
-    norm_eps: float = 1e-6
-
-    def __post_init__(self) -> None:
-        """Refuses sizes that do not fit each other."""
-        if self.patch_size < 1 or any(side < 1 or side % self.patch_size for side in self.image_size):
-            height, width = self.image_size
-            fits = [p for p in range(1, min(height, width) + 1) if height % p == 0 and width % p == 0]
-            raise ValueError(
-                f"patch_size: {self.patch_size} does not divide image_size {height}x{width}: one of {fits}"
-            )
-        for name, width, heads in (
-            ("width", self.width, self.num_heads),
-            ("decoder_width", self.decoder_width, self.decoder_heads),
-        ):
-            if width < 4 or width % 4 or heads < 1 or width % heads:
-                raise ValueError(f"{name}: {width} must be a multiple of 4 and of its {heads} heads")
-        if self.depth < 1 or self.decoder_depth < 0:
-            raise ValueError("depth must be at least 1, decoder_depth at least 0")
-        if min(self.width, self.decoder_width) * self.mlp_ratio < 1:
-            raise ValueError(f"mlp_ratio: {self.mlp_ratio} leaves the blocks no hidden channel; 4 is usual")
-        if self.norm_eps <= 0:
-            raise ValueError(f"norm_eps: {self.norm_eps} must be above 0; 1e-6 is usual")
-
-    @staticmethod
-    def expand(values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`values` as they are written, with `preset` resolved. Raises ValueError where it is not known."""
-        return presets.expand(values)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+from maep.models.config import MaeConfig
 
 
 class Encoded(NamedTuple):

@@ -8,43 +8,12 @@ so that fine detail does not have to pass through the patch tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
+from maep.models.config import MaeConfig, PurifierConfig
 from maep.models.layers import Down, Up, residual_output, stack
-from maep.models.mae import MaeConfig, MaskedAutoencoder, fold
-
-
-@dataclass(frozen=True)
-class PurifierConfig:
-    """A purifier around `mae`."""
-
-    name: Literal["purifier"] = "purifier"
-    mae: MaeConfig = field(default_factory=MaeConfig)
-    mask_ratio: float = 0.0
-    num_masks: int = 1
-    residual: bool = True
-    """Whether a change is added to the image; if not, the autoencoder's pixels are the output."""
-    stem_channels: tuple[int, ...] = (16, 32)
-    """Channels of the convolutional stem and pixel head, finest level first, each further one at half the
-    resolution. Empty: none, the change comes from the patch tokens alone. Used with `residual` only."""
-    stem_blocks: int = 2
-
-    def __post_init__(self) -> None:
-        """Refuses ratios outside [0, 1) and a stem that is deeper than the patches."""
-        if not 0 <= self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio: {self.mask_ratio} must be in [0, 1)")
-        if self.num_masks < 1 or (self.num_masks > 1 and self.mask_ratio == 0):
-            raise ValueError(f"num_masks: {self.num_masks} must be at least 1, and 1 where mask_ratio is 0")
-        if any(count < 1 for count in self.stem_channels) or self.stem_blocks < 0:
-            raise ValueError("stem_channels must each be at least 1, stem_blocks at least 0")
-        coarsest = 2 ** max(len(self.stem_channels) - 1, 0)
-        if self.residual and self.mae.patch_size % coarsest:
-            levels = len(self.stem_channels)
-            raise ValueError(f"stem_channels: {levels} levels need a patch_size that is a multiple of {coarsest}")
+from maep.models.mae import MaskedAutoencoder, fold
 
 
 class Purifier(nn.Module):

@@ -1,22 +1,25 @@
-"""What attacked images a training batch is made of: shares of kinds, steps and budgets."""
+"""The attacked images of a training batch, as configured: shares of attacks, steps and budgets."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+from maep import config
+
 
 @dataclass(frozen=True)
 class MixtureConfig:
     """One kind of attacked image in a training batch, made on the fly."""
 
-    name: Literal["none", "fgsm", "pgd", "apgd-ce"] = "pgd"
-    share: float = 1.0
-    steps: tuple[int, int] = (3, 5)
-    """Least and most steps; drawn anew each training step."""
+    name: Literal["none", "fgsm", "pgd", "apgd-ce"] = config.key("pgd", "Attack; none: the clean image.", decides=True)
+    share: float = config.key(1.0, "Share in [0, 1] of the batch.", decides=True)
+    steps: tuple[int, int] = config.key(
+        (3, 5), "Fewest and most steps; drawn anew for each training step.", decides=True
+    )
 
     def __post_init__(self) -> None:
-        """Refuses shares and steps that are none."""
+        """Raises ValueError for values out of range."""
         if not 0 <= self.share <= 1:
             raise ValueError(f"share: {self.share} must be in [0, 1]")
         if not 1 <= self.steps[0] <= self.steps[1]:
@@ -25,21 +28,27 @@ class MixtureConfig:
 
 @dataclass(frozen=True)
 class AttackMixConfig:
-    """The attacked images of a training batch: shares of kinds, and the budget drawn for each training step."""
+    """The attacked images of a training batch; attack and budget are drawn for each training step."""
 
-    mode: Literal["oblivious", "adaptive"] = "oblivious"
-    """Whether the attack goes through the bare classifier, or through purifier and classifier."""
-    mixture: tuple[MixtureConfig, ...] = (
-        MixtureConfig("fgsm", 0.4),
-        MixtureConfig("pgd", 0.4),
-        MixtureConfig("none", 0.2),
+    mode: Literal["oblivious", "adaptive"] = config.key(
+        "oblivious",
+        "oblivious: attack the bare classifier; adaptive: attack through purifier and classifier.",
+        decides=True,
     )
-    eps: float = 8 / 255
-    eps_range: tuple[float, float] | None = (2 / 255, 16 / 255)
-    """Half of the steps draw their budget evenly from here instead of taking `eps`; null: none do."""
+    mixture: tuple[MixtureConfig, ...] = config.key(
+        (MixtureConfig("fgsm", 0.4), MixtureConfig("pgd", 0.4), MixtureConfig("none", 0.2)),
+        "Kinds of attacked images in a batch; the shares must add up to 1.",
+        decides=True,
+    )
+    eps: float = config.key(8 / 255, "Budget in Linf, in units of the image range [0, 1].", decides=True)
+    eps_range: tuple[float, float] | None = config.key(
+        (2 / 255, 16 / 255),
+        "Half of the steps draw their budget uniformly from this range instead of taking `eps`; null: none do.",
+        decides=True,
+    )
 
     def __post_init__(self) -> None:
-        """Refuses shares that are not a whole, and budgets outside [0, 1]."""
+        """Raises ValueError for shares that do not add up to 1, and budgets outside [0, 1]."""
         for key, budgets in (("eps", (self.eps,)), ("eps_range", self.eps_range or (0.0, 0.0))):
             if not 0 <= budgets[0] <= budgets[-1] <= 1:
                 raise ValueError(f"{key}: budgets are in [0, 1], the lesser first; 8/255 may be written so")

@@ -23,8 +23,9 @@ import numpy as np
 import torch
 
 from maep import config
+from maep.data.config import LoaderConfig
 from maep.data.image_set import ImageSet
-from maep.data.stream.loaders import Images, Loader, LoaderConfig, loader_rate, open_images
+from maep.data.stream.loaders import Images, Loader, loader_rate, open_images
 from maep.data.stream.plan import Part, Sampling
 from maep.data.stream.resident import Noise
 from maep.errors import UserError

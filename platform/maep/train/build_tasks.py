@@ -11,18 +11,20 @@ from torch import nn
 
 from maep import artifact, config
 from maep.artifact import Artifact
+from maep.data.config import LoaderConfig
 from maep.data.datasets import data_root
 from maep.data.image_set import ImageSet, to_float
-from maep.data.stream.loaders import Images, LoaderConfig, open_images, resolved, sample
+from maep.data.stream.loaders import Images, open_images, resolved, sample
 from maep.errors import ArtifactError, ConfigError
 from maep.models.build import build_model, load_weights
 from maep.models.classifiers.load import load_classifier
+from maep.models.config import LoraConfig
 from maep.models.conv import ConvPurifier
-from maep.models.lora import LoraConfig, attach, num_trained
+from maep.models.lora import attach, num_trained
 from maep.models.mae import MaskedAutoencoder
 from maep.models.purifier import Purifier
 from maep.models.vitmae.folder import is_vitmae
-from maep.train.config import FinetuneConfig, PretrainConfig, deciding
+from maep.train.config import FinetuneConfig, PretrainConfig
 from maep.train.loop.run import Task
 from maep.train.objectives import Pretraining, Purification, check_classifier
 
@@ -145,7 +147,7 @@ def _check_size(images: Images, size: tuple[int, int]) -> None:
 
 def _stored(settings: PretrainConfig | FinetuneConfig, images: Images) -> dict[str, Any]:
     """What an artifact says of its training: all that decides the weights, nothing of where or when it ran."""
-    values = deciding(settings)
+    values = config.deciding(settings)
     model = values.pop("model")
     values.pop("init", None)
     return {"model": model, "train": values, "data": {"name": images.name, "fingerprint": images.fingerprint}}

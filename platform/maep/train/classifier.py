@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from maep import config
 from maep.artifact import Artifact
-from maep.data.datasets import DataConfig, load
-from maep.data.stream.loaders import LoaderConfig, open_images, resolved, sample
+from maep.data.config import DataConfig
+from maep.data.datasets import load
+from maep.data.stream.loaders import open_images, resolved, sample
 from maep.errors import ArtifactError
 from maep.models.classifiers import architectures
-from maep.models.classifiers.architectures import Family, check_shape
 from maep.models.classifiers.load import load_classifier
-from maep.train.config import LoopConfig, WorkersConfig, deciding
+from maep.train.config import ClassifierConfig
 from maep.train.loop.run import Task
 from maep.train.objectives import Batch, Losses, Objective
-
-
-@dataclass(frozen=True)
-class ClassifierConfig:
-    """A CIFAR ResNet of `depth` 6n + 2 or a thin VGG of 3n + 2, trained from scratch with cross-entropy."""
-
-    name: str = "classifier"
-    """What results and tables call it."""
-    data: DataConfig = field(default_factory=DataConfig)
-    family: Family = "resnet"
-    depth: int = 20
-    width: int = 16
-    """Channels of the first convolution."""
-    label_smoothing: float = 0.0
-    """Share of the target that is spread over all classes (Szegedy et al. 2016, arXiv 1512.00567, section 7)."""
-    loop: LoopConfig = field(default_factory=LoopConfig)
-    loader: LoaderConfig = field(default_factory=LoaderConfig)
-    workers: WorkersConfig = field(default_factory=WorkersConfig)
-
-    def __post_init__(self) -> None:
-        """Refuses shapes that the family cannot have."""
-        check_shape(self.family, self.depth, self.width)
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing: {self.label_smoothing} must be in [0, 1)")
-        if self.loop.keep_best is not None:
-            raise ValueError(f"loop.keep_best: {self.loop.keep_best}: a classifier is not validated: leave it out")
 
 
 class Classification(Objective):
@@ -91,7 +64,7 @@ def classification(settings: ClassifierConfig) -> Task:
         "std": list(std),
         "classes": list(images.classes),
         "label_smoothing": settings.label_smoothing,
-        "loop": deciding(settings)["loop"],
+        "loop": config.deciding(settings.loop),
         "data": {"name": images.name, "fingerprint": images.fingerprint},
     }
     title = {"resnet": "CIFAR ResNet", "vgg": "thin VGG"}[settings.family]

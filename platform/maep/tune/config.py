@@ -1,13 +1,13 @@
-"""What a search is made of: the trial's two phases, the space, what is wanted of a purifier, and the budget."""
+"""A search, as configured: both phases of a trial, the space, the objectives and the budget."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from maep import config
 from maep.errors import nearest
-from maep.train.classifier import ClassifierConfig
-from maep.train.config import FinetuneConfig, PretrainConfig
+from maep.train.config import ClassifierConfig, FinetuneConfig, PretrainConfig
 from maep.tune.record import OBJECTIVES, Objective
 from maep.tune.search.space import Axis
 
@@ -18,17 +18,25 @@ NOT_COMPARABLE = ("loss", "mae_loss", "dev_reconstruction", "reconstruction")
 
 @dataclass(frozen=True)
 class BudgetConfig:
-    """What every trial may spend, the same for all."""
+    """The budget of a trial, the same for all."""
 
-    kind: Literal["samples_seen", "flops", "core_seconds"] = "samples_seen"
-    """Images in training steps; floating-point operations of those steps; processor seconds of them (CPU only)."""
-    amount: float = 100_000
-    """Of one trial that is trained to its end, both phases together."""
-    pretrain_share: float = 0.25
-    """The share of it that pretraining gets, where there is one. It counts in full for each trial that shares it."""
+    kind: Literal["samples_seen", "flops", "core_seconds"] = config.key(
+        "samples_seen",
+        """samples_seen: images in training steps; flops: floating-point operations of those steps; core_seconds: their
+        processor seconds (CPU only).""",
+        decides=True,
+    )
+    amount: float = config.key(
+        100_000, "Budget of one trial that is trained to its end, both phases together.", decides=True
+    )
+    pretrain_share: float = config.key(
+        0.25,
+        "Share in [0, 1) of it for pretraining, if there is any; counted in full for each trial that shares it.",
+        decides=True,
+    )
 
     def __post_init__(self) -> None:
-        """Refuses a budget of nothing."""
+        """Raises ValueError for values out of range."""
         if self.amount <= 0:
             raise ValueError(f"amount: {self.amount:g} must be above 0")
         if not 0 <= self.pretrain_share < 1:
@@ -37,45 +45,55 @@ class BudgetConfig:
 
 @dataclass(frozen=True)
 class HalvingConfig:
-    """Successive halving (`search/halving.py`): of the trials measured at a rung, the best one in `factor` go on."""
+    """Successive halving (maep.tune.search.halving)."""
 
-    num_rungs: int = 3
-    """With the last, at which a trial is done. Each rung is `factor` times as far as the one before."""
-    factor: int = 3
+    num_rungs: int = config.key(
+        3, "Rungs, the last of which ends a trial; each is `factor` times as far as the one before.", decides=True
+    )
+    factor: int = config.key(3, "Of the trials measured at a rung, the best one in `factor` continue.", decides=True)
 
     def __post_init__(self) -> None:
-        """Refuses halving that stops nothing."""
+        """Raises ValueError for halving that stops nothing."""
         if self.num_rungs < 2 or self.factor < 2:
             raise ValueError(f"num_rungs: {self.num_rungs} and factor: {self.factor} must be at least 2")
 
 
 @dataclass(frozen=True)
 class MeasureConfig:
-    """How a trial's purifier is measured, on the first `num_images` of `dev`, before `finetune.classifiers[0]`.
+    """How a trial's purifier is measured on `dev`, before `finetune.classifiers[0]`.
 
-    Figures to choose by, from few images; `maep evaluate` measures what is reported.
+    These figures choose among trials, from few images; `maep evaluate` measures the figures to report.
     """
 
-    num_images: int = 128
-    eps: float | None = None
-    """Budget of the oblivious attacks; null: `finetune.attacks.eps`."""
-    oblivious: tuple[Literal["fgsm", "pgd", "pgd-cw", "apgd-ce"], ...] = ("fgsm", "pgd", "apgd-ce")
-    """Made on the bare classifier, once for all trials; an image counts as right if it is so under each of them."""
-    steps: int = 20
-    adaptive: Literal["pgd", "apgd-ce"] = "apgd-ce"
-    """Made through purifier and classifier, for each trial anew."""
-    adaptive_eps: float | None = None
-    """Budget of the adaptive attack; null: as `eps`."""
-    adaptive_steps: int = 20
-    eot: int = 10
-    """Passes that one gradient of the adaptive attack is averaged over, where the purifier is randomised."""
-    adaptive_images: int | None = None
-    """The adaptive attack takes the first so many of the images; null: all."""
-    latency_passes: int = 30
-    """`latency_ms` is the median of so many passes of one image."""
+    num_images: int = config.key(128, "Number of images, from the start of `dev`.", decides=True)
+    eps: float | None = config.key(
+        None, "Budget of the oblivious attacks, in [0, 1]; null: `finetune.attacks.eps`.", decides=True
+    )
+    oblivious: tuple[Literal["fgsm", "pgd", "pgd-cw", "apgd-ce"], ...] = config.key(
+        ("fgsm", "pgd", "apgd-ce"),
+        "Attacks on the bare classifier, made once for all trials; an image counts as right if all of them fail.",
+        decides=True,
+    )
+    steps: int = config.key(20, "Steps of the oblivious attacks.", decides=True)
+    adaptive: Literal["pgd", "apgd-ce"] = config.key(
+        "apgd-ce", "Attack through purifier and classifier, made for each trial.", decides=True
+    )
+    adaptive_eps: float | None = config.key(
+        None, "Budget of the adaptive attack, in [0, 1]; null: the same as `eps`.", decides=True
+    )
+    adaptive_steps: int = config.key(20, "Steps of the adaptive attack.", decides=True)
+    eot: int = config.key(
+        10, "Forward passes averaged in one gradient of the adaptive attack on a randomised purifier.", decides=True
+    )
+    adaptive_images: int | None = config.key(
+        None, "Number of images, from the first, for the adaptive attack; null: all.", decides=True
+    )
+    latency_passes: int = config.key(
+        30, "`latency_ms` is the median of that many forward passes of one image.", decides=True
+    )
 
     def __post_init__(self) -> None:
-        """Refuses to measure nothing."""
+        """Raises ValueError for values out of range."""
         for key in ("num_images", "steps", "adaptive_steps", "eot", "latency_passes"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}: {getattr(self, key)} must be at least 1")
@@ -90,41 +108,69 @@ class MeasureConfig:
 class TuneConfig:
     """One search."""
 
-    classifiers: tuple[ClassifierConfig, ...] = ()
-    """Classifiers that the search trains first; `finetune.classifiers` names them by their `name`."""
-    pretrain: PretrainConfig | None = None
-    """Pretraining of each trial; null: purifiers start from random weights. Trials that agree on it share it."""
-    finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(classifiers=("cifar10_resnet20",)))
-    """What trials have in common; `loop.samples` of both follows from the budget."""
-    space: dict[str, Axis] = field(default_factory=dict)
-    """By short name (`trial_config.NAMES`: mask_ratio, patch_size, width ...) or dotted key of the phases."""
-    constraints: tuple[str, ...] = ()
-    """Comparisons that settings must hold, of names of the space and of dotted keys: `width % 8 == 0`."""
-    fixed: tuple[dict[str, Any], ...] = ()
-    """Settings that are tried first, beside those that the searcher chooses: references, and repeats by `seed`."""
-    objectives: tuple[Objective, ...] = ("adaptive_accuracy",)
-    """One: the best is looked for. Several: the front of those that no other beats in all; the first decides ties.
-    latency_ms is a time: of two searches that have it here, each chooses by its own."""
-    limits: dict[str, float] = field(default_factory=dict)
-    """What the best one must keep: at most of latency_ms and num_parameters, at least of accuracies."""
-    measure: MeasureConfig = field(default_factory=MeasureConfig)
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
-    searcher: Literal["tpe", "random", "grid"] = "tpe"
-    num_trials: int = 16
-    """How many settings are tried, without `fixed`; a space that has fewer is tried whole."""
-    generation: int = 8
-    """Settings that are chosen, and compared at each rung, together; at least the trials that run at once, or some
-    wait. It decides what is chosen, so it does not follow the number of machines."""
-    halving: HalvingConfig | None = None
-    """null: every trial gets its whole budget."""
-    seed: int = 0
-    """Of the choices, and of every trial's training unless its settings name another `seed`."""
-    cpus_per_trial: float = 1.0
-    """Of a trial in one process; where `workers` of a phase names workers, theirs count."""
-    gpus_per_trial: float = 0.0
-    """The same of GPUs; a share of one lets several trials use it."""
-    max_failures: int = 2
-    """How often a trial whose process or machine dies is started anew, from its newest checkpoint."""
+    classifiers: tuple[ClassifierConfig, ...] = config.key(
+        (), "Classifiers that the search trains first; `finetune.classifiers` refers to them by `name`.", decides=True
+    )
+    pretrain: PretrainConfig | None = config.key(
+        None,
+        """Pretraining of each trial, shared by the trials that agree on it; null: purifiers start from random
+        weights.""",
+        decides=True,
+    )
+    finetune: FinetuneConfig = config.section(
+        lambda: FinetuneConfig(classifiers=("cifar10_resnet20",)),
+        "What trials have in common. The budget sets `loop.samples` of both phases.",
+    )
+    space: dict[str, Axis] = config.key(
+        {},
+        """Keys to search over, each with its values: by short name (mask_ratio, patch_size, width ..., see
+        maep.tune.trial.trial_config) or dotted key of a phase.""",
+        decides=True,
+    )
+    constraints: tuple[str, ...] = config.key(
+        (), "Comparisons of keys that a trial must satisfy, such as `width % 8 == 0`.", decides=True
+    )
+    fixed: tuple[dict[str, Any], ...] = config.key(
+        (),
+        "Settings tried first, besides those that the searcher chooses: references, repeats by `seed`.",
+        decides=True,
+    )
+    objectives: tuple[Objective, ...] = config.key(
+        ("adaptive_accuracy",),
+        """What to optimise. Of several, the search reports the Pareto front and the first breaks ties. latency_ms
+        depends on the machine, so searches with it are not repeatable exactly.""",
+        decides=True,
+    )
+    limits: dict[str, float] = config.key(
+        {},
+        "Limits on the best trial: at most, of latency_ms and num_parameters; at least, of accuracies.",
+        decides=True,
+    )
+    measure: MeasureConfig = config.section(MeasureConfig)
+    budget: BudgetConfig = config.section(BudgetConfig)
+    searcher: Literal["tpe", "random", "grid"] = config.key("tpe", "How settings are chosen.", decides=True)
+    num_trials: int = config.key(
+        16, "Number of settings tried, besides `fixed`; a smaller space is tried whole.", decides=True
+    )
+    generation: int = config.key(
+        8,
+        """Settings chosen, and compared at each rung, together. With fewer than the trials that run at once, some wait.
+        The choice depends on it, so it does not follow the number of machines.""",
+        decides=True,
+    )
+    halving: HalvingConfig | None = config.key(
+        None, "Successive halving; null: every trial gets its whole budget.", decides=True
+    )
+    seed: int = config.key(
+        0, "Seed of the choices, and of every trial's training unless its settings have a `seed`.", decides=True
+    )
+    cpus_per_trial: float = config.key(
+        1.0, "Ray's logical CPUs of a trial in one process; a phase with `workers` counts those instead.", decides=False
+    )
+    gpus_per_trial: float = config.key(0.0, "GPUs of such a trial; at 0.25, four trials share one.", decides=False)
+    max_failures: int = config.key(
+        2, "Restarts of a trial whose process or machine dies, from its newest checkpoint.", decides=False
+    )
 
     @staticmethod
     def expand(values: Any) -> Any:
@@ -143,7 +189,7 @@ class TuneConfig:
         return values
 
     def __post_init__(self) -> None:
-        """Refuses a search for nothing, over nothing or with nothing."""
+        """Raises ValueError for a search without objective, space or budget."""
         if not self.objectives or len(set(self.objectives)) != len(self.objectives):
             raise ValueError(f"objectives: name at least one of {', '.join(OBJECTIVES)}, none twice")
         if "oblivious_accuracy" in self.objectives and not self.measure.oblivious:

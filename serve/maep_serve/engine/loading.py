@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from maep.artifact import Artifact
-from maep.data.datasets import DataConfig, data_root
+from maep.data.config import DataConfig
+from maep.data.datasets import data_root
 from maep.data.sets import cifar10, digits
 from maep.errors import ArtifactError, ConfigError
 from maep.models.build import load_purifier_artifact

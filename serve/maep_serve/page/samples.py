@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from maep.data.datasets import DataConfig, load
+from maep.data.config import DataConfig
+from maep.data.datasets import load
 from maep.errors import DataError
 
 NUM_SAMPLES = 8

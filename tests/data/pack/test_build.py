@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 from disk import mounted
 
-from maep.data.datasets import DataConfig, load
+from maep.data.config import DataConfig
+from maep.data.datasets import load
 from maep.data.pack.archive import open_archive
 from maep.data.pack.build import left_out, pack
 from maep.data.pack.plan import ROWS_PER_GROUP, Plan, plan_pack

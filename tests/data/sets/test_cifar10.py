@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from maep.data import lists
-from maep.data.datasets import DataConfig, load
+from maep.data.config import DataConfig
+from maep.data.datasets import load
 from maep.data.get import get, write_cifar10
 from maep.data.sets import cifar10
 from maep.errors import DataError, UnavailableError

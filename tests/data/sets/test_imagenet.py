@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maep.data.datasets import DataConfig, load
+from maep.data.config import DataConfig
+from maep.data.datasets import load
 from maep.data.reading import decoding
 from maep.data.sets import imagenet
 from maep.errors import DataError

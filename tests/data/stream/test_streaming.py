@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from maep.data import datasets
-from maep.data.datasets import DataConfig
+from maep.data.config import DataConfig, LoaderConfig
 from maep.data.pack.manifest import name_of
 from maep.data.sets import imagenet
-from maep.data.stream.loaders import LoaderConfig, loader_rate, open_images, resolved, sample
+from maep.data.stream.loaders import loader_rate, open_images, resolved, sample
 from maep.data.stream.plan import Part, Sampling
 from maep.data.stream.resident import Noise, Resident, Synthetic
 from maep.data.stream.streaming import Stream, Streamed

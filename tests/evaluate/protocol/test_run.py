@@ -21,14 +21,15 @@ from torch import Tensor, nn
 
 from maep import artifact, config, registry
 from maep.data import lists
-from maep.data.datasets import DataConfig, load
+from maep.data.config import DataConfig
+from maep.data.datasets import load
 from maep.errors import ArtifactError, ConfigError, DataError
 from maep.evaluate.config import EvaluateConfig
 from maep.evaluate.protocol.run import Progress, evaluate
 from maep.evaluate.results import rows, summary
 from maep.evaluate.results.summary import Result
-from maep.models.mae import MaeConfig
-from maep.models.purifier import Purifier, PurifierConfig
+from maep.models.config import MaeConfig, PurifierConfig
+from maep.models.purifier import Purifier
 
 
 class Centred(nn.Module):

@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 
 from maep.artifact import Artifact
-from maep.data.datasets import DataConfig, load
+from maep.data.config import DataConfig
+from maep.data.datasets import load
 from maep.errors import DataError
 from maep.evaluate import baselines
 from maep.evaluate.report import pictures, table

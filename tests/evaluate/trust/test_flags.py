@@ -8,7 +8,8 @@ from evaluate_toys import Noise, Rounding, Saturated, probabilities
 from torch import Tensor, nn
 
 from maep.artifact import Artifact
-from maep.data.datasets import DataConfig, load
+from maep.data.config import DataConfig
+from maep.data.datasets import load
 from maep.evaluate import baselines
 from maep.evaluate.trust.flags import flags, gradient_free_stronger
 from maep.models.build import load_purifier_artifact

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from maep.artifact import Artifact
 from maep.attacks.config import AttackConfig
-from maep.data.datasets import DataConfig, load
+from maep.data.config import DataConfig
+from maep.data.datasets import load
 from maep.errors import DataError
 from maep.evaluate.measure import Batch, attack_images
 from maep.evaluate.results.summary import Result

@@ -14,7 +14,7 @@ from torch import nn
 
 from maep import artifact
 from maep.data import datasets, lists
-from maep.data.datasets import DataConfig
+from maep.data.config import DataConfig
 from maep.errors import ArtifactError, ConfigError, DataError, UnavailableError, UserError
 from maep.models.classifiers.architectures import CifarResNet, ThinVgg, build
 from maep.models.classifiers.load import Classifier, fold_batch_norm, load_classifier, weights_sha256

@@ -11,7 +11,8 @@ import torch
 from train_toys import Heard, Make, weights
 
 from maep import artifact, config
-from maep.data.datasets import DataConfig, load
+from maep.data.config import DataConfig
+from maep.data.datasets import load
 from maep.data.stream.plan import Sampling
 from maep.data.stream.resident import Resident
 from maep.errors import ArtifactError, ConfigError, Stopped

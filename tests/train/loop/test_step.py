@@ -14,7 +14,8 @@ from train_toys import LOOP, MAE, Heard, Make, batch_at, weights
 
 from maep import config
 from maep.errors import ConfigError
-from maep.models.conv import ConvConfig, ConvPurifier
+from maep.models.config import ConvConfig
+from maep.models.conv import ConvPurifier
 from maep.train.build_tasks import pretraining, purification
 from maep.train.config import LoopConfig, PretrainConfig
 from maep.train.loop.run import Task, run
@@ -150,11 +151,6 @@ def test_a_checkpoint_is_of_the_average_and_holds_the_weights_to_go_on_from(pret
     assert any(not torch.equal(averaged[name], tensor) for name, tensor in saved.weights().items())
     plain = run(pretraining(pretrain(samples=96)), tmp_path / "plain")  # another schedule: only the names are compared
     assert plain.weights().keys() == averaged.keys()
-
-
-def test_a_run_of_a_version_without_the_newer_keys_goes_on(pretrain: Make, tmp_path: Path) -> None:
-    result = run(pretraining(pretrain()), tmp_path)
-    assert not {"lr_rule", "ema", "lora"} & {*result.config["train"], *result.config["train"]["loop"]}
 
 
 def test_per_256_scales_the_learning_rate_by_the_batch() -> None:

@@ -18,9 +18,9 @@ from PIL import Image
 from processes import memory_mib
 
 from maep import cluster
+from maep.data.config import LoaderConfig
 from maep.data.reading.decoding import encode_png
 from maep.data.sets import imagenet
-from maep.data.stream.loaders import LoaderConfig
 from maep.data.stream.plan import Part, Plan, Sampling
 from maep.data.stream.streaming import Stream, Streamed
 from maep.errors import DataError, UnavailableError

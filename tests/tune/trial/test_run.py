@@ -11,7 +11,7 @@ from train_toys import MAE, Make, weights
 from maep import artifact, cluster, config
 from maep.errors import ConfigError, UnavailableError, WriteError
 from maep.models import flops
-from maep.models.mae import MaeConfig
+from maep.models.config import MaeConfig
 from maep.train.config import FinetuneConfig, PretrainConfig
 from maep.train.ray.workers import train
 from maep.tune import record

@@ -15,44 +15,21 @@ import time
 import warnings
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from maep.data import datasets
-from maep.data.datasets import DataConfig
+from maep.data.config import DataConfig, LoaderConfig
 from maep.data.image_set import ImageSet
 from maep.data.sets import imagenet
 from maep.data.stream.plan import Part, Sampling
 from maep.data.stream.resident import Noise, noise
 from maep.data.stream.streaming import Streamed
 from maep.errors import ConfigError
-
-Kind = Literal["auto", "resident", "stream", "ray", "synthetic"]
-
-
-@dataclass(frozen=True)
-class LoaderConfig:
-    """How images reach the steps. Only `kind` can change a weight: encoded images are augmented while they decode."""
-
-    kind: Kind = "auto"
-    """auto: resident for what is small; ImageNet is streamed, by Ray where Ray Train trains, else by threads."""
-    threads: int = 0
-    """stream: so many decode; 0: one for each core."""
-    cpus: float = 0.5
-    """ray: logical CPUs of a task that decodes. Two whole ones would find no place beside two workers on two cores."""
-    prefetch: int = 4
-    """stream, ray: parts of a step that lie ready, beside those that are being decoded."""
-    memory_share: float = 0.5
-    """resident: most of the free memory that all workers' copies of a set may take."""
-
-    def __post_init__(self) -> None:
-        """Refuses loaders that could not go on."""
-        if self.threads < 0 or self.prefetch < 1 or self.cpus <= 0 or not 0 < self.memory_share <= 1:
-            raise ValueError("threads: at least 0; prefetch: at least 1; cpus: above 0; memory_share: in (0, 1]")
 
 
 class Loader(Protocol):

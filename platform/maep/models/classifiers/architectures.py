@@ -7,15 +7,14 @@ a module follows its convolution `convK`: folding goes by that.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from maep.errors import nearest
-
-Family = Literal["resnet", "vgg"]
+from maep.models.config import check_classifier
 
 
 class CifarResNet(nn.Module):
@@ -26,7 +25,7 @@ class CifarResNet(nn.Module):
 
     def __init__(self, depth: int, num_classes: int = 10, width: int = 16) -> None:
         super().__init__()
-        check_shape("resnet", depth, width)
+        check_classifier("resnet", depth, width)
         num_blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -74,7 +73,7 @@ class ThinVgg(nn.Module):
 
     def __init__(self, depth: int, num_classes: int = 10, width: int = 24) -> None:
         super().__init__()
-        check_shape("vgg", depth, width)
+        check_classifier("vgg", depth, width)
         layers: list[nn.Module] = [_ConvUnit(3, width)]
         channels = width
         for stage in range(3):
@@ -102,17 +101,6 @@ class _ConvUnit(nn.Module):
 
 
 _FAMILIES: dict[str, type[CifarResNet | ThinVgg]] = {"resnet": CifarResNet, "vgg": ThinVgg}
-_LAYERS_A_STEP = {"resnet": 6, "vgg": 3}
-
-
-def check_shape(family: str, depth: int, width: int) -> None:
-    """Raises ValueError where `family` has no network of that depth and width."""
-    step = _LAYERS_A_STEP[family]
-    if depth < step + 2 or depth % step != 2:
-        examples = ", ".join(str(step * n + 2) for n in (1, 3, 9))
-        raise ValueError(f"depth: {depth} is not {step}n + 2, such as {examples}")
-    if width < 1:
-        raise ValueError(f"width: {width} must be at least 1")
 
 
 def build(values: Mapping[str, Any]) -> nn.Module:

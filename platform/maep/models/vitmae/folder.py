@@ -20,7 +20,8 @@ from maep.artifact import Artifact
 from maep.errors import ArtifactError
 from maep.models.build import build_model, load_weights
 from maep.models.classifiers.load import IMAGENET_MEAN, IMAGENET_STD
-from maep.models.mae import MaeConfig, MaskedAutoencoder
+from maep.models.config import MaeConfig
+from maep.models.mae import MaskedAutoencoder
 from maep.models.vitmae.weights import from_vitmae, to_vitmae
 
 CONFIG, WEIGHTS, IMAGES = "config.json", "model.safetensors", "preprocessor_config.json"

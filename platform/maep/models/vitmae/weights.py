@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from maep.errors import ArtifactError
-from maep.models.mae import MaeConfig, sincos_positions
+from maep.models.config import MaeConfig
+from maep.models.mae import sincos_positions
 
 _PLAIN_MEAN, _PLAIN_STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from maep import artifact, storage
 from maep.artifact import Artifact
+from maep.config import flatten
 from maep.errors import ArtifactError, UnavailableError
 
 MODEL, BEST, CHECKPOINTS, RESUMED = "model", "best", "checkpoints", "resumed-from"
@@ -237,20 +238,10 @@ def hold(saved: Artifact, folder: Path) -> Artifact:
 
 def check_same(saved: Artifact, config: Mapping[str, Any]) -> None:
     """Raises ArtifactError where `saved` was trained under another configuration, naming the first key that differs."""
-    mine, theirs = _flat(config), _flat(saved.config)
+    mine, theirs = flatten(config), flatten(saved.config)
     for key in sorted(mine.keys() | theirs.keys()):
         if mine.get(key) != theirs.get(key):
             raise ArtifactError(
                 f"{saved.folder} was trained with {key}={theirs.get(key)!r}, now it is {mine.get(key)!r}:"
                 " choose another --output, or the same configuration"
             )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat

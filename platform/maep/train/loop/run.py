@@ -17,8 +17,9 @@ import torch
 
 from maep import artifact, memory, seeding
 from maep.artifact import Artifact
+from maep.data.config import LoaderConfig
 from maep.data.image_set import ImageSet, to_float
-from maep.data.stream.loaders import Images, Loader, LoaderConfig
+from maep.data.stream.loaders import Images, Loader
 from maep.data.stream.plan import Part, Sampling
 from maep.data.stream.resident import Noise, Resident, Synthetic
 from maep.data.stream.streaming import Stream

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from maep.data.config import LoaderConfig
 from maep.data.reading.shards import Encoded
-from maep.data.stream.loaders import LoaderConfig, part_bytes
+from maep.data.stream.loaders import part_bytes
 from maep.data.stream.plan import Plan, Sampling
 from maep.data.stream.streaming import Loaded, Streamed, StreamLoader, assemble
 from maep.errors import DataError, UnavailableError

@@ -30,8 +30,8 @@ from maep.train.build_tasks import pretraining, purification
 from maep.train.checkpoint.mirror import Mirror, mirror_of, working_folder
 from maep.train.checkpoint.resume import first_mistake, starting_point
 from maep.train.checkpoint.store import MODEL, RESUMED
-from maep.train.classifier import ClassifierConfig, classification
-from maep.train.config import FinetuneConfig, PretrainConfig
+from maep.train.classifier import classification
+from maep.train.config import ClassifierConfig, FinetuneConfig, PretrainConfig
 from maep.train.loop.run import Callback, Task, World, go_on
 from maep.train.loop.step import check_shares
 from maep.train.loop.termination import Notice, on_sigterm

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from maep import config
+
 Settings = dict[str, Any]
 """One value for each key of the space, and of further keys where a trial is fixed by hand."""
 
@@ -16,12 +18,14 @@ Settings = dict[str, Any]
 class Axis:
     """The values of one key: exactly one of the four."""
 
-    choice: tuple[Any, ...] | None = None
-    """Any values that the key takes. Numbers in rising order are taken to be a scale, others to have no order."""
-    uniform: tuple[float, float] | None = None
-    log_uniform: tuple[float, float] | None = None
-    integer: tuple[int, int] | None = None
-    """Whole numbers, both ends included."""
+    choice: tuple[Any, ...] | None = config.key(
+        None, "Any values of the key. Numbers in rising order form a scale; others are unordered.", decides=True
+    )
+    uniform: tuple[float, float] | None = config.key(None, "Range of evenly drawn numbers.", decides=True)
+    log_uniform: tuple[float, float] | None = config.key(
+        None, "Range of numbers whose logarithm is evenly drawn.", decides=True
+    )
+    integer: tuple[int, int] | None = config.key(None, "Range of integers, both ends included.", decides=True)
 
     def __post_init__(self) -> None:
         """Refuses an axis of no values, or of two kinds."""

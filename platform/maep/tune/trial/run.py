@@ -20,11 +20,10 @@ from typing import Any, TypeVar
 
 from maep import artifact, config, storage
 from maep.artifact import Artifact
-from maep.data import datasets
 from maep.data.datasets import inventory
 from maep.errors import Stopped
 from maep.train.checkpoint import history
-from maep.train.config import FinetuneConfig, PretrainConfig, deciding
+from maep.train.config import FinetuneConfig, PretrainConfig
 from maep.train.loop.run import Progress
 from maep.train.ray.workers import train
 from maep.tune import record
@@ -34,7 +33,7 @@ from maep.tune.record import Budget, Point
 from maep.tune.search import halving
 from maep.tune.search.space import Settings
 from maep.tune.trial import budget
-from maep.tune.trial.trial_config import Phases, digest, phases, trial_id
+from maep.tune.trial.trial_config import Phases, phases, trial_id
 
 Phase = TypeVar("Phase", PretrainConfig, FinetuneConfig)
 PRETRAINED = "pretrained"
@@ -95,13 +94,11 @@ def check_length(search: TuneConfig) -> None:
 
 def _key(pretrain: PretrainConfig, search: TuneConfig) -> str:
     """What decides a pretraining: its configuration, its data, and how much of which budget it gets."""
-    values = deciding(pretrain)
-    del values["loop"]["samples"], values["init"]  # which follows from the budget, and is told by its digest
+    values = config.deciding(pretrain)
+    del values["loop"]["samples"], values["init"]  # set by the budget; replaced by the digest of its content
     start = artifact.read(pretrain.init).sha256 if pretrain.init is not None else None
     share = search.budget.amount * search.budget.pretrain_share
-    return digest(
-        [values, start, datasets.deciding(pretrain.data), inventory(pretrain.data), search.budget.kind, share]
-    )
+    return config.digest([values, start, inventory(pretrain.data), search.budget.kind, share])
 
 
 def pretrained_folder(output: Path, key: str) -> Path:
@@ -203,9 +200,9 @@ def _cost(output: Path, phase: PretrainConfig | FinetuneConfig, kind: str) -> bu
 
     All that differ in nothing but the seed take that one's, so repeats see as many images.
     """
-    values = deciding(phase)
+    values = config.deciding(phase)
     del values["init"], values["loop"]["samples"], values["loop"]["seed"]
-    path = output / COSTS / f"{digest([values, kind])}.json"
+    path = output / COSTS / f"{config.digest([values, kind])}.json"
     if not path.is_file():
         text = json.dumps(dataclasses.asdict(budget.cost(phase, kind)))
         beside = path.with_suffix(f".{uuid.uuid4().hex}")

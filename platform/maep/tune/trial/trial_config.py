@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,11 +41,6 @@ class Phases:
     finetune: FinetuneConfig
 
 
-def digest(values: Any) -> str:
-    """Eight hex digits that stand for plain `values`."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
-
-
 def phases(search: TuneConfig, settings: Settings) -> Phases:
     """The phases of the trial with `settings`. Raises ConfigError, naming the key, where they do not go together."""
     values: dict[str, Any] = {"finetune": config.to_dict(search.finetune)}
@@ -79,7 +72,7 @@ def reason_against(search: TuneConfig, settings: Settings) -> str | None:
 
 def trial_id(number: int, settings: Settings) -> str:
     """The number, so that ids sort, and a digest of the settings."""
-    return f"{number:04d}-{digest(settings)}"
+    return f"{number:04d}-{config.digest(settings)}"
 
 
 def _paths(search: TuneConfig, key: str) -> tuple[str, ...]:
@@ -129,18 +122,8 @@ def _names(settings: Settings, made: Phases) -> Mapping[str, Any]:
     for phase in ("pretrain", "finetune"):
         section = getattr(made, phase)
         if section is not None:
-            names |= _flat(config.to_dict(section), f"{phase}.")
+            names |= config.flatten(config.to_dict(section), f"{phase}.")
     for key, paths in NAMES.items():
         value = next((names[path] for path in reversed(paths) if path in names), None)
         names |= {key: value} if value is not None else {}
     return names | settings
-
-
-def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

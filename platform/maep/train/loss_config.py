@@ -1,0 +1,69 @@
+"""The terms of the purification loss, as configured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from maep import config
+
+
+@dataclass(frozen=True)
+class TermConfig:
+    """One term of the loss."""
+
+    weight: float = config.key(0.0, "Weight of the term; 0: left out.", decides=True)
+    schedule: tuple[tuple[float, float], ...] = config.key(
+        (), "Points [share of the run, factor of the weight], linear in between; empty: constant.", decides=True
+    )
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for negative weights, and for shares that do not rise within [0, 1]."""
+        shares = [share for share, _ in self.schedule]
+        if self.weight < 0 or shares != sorted(shares) or any(not 0 <= share <= 1 for share in shares):
+            raise ValueError(
+                "weight must not be negative; schedule is points (share, factor) of rising share in [0, 1]"
+            )
+
+    def at(self, progress: float) -> float:
+        """The weight at share `progress` of the run."""
+        if not self.schedule:
+            return self.weight
+        before = [point for point in self.schedule if point[0] <= progress]
+        after = [point for point in self.schedule if point[0] > progress]
+        if not before or not after:
+            return self.weight * (before[-1] if before else after[0])[1]
+        (start, low), (end, high) = before[-1], after[0]
+        return self.weight * (low + (high - low) * (progress - start) / (end - start))
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Terms of the purification loss, each a mean over the batch. Pixels are compared in [0, 1]."""
+
+    pixel: TermConfig = config.section(lambda: TermConfig(3.0), "Distance of purified and clean pixels.")
+    pixel_norm: Literal["l1", "l2"] = config.key("l1", "Norm of the pixel distance.", decides=True)
+    masked: TermConfig = config.section(
+        TermConfig,
+        "MAE's own loss: clean pixels of the hidden patches, from the visible patches of the attacked image.",
+    )
+    masked_ratio: float = config.key(0.5, "Share in (0, 1) of the patches that `masked` hides.", decides=True)
+    feature: TermConfig = config.section(
+        TermConfig, "Mean squared distance of the teacher's last features, purified from clean."
+    )
+    kl: TermConfig = config.section(
+        lambda: TermConfig(0.5),
+        "KL divergence from the teacher's output on the clean image to that on the purified one.",
+    )
+    teacher: Literal["first", "attacked"] = config.key(
+        "first",
+        "Classifier that gives features and outputs: the first of `classifiers`, or the one attacked in the step.",
+        decides=True,
+    )
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a loss without a term, and for masks that hide nothing or everything."""
+        if not any(term.weight for term in (self.pixel, self.masked, self.feature, self.kl)):
+            raise ValueError("give at least one of pixel, masked, feature and kl a weight above 0")
+        if not 0 < self.masked_ratio < 1:
+            raise ValueError(f"masked_ratio: {self.masked_ratio} must be between 0 and 1")
