@@ -47,7 +47,7 @@ def test_the_sha256_stands_for_split_and_order() -> None:
 
 
 def test_an_unknown_list_gets_the_nearest_name() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'cifar10-test-1000'"):
+    with pytest.raises(ConfigError, match="cifar10-test-1000"):
         lists.named("cifar10-test-100")
 
 
@@ -61,9 +61,9 @@ def test_picking_keeps_the_order_of_the_list() -> None:
 
 def test_picking_what_is_not_there_names_it() -> None:
     dev, test = load(DataConfig("digits"), "dev"), load(DataConfig("digits"), "test")
-    with pytest.raises(DataError, match=r"1 of 2 images are not in digits dev \(index 99999\)"):
+    with pytest.raises(DataError, match="99999"):
         lists.pick(dev, lists.make("mine", "digits", "dev", (int(dev.indices[0]), 99_999)))
-    with pytest.raises(DataError, match="is of digits dev, not of digits test"):
+    with pytest.raises(DataError, match=r"digits dev.*digits test"):
         lists.pick(test, lists.named("digits-dev"))
 
 

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from maep.data.reading import parquet
 from maep.data.reading.decoding import encode_png
-from maep.data.sets.cifar10 import BATCHES
+from maep.data.reading.parquet import find_parquet
+from maep.data.sets.cifar10 import BATCHES, CLASSES
 from maep.errors import DataError, UnavailableError, nearest
 
 NAMES = ("cifar10", "digits", "imagenet")
@@ -91,7 +91,7 @@ def _unwritable(folder: Path, error: OSError) -> DataError:
 
 def _is_complete(folder: Path) -> bool:
     try:
-        return bool(parquet.find([folder], "train")) and bool(parquet.find([folder], "test"))
+        return all(find_parquet("cifar10", CLASSES, [str(folder)], official) for official in ("train", "test"))
     except DataError:  # a part is missing: an earlier call was cut off
         return False
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from maep.data import datasets, lists
 from maep.data.image_set import ImageSet, Split
 from maep.data.lists import ImageList
-from maep.data.reading import parquet
+from maep.data.reading.encoded import RowsInMemory
+from maep.data.reading.parquet import find_parquet
 from maep.data.sets import cifar10, digits
 
 SEED = 20240607
@@ -27,7 +28,6 @@ NUM_DIGITS = 300
 def cifar10_dev(root: Path) -> ImageList:
     """`dev` of CIFAR-10: the first 2,000 of a fixed permutation of the official test set that are in the files."""
     present = _official_test(root).indices
-    assert present is not None, "the files say which image is which"
     order = np.random.default_rng(SEED).permutation(cifar10.NUM_OFFICIAL["test"])
     chosen = order[np.isin(order, present)][:NUM_DEV]
     return lists.make("cifar10-dev", "cifar10", "dev", _integers(np.sort(chosen)))
@@ -36,7 +36,6 @@ def cifar10_dev(root: Path) -> ImageList:
 def cifar10_dev_labels(root: Path) -> str:
     """The official labels of `dev`, one digit each: they show whether a file without indices is in official order."""
     rows = _official_test(root)
-    assert rows.indices is not None
     label = dict(zip(rows.indices.tolist(), rows.labels.tolist(), strict=True))
     digits_in_order = "".join(str(label[index]) for index in cifar10_dev(root).indices)
     return "".join(digits_in_order[start : start + 100] + "\n" for start in range(0, NUM_DEV, 100))
@@ -108,8 +107,11 @@ def write(image_list: ImageList, folder: Path) -> None:
     (folder / f"{image_list.name}.txt").write_text("\n".join(lines) + "\n", encoding="ascii")
 
 
-def _official_test(root: Path) -> parquet.Rows:
-    return parquet.read(parquet.find([root / "cifar10"], "test"))
+def _official_test(root: Path) -> RowsInMemory:
+    shards = find_parquet("cifar10", cifar10.CLASSES, [str(root / "cifar10")], "test")
+    assert shards is not None
+    assert shards.indexed, "the files say which image is which"
+    return RowsInMemory(shards)
 
 
 def _integers(values: NDArray[np.int64]) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from maep.data.reading.class_folder import is_hidden, is_image
 from maep.data.reading.decoding import SUFFIXES
 from maep.errors import DataError, few
 
@@ -116,11 +117,11 @@ def open_archive(source: Path, labels: Path | None = None, tick: Tick | None = N
 def _in_folder(folder: Path, tick: Tick | None) -> Iterator[Found]:
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     for done, entry in enumerate(entries, 1):
-        if entry.is_dir() and not entry.name.startswith("."):
+        if entry.is_dir() and not is_hidden(entry.name):
             for file in os.scandir(entry):
-                if _is_image(file.name):
+                if is_image(file.name):
                     yield Found(f"{entry.name}/{file.name}", sys.intern(entry.name), 0, file.stat().st_size)
-        elif _is_image(entry.name):
+        elif is_image(entry.name):
             yield Found(entry.name, "", 0, entry.stat().st_size)
         if tick is not None:
             tick(done, len(entries), None)
@@ -133,9 +134,9 @@ def _in_tar(source: Path, tick: Tick | None) -> Iterator[Found]:
             path = PurePosixPath(member.name)
             if path.suffix == ".tar":
                 for inner in _members(file, source, member.offset_data + member.size, member.offset_data):
-                    if _is_image(name := PurePosixPath(inner.name).name):
+                    if is_image(name := PurePosixPath(inner.name).name):
                         yield Found(f"{path.stem}/{name}", sys.intern(path.stem), inner.offset_data, inner.size)
-            elif _is_image(path.name):
+            elif is_image(path.name):
                 yield Found(str(path), sys.intern(path.parent.name), member.offset_data, member.size)
             if tick is not None:
                 tick(member.offset_data + member.size, total, None)
@@ -179,10 +180,6 @@ def _labelled(found: list[Found], labels: Path, source: Path) -> list[Found]:
         raise DataError(f"--labels {labels}: {len(lines):,} labels for the {len(found):,} images of {source}")
     found = sorted(found, key=lambda each: each.path)
     return [each._replace(synset=sys.intern(line)) for each, line in zip(found, lines, strict=True)]
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def _few_are(names: list[str]) -> str:

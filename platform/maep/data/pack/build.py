@@ -29,8 +29,8 @@ from maep import storage
 from maep.data.image_set import corrupt_images
 from maep.data.pack.archive import Tick
 from maep.data.pack.plan import ROWS_PER_GROUP, Plan
+from maep.data.reading.class_folder import index_of
 from maep.data.reading.decoding import Undecodable, verify
-from maep.data.sets.imagenet import index_of
 from maep.errors import DataError, WriteError
 
 T = TypeVar("T")

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from maep import seeding
 from maep.data.pack.archive import Archive
-from maep.data.sets.imagenet import index_of, synsets
+from maep.data.reading.class_folder import index_of
+from maep.data.reading.manifest import manifest_name
+from maep.data.sets.imagenet import synsets
 from maep.errors import ConfigError, DataError, few
 
 Part = Literal["train", "val"]
@@ -64,7 +66,7 @@ class Plan:
     @property
     def manifest(self) -> Path:
         """Written last."""
-        return self.folder / f"{self.part}-manifest.json"
+        return self.folder / manifest_name(self.part)
 
     @property
     def work(self) -> Path:

@@ -1,1 +1,1 @@
-"""Encoded images as they lie, in Parquet files or class folders, and their decoding."""
+"""Encoded images in storage, one reader for each layout: Parquet files or a class folder, local or on S3."""

@@ -1,153 +1,160 @@
-"""Images that stay encoded, as bytes of a table or as files, and are decoded, resized and cropped on access."""
+"""Image sets whose images stay encoded, in memory or as files, and are decoded and cropped on access."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from maep.data.image_set import ImageSet, Split, refuse_corrupt
+from maep.data.reading.class_folder import HEAD, TAIL, ClassFolder
 from maep.data.reading.cropping import decode_centre
 from maep.data.reading.decoding import Undecodable, decode, ends_whole, open_image
-from maep.data.reading.parquet import Rows
+from maep.data.reading.shards import Shards
 from maep.errors import DataError
 
-HEAD, TAIL = 65_536, 64
 
+class RowsInMemory:
+    """All groups of a collection, read at once and kept encoded."""
 
-class Source(Protocol):
-    """Where the encoded bytes of row r come from."""
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
+        groups = [shards.read(group) for group in range(len(shards.sizes))]
+        self._images = [image for group in groups for image in group.images]
+        self.labels = np.concatenate([group.labels for group in groups])
+        self.indices = np.concatenate([group.indices for group in groups])
+        self.lossless = np.concatenate([group.lossless for group in groups])
+        self._ends = np.cumsum(shards.sizes)
 
-    def read(self, row: int) -> bytes:
-        """All bytes of one image; Undecodable when they cannot be read."""
-
-    def ends(self, row: int) -> tuple[bytes, bytes]:
-        """Its first and its last bytes, cheaper than all of them."""
-
-    def place(self, row: int) -> str:
-        """Where it lies, for messages."""
-
-    def identity(self, row: int) -> bytes:
-        """What tells this image from every other, for a fingerprint."""
-
-
-@dataclass(frozen=True)
-class TableSource:
-    """Rows of Parquet files, held in memory."""
-
-    rows: Rows
-
-    def read(self, row: int) -> bytes:
-        """All bytes of one image."""
-        return self.rows.image(row)
+    def image(self, row: int) -> bytes:
+        """All bytes of one image; empty for a null."""
+        return self._images[row]
 
     def ends(self, row: int) -> tuple[bytes, bytes]:
-        """All of it, for it is in memory, and its end."""
-        data = self.rows.image(row)
-        return data, data[-TAIL:]
+        """All bytes, and the last of them."""
+        return self._images[row], self._images[row][-TAIL:]
 
     def place(self, row: int) -> str:
-        """FILE row R."""
-        return self.rows.place(row)
+        """As the collection names it."""
+        group = int(np.searchsorted(self._ends, row, side="right"))
+        return self._shards.place(group, row - int(self._ends[group] - self._shards.sizes[group]))
 
     def identity(self, row: int) -> bytes:
         """The sha256 of the bytes."""
-        return hashlib.sha256(self.rows.image(row)).digest()
+        return hashlib.sha256(self._images[row]).digest()
 
 
-@dataclass(frozen=True)
-class FileSource:
-    """Files under a folder; `paths` are held, nothing else."""
-
-    paths: tuple[Path, ...]
-    folder: Path
-
-    def read(self, row: int) -> bytes:
-        """All bytes of one image."""
-        try:
-            return self.paths[row].read_bytes()
-        except OSError as error:
-            raise Undecodable(f"cannot be read: {error.strerror}") from None
-
-    def ends(self, row: int) -> tuple[bytes, bytes]:
-        """The first 64 KiB and the last 64 bytes."""
-        try:
-            with self.paths[row].open("rb") as file:
-                head = file.read(HEAD)
-                file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-                return head, file.read()
-        except OSError as error:
-            raise Undecodable(f"cannot be read: {error.strerror}") from None
-
-    def place(self, row: int) -> str:
-        """The path under the folder."""
-        return self.paths[row].relative_to(self.folder).as_posix()
-
-    def identity(self, row: int) -> bytes:
-        """Name and size, not content: hashing 140 GB before training is nobody's wish."""
-        return f"{self.place(row)} {self.paths[row].stat().st_size}\n".encode()
-
-
-def verify(source: Source, row: int) -> None:
-    """Raises Undecodable unless the header is that of an image and its end is there; in doubt it is decoded."""
-    head, tail = source.ends(row)
-    if ends_whole(tail):
-        try:
-            open_image(head)
-        except Undecodable:
-            if len(head) < HEAD:  # else the header may just be longer than what was read of it
-                raise
-        else:
-            return
-    decode(source.read(row))
+Rows = ClassFolder | RowsInMemory
+"""The images of a collection by row: labels, indices and lossless as arrays, encoded bytes on demand."""
 
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """LazyImages over some `rows` (int64 [N]) of a source: central squares of `image_size` pixels, by decode_centre."""
+    """LazyImages over some `positions` (int64 [N]) of `rows`, as central squares (`decode_centre`)."""
 
-    source: Source
-    rows: NDArray[np.int64]
+    rows: Rows
+    positions: NDArray[np.int64]
     image_size: int
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(N, image_size, image_size, 3)."""
-        return len(self.rows), self.image_size, self.image_size, 3
+        return len(self.positions), self.image_size, self.image_size, 3
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.positions)
 
     def __getitem__(self, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
         """uint8 [B, image_size, image_size, 3]. Raises DataError for an image that does not decode after all."""
-        rows = [int(row) for row in self.rows[positions]]
+        rows = self.positions[positions].tolist()
+        if not rows:
+            return np.empty((0, *self.shape[1:]), dtype=np.uint8)
         if len(rows) < 4:
-            return self._stack([self._decode(row) for row in rows])
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # Pillow lets go of the GIL
-            return self._stack(list(pool.map(self._decode, rows)))
+            return np.stack([self._decode(row) for row in rows])
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # Pillow releases the GIL
+            return np.stack(list(pool.map(self._decode, rows)))
 
     def take(self, positions: NDArray[np.int64]) -> EncodedImages:
         """The images at `positions`, still encoded."""
-        return EncodedImages(self.source, self.rows[positions], self.image_size)
+        return EncodedImages(self.rows, self.positions[positions], self.image_size)
 
     def digest(self) -> str:
-        """Hex sha256 over the encoded bytes (of a table) or names and sizes (of files), and the crop."""
+        """Hex sha256 over the encoded bytes (in memory) or names and sizes (of files), and the crop."""
         digest = hashlib.sha256(f"{self.image_size}\n".encode())
-        for row in self.rows:
-            digest.update(self.source.identity(int(row)))
+        for row in self.positions.tolist():
+            digest.update(self.rows.identity(row))
         return digest.hexdigest()
 
     def _decode(self, row: int) -> NDArray[np.uint8]:
         try:
-            return decode_centre(self.source.read(row), self.image_size)
+            return decode_centre(self.rows.image(row), self.image_size)
         except Undecodable as reason:
-            raise DataError(f"{self.source.place(row)}: {reason}: repair or remove this image") from None
+            raise DataError(f"{self.rows.place(row)}: {reason}: repair or remove this image") from None
 
-    def _stack(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        return np.stack(images) if images else np.empty((0, *self.shape[1:]), dtype=np.uint8)
+
+def open_rows(shards: Shards) -> Rows:
+    """The images of a collection by row: files stay files, Parquet is read into memory, encoded."""
+    return shards if isinstance(shards, ClassFolder) else RowsInMemory(shards)
+
+
+def open_image_set(
+    shards: Shards, split: Split, is_in_split: NDArray[np.bool_], rows: Rows, image_size: int, max_corrupt: int
+) -> ImageSet:
+    """The images of `rows` that `is_in_split` (bool [N]) marks, decoded on access.
+
+    Every image's header and end are read now, and whatever looks damaged is decoded, so that a truncated file is named
+    at once and not after hours of training. Raises DataError for a repeated index, for more than `max_corrupt` images
+    that do not decode or have a label out of range, and where none is left.
+    """
+    if len(np.unique(rows.indices)) < len(rows.indices):
+        raise DataError(f"{shards.root}: an index is there twice: number the rows of all files without repeats")
+    mine = np.flatnonzero(is_in_split)
+    with ThreadPoolExecutor(max_workers=16) as pool:  # most of the time is reading
+        reasons = list(pool.map(functools.partial(_damage, rows, len(shards.classes)), mine.tolist()))
+    corrupt = tuple(f"{rows.place(int(row))}: {reason}" for row, reason in zip(mine, reasons, strict=True) if reason)
+    refuse_corrupt(corrupt, max_corrupt, shards.root)
+    kept = mine[np.array([not reason for reason in reasons], dtype=np.bool_)]
+    if not len(kept):
+        raise DataError(
+            f"{shards.root}: no image of the split {split}: set $MAEP_DATA or --data.root to a full data set"
+        )
+    return ImageSet(
+        name=shards.name,
+        split=split,
+        images=EncodedImages(rows, kept, image_size),
+        labels=rows.labels[kept],
+        indices=rows.indices[kept],
+        classes=shards.classes,
+        lossless=rows.lossless[kept],
+        corrupt=corrupt,
+    )
+
+
+def _damage(rows: Rows, num_classes: int, row: int) -> str:
+    """Why an image cannot be used; '' if it can."""
+    label = int(rows.labels[row])
+    if not 0 <= label < num_classes:
+        return f"label {label} is not in 0..{num_classes - 1}"
+    try:
+        head, tail = rows.ends(row)
+        if not (ends_whole(tail) and _opens(head)):
+            decode(rows.image(row))
+    except Undecodable as reason:
+        return str(reason)
+    return ""
+
+
+def _opens(head: bytes) -> bool:
+    """Whether the header is an image's; False in doubt, where it may be longer than `head`. Raises Undecodable."""
+    try:
+        open_image(head)
+    except Undecodable:
+        if len(head) < HEAD:
+            raise
+        return False
+    return True

@@ -1,18 +1,33 @@
-"""Encoded images and labels in Parquet files: our own columns and those of the Hugging Face hub."""
+"""Read Parquet files of encoded images: our own columns and those of the Hugging Face hub.
+
+  image or img  bytes, or the hub's struct<bytes, path>
+  label         integer
+  index         optional integer: the official index; if any file lacks it, the row number over all files
+  lossless      optional bool: False where only a lossy copy of the official pixels was available
+
+A row group is read in one go. Files of some hundred MB with row groups of 32 to 100 images in shuffled order stream
+best: the images of a group share a batch.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from maep import storage
+from maep.data.reading import manifest, store
+from maep.data.reading.shards import EncodedGroup, Shards
+from maep.data.reading.store import StoredFile
 from maep.errors import DataError
 
 IMAGE_COLUMNS = ("image", "img")
@@ -20,110 +35,141 @@ COLUMN_TYPES = {"label": pa.int64(), "index": pa.int64(), "lossless": pa.bool_()
 PART = re.compile(r"-(\d+)-of-(\d+)$")
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The rows of some Parquet files, images still encoded.
+@dataclass(frozen=True, eq=False)
+class ParquetShards(Shards):
+    """Row groups of Parquet files."""
 
-    images    binary column, N values; None where the file holds a null
-    labels    int64 [N]; -1 where the file holds a null
-    indices   int64 [N], or None where the files have no column `index`
-    lossless  bool [N]
-    files, starts   the row of files[k] that comes first is starts[k]
-    """
+    files: tuple[StoredFile, ...]
+    groups: NDArray[np.int64]
+    """int64 [G, 4]: file, row group in it, the group's first row in the file, number of rows."""
+    indexed: bool
+    """Whether every file has the column index."""
 
-    images: pa.ChunkedArray
-    labels: NDArray[np.int64]
-    indices: NDArray[np.int64] | None
-    lossless: NDArray[np.bool_]
-    files: tuple[Path, ...]
-    starts: tuple[int, ...]
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """int64 [G]."""
+        return self.groups[:, 3]
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @functools.cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """int64 [F]: the number of rows in the files before each."""
+        rows = np.bincount(self.groups[:, 0], weights=self.groups[:, 3], minlength=len(self.files)).astype(np.int64)
+        starts: NDArray[np.int64] = np.cumsum(rows) - rows
+        return starts
 
-    def image(self, row: int) -> bytes:
-        """The encoded bytes of one row; empty where the file holds a null."""
-        return self.images[row].as_py() or b""
+    def read(self, group: int) -> EncodedGroup:
+        """One row group: as a rule one request to storage."""
+        file, inside, first, rows = map(int, self.groups[group])
+        path = storage.join(self.root, self.files[file].name)
 
-    def place(self, row: int) -> str:
-        """'FILE row R', R counted from 0 inside its file."""
-        k = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return f"{self.files[k].name} row {row - self.starts[k]}"
+        def columns() -> dict[str, pa.ChunkedArray]:
+            footer = _footer(path, self.files[file].size, self.timeout_s)
+            with store.open_parquet(path, footer) as source:
+                return _columns(source, path, inside)
+
+        table = store.within(self.timeout_s, path, columns)
+        if len(table["label"]) != rows:
+            raise DataError(f"{path} was changed since it was opened: start the run again")
+        return EncodedGroup(
+            [image or b"" for image in table["image"].to_pylist()],
+            _integers(table["label"]),
+            _integers(table["index"]) if self.indexed else np.arange(rows, dtype=np.int64) + first + self.starts[file],
+            table["lossless"].fill_null(False).to_numpy() if "lossless" in table else np.ones(rows, dtype=np.bool_),
+        )
+
+    def place(self, group: int, row: int) -> str:
+        """FILE row R, counted from 0 inside the file."""
+        file, _, first, _ = map(int, self.groups[group])
+        return f"{self.files[file].name} row {first + row}"
 
 
-def find(folders: Sequence[Path], stem: str) -> list[Path]:
-    """The files `stem`*.parquet of the first folder that has any, in order.
+def find_parquet(
+    name: str, classes: tuple[str, ...], folders: Sequence[str], part: str, timeout_s: float = 60.0
+) -> ParquetShards | None:
+    """The files PART*.parquet of the first of `folders` that has any; None if there are none.
 
-    Raises DataError when names such as train-2-of-5.parquet say that a part is missing.
+    Raises DataError as `open_parquet` does, and for files that are not those of the manifest beside them.
     """
     for folder in folders:
-        files = sorted(folder.glob(f"{stem}*.parquet"))
-        if files:
-            refuse_missing_parts(str(folder), [file.name for file in files])
-            return files
-    return []
+        found = store.list_files(folder, timeout_s, f"{part}*.parquet")
+        if found:
+            packed = manifest.read_manifest(folder, part, timeout_s)
+            if packed is not None:
+                manifest.refuse_unlike(packed, folder, {file.name: file.size for file in found})
+            return open_parquet(name, classes, folder, found, timeout_s)
+    return None
 
 
-def read(files: Sequence[Path]) -> Rows:
-    """The rows of `files`, one after the other. Raises DataError for a file that is no such Parquet."""
-    tables = [_table(file) for file in files]
-    lengths = [len(table["label"]) for table in tables]
-    starts = tuple(int(start) for start in np.cumsum([0, *lengths[:-1]]))
-    indexed = all("index" in table for table in tables)
-    return Rows(
-        images=pa.chunked_array([chunk for table in tables for chunk in table["image"].chunks], type=pa.large_binary()),
-        labels=integers([table["label"] for table in tables]),
-        indices=integers([table["index"] for table in tables]) if indexed else None,
-        lossless=np.concatenate(
-            [
-                table["lossless"].fill_null(False).to_numpy()
-                if "lossless" in table
-                else np.ones(length, dtype=np.bool_)
-                for table, length in zip(tables, lengths, strict=True)
-            ]
-        ),
-        files=tuple(files),
-        starts=starts,
+def open_parquet(
+    name: str, classes: tuple[str, ...], root: str, found: Sequence[StoredFile], timeout_s: float
+) -> ParquetShards:
+    """The Parquet files `found` below `root`: their footers are read, nothing else.
+
+    Raises DataError for a file without rows or that is no Parquet file of images, and for one that is missing.
+    """
+    _refuse_missing_parts(root, [file.name for file in found])
+
+    def opened(number: int) -> tuple[list[tuple[int, int, int, int]], bool]:
+        file = found[number]
+        path = storage.join(root, file.name)
+        footer = store.within(timeout_s, path, lambda: _footer(path, file.size, timeout_s))
+        names = footer.schema.to_arrow_schema().names
+        _image_column(names, path)
+        rows = [footer.row_group(k).num_rows for k in range(footer.num_row_groups)]
+        if not sum(rows):
+            raise DataError(f"{path} has no rows: remove the file, or fetch it again")
+        return [(number, k, sum(rows[:k]), count) for k, count in enumerate(rows) if count], "index" in names
+
+    with ThreadPoolExecutor(max_workers=16) as pool:  # most of the time is waiting for storage
+        each = list(pool.map(opened, range(len(found))))
+    table = np.array([group for groups, _ in each for group in groups], dtype=np.int64)
+    identity = repr([(file.name, file.size) for file in found]).encode() + np.ascontiguousarray(table, "<i8").tobytes()
+    packed = manifest.read_manifest(storage.join(root, *PurePosixPath(found[0].name).parts[:-1]), "train", timeout_s)
+    if packed is not None and manifest.sizes(packed).keys() == {PurePosixPath(file.name).name for file in found}:
+        identity = packed
+    return ParquetShards(
+        name=name,
+        classes=classes,
+        root=root,
+        fingerprint=hashlib.sha256(identity).hexdigest(),
+        timeout_s=timeout_s,
+        files=tuple(found),
+        groups=table,
+        indexed=all(indexed for _, indexed in each),
     )
 
 
-def columns(source: pq.ParquetFile, file: str | Path, group: int | None = None) -> dict[str, pa.ChunkedArray]:
-    """Columns image, label and, where there are, index and lossless: of one row group, or (None) of all.
-
-    Raises DataError, which names `file`, where image or label are missing.
-    """
+def _columns(source: pq.ParquetFile, path: str, group: int) -> dict[str, pa.ChunkedArray]:
+    """Columns image, label and, where present, index and lossless, of one row group."""
     names = source.schema_arrow.names
-    image = next((name for name in IMAGE_COLUMNS if name in names), None)
-    if image is None or "label" not in names:
-        raise DataError(f"{file}: needs the columns image (or img) and label, has {', '.join(names) or 'none'}")
-    wanted = [image, *(name for name in COLUMN_TYPES if name in names)]
-    table = source.read(columns=wanted) if group is None else source.read_row_group(group, columns=wanted)
+    image = _image_column(names, path)
+    typed = [name for name in COLUMN_TYPES if name in names]
+    table = source.read_row_group(group, columns=[image, *typed])
     images = table[image]
     if pa.types.is_struct(images.type):  # the hub's Image feature: struct<bytes, path>
-        images = pa.chunked_array(
-            [chunk.field("bytes") for chunk in images.chunks], type=images.type.field("bytes").type
-        )
-    typed = {name: table[name].cast(kind) for name, kind in COLUMN_TYPES.items() if name in names}
-    return {**typed, "image": images.cast(pa.large_binary())}
+        kind = images.type.field("bytes").type
+        images = pa.chunked_array([chunk.field("bytes") for chunk in images.chunks], type=kind)
+    return {
+        "image": images.cast(pa.large_binary()),
+        **{name: table[name].cast(COLUMN_TYPES[name]) for name in typed},
+    }
 
 
-@contextmanager
-def readable(file: str | Path) -> Iterator[None]:
-    """Turns what pyarrow raises in the block into a DataError that names `file`."""
-    try:
-        yield
-    except (OSError, pa.ArrowException, KeyError) as error:
-        raise DataError(f"{file}: not a readable Parquet file of images: {' '.join(str(error).split())}") from None
+def _image_column(names: Sequence[str], path: str) -> str:
+    image = next((name for name in IMAGE_COLUMNS if name in names), None)
+    if image is None or "label" not in names:
+        raise DataError(f"{path}: needs the columns image (or img) and label, has {', '.join(names) or 'none'}")
+    return image
 
 
-def integers(columns: Sequence[pa.ChunkedArray]) -> NDArray[np.int64]:
-    """int64 [N]: columns one after the other, -1 for a null."""
-    values = [column.fill_null(-1).to_numpy() for column in columns]
-    return np.concatenate(values).astype(np.int64)
+def _integers(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """int64 [N], -1 for a null."""
+    values: NDArray[np.int64] = column.fill_null(-1).to_numpy()
+    return values
 
 
-def refuse_missing_parts(folder: str, names: Sequence[str]) -> None:
-    """Raises DataError when names such as train-2-of-5.parquet say that a part is missing."""
+def _refuse_missing_parts(folder: str, names: Sequence[str]) -> None:
+    """Raise DataError when names such as train-2-of-5.parquet say that a part is missing."""
     parts = [match for name in names if (match := PART.search(name.removesuffix(".parquet")))]
     if not parts:
         return
@@ -133,6 +179,8 @@ def refuse_missing_parts(folder: str, names: Sequence[str]) -> None:
         raise DataError(f"{folder}: {len(present)} of the {total} parts of {names[0]} are there: fetch the rest")
 
 
-def _table(file: Path) -> dict[str, pa.ChunkedArray]:
-    with readable(file), pq.ParquetFile(file) as source:
-        return columns(source, file)
+@functools.lru_cache(maxsize=8192)
+def _footer(path: str, size: int, timeout_s: float) -> pq.FileMetaData:
+    """Read once a process: a file of another size is another file."""
+    with store.open_parquet(path) as source:
+        return source.metadata

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from maep.data.image_set import ImageSet, Split, refuse_corrupt
 from maep.data.lists import read_indices
-from maep.data.reading import parquet
 from maep.data.reading.decoding import Undecodable, decode_exact
+from maep.data.reading.encoded import RowsInMemory
+from maep.data.reading.parquet import ParquetShards, find_parquet
 from maep.errors import DataError
 
 SIZE = (32, 32)
@@ -33,9 +34,9 @@ def load(root: Path, split: Split, max_corrupt: int = 0) -> ImageSet:
     """The split, decoded: uint8 [N, 32, 32, 3]. Raises DataError when it is missing, empty or damaged."""
     folder = root / "cifar10"
     official = "train" if split == "train" else "test"
-    files = parquet.find([folder, folder / "plain_text", folder / "data"], official)
-    if files:
-        found = _from_rows(parquet.read(files), split, official)
+    shards = find_parquet("cifar10", CLASSES, [str(folder / name) for name in ("", "plain_text", "data")], official)
+    if shards is not None:
+        found = _from_parquet(shards, split, official)
     elif (folder / BATCHES).is_dir():
         found = _from_batches(folder, split, official)
     else:
@@ -71,14 +72,17 @@ def dev_labels() -> NDArray[np.int64]:
     return np.array([int(digit) for digit in "".join(text.split())], dtype=np.int64)
 
 
-def _from_rows(rows: parquet.Rows, split: Split, official: str) -> ImageSet:
-    indices = _official_order(rows, official) if rows.indices is None else rows.indices
-    images = np.empty((len(rows), *SIZE, 3), dtype=np.uint8)
+def _from_parquet(shards: ParquetShards, split: Split, official: str) -> ImageSet:
+    rows = RowsInMemory(shards)
+    indices, labels = rows.indices, rows.labels
+    if official == "test" and not shards.indexed:
+        _check_official_order(labels, shards.root)
+    images = np.empty((len(labels), *SIZE, 3), dtype=np.uint8)
     corrupt: list[str] = []
     kept: list[int] = []
     seen: set[int] = set()
     for row in np.flatnonzero(of_split(indices, split)):
-        index, label = int(indices[row]), int(rows.labels[row])
+        index, label = int(indices[row]), int(labels[row])
         try:
             if not 0 <= index < NUM_OFFICIAL[official]:
                 raise Undecodable(f"index {index} is not in 0..{NUM_OFFICIAL[official] - 1}")
@@ -97,7 +101,7 @@ def _from_rows(rows: parquet.Rows, split: Split, official: str) -> ImageSet:
         name="cifar10",
         split=split,
         images=images[: len(kept)].copy() if len(kept) < len(images) else images,
-        labels=rows.labels[where],
+        labels=labels[where],
         indices=indices[where],
         classes=CLASSES,
         lossless=rows.lossless[where],
@@ -105,22 +109,19 @@ def _from_rows(rows: parquet.Rows, split: Split, official: str) -> ImageSet:
     )
 
 
-def _official_order(rows: parquet.Rows, official: str) -> NDArray[np.int64]:
-    """The row numbers, which stand for the official indices where a file has no column `index`.
+def _check_official_order(labels: NDArray[np.int64], folder: str) -> None:
+    """Raise DataError if row numbers cannot stand for official test indices, which the files do not give.
 
-    True of the hub's test set. In its training set the five batches stand in another order, which matters only to
-    the draws of the augmentation. Raises DataError where the order of the test set cannot be the official one,
-    because its split would then mix what choices were made on with what is reported.
+    They do in the hub's test set; in another order, the split would mix images that choices were made on with those
+    that are reported. (In the hub's training set the five batches are in another order, which matters only to the
+    draws of the augmentation.)
     """
-    indices = np.arange(len(rows), dtype=np.int64)
-    if official == "test":
-        here = dev_indices()[dev_indices() < len(rows)]
-        if not np.array_equal(rows.labels[here], dev_labels()[: len(here)]):
-            raise DataError(
-                f"{rows.files[0]}: has no column index, and its rows are not in the official order: "
-                "add the column index (0..9999), or fetch the set again with `maep data get cifar10`"
-            )
-    return indices
+    here = dev_indices()[dev_indices() < len(labels)]
+    if not np.array_equal(labels[here], dev_labels()[: len(here)]):
+        raise DataError(
+            f"{folder}: the test set has no column index, and its rows are not in the official order: "
+            "add the column index (0..9999), or fetch the set again with `maep data get cifar10`"
+        )
 
 
 def _from_batches(folder: Path, split: Split, official: str) -> ImageSet:

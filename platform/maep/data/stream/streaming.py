@@ -20,7 +20,7 @@ from torch import Tensor
 
 from maep.data.reading.cropping import decode_centre, decode_crop
 from maep.data.reading.decoding import Undecodable
-from maep.data.reading.shards import Encoded, Shards
+from maep.data.reading.shards import EncodedGroup, Shards
 from maep.data.stream.augmentation import crop_box
 from maep.data.stream.plan import Part, Plan, Sampling
 from maep.errors import DataError
@@ -64,7 +64,7 @@ class Streamed:
         return self.side, self.side
 
 
-def assemble(images: Streamed, plan: Plan, step: int, read: Callable[[int], Encoded] | None = None) -> Loaded:
+def assemble(images: Streamed, plan: Plan, step: int, read: Callable[[int], EncodedGroup] | None = None) -> Loaded:
     """This worker's part of a step, read, decoded and augmented.
 
     A corrupt image (undecodable, or its label out of range) is replaced by the next sound one after it in the
@@ -82,7 +82,7 @@ def assemble(images: Streamed, plan: Plan, step: int, read: Callable[[int], Enco
 
 
 def _sound(
-    images: Streamed, plan: Plan, epoch: int, group: int, row: int, read: Callable[[int], Encoded]
+    images: Streamed, plan: Plan, epoch: int, group: int, row: int, read: Callable[[int], EncodedGroup]
 ) -> tuple[NDArray[np.uint8], int, int, str]:
     """Pixels, label and index of an image, or of the next sound one and then what is wrong with this."""
     wrong = ""
@@ -98,7 +98,7 @@ def _sound(
     raise DataError(f"{wrong}, and so are the {_LOOKS - 1} images after it: pack or fetch them anew")
 
 
-def _pixels(encoded: Encoded, row: int, images: Streamed, sampling: Sampling, epoch: int) -> NDArray[np.uint8]:
+def _pixels(encoded: EncodedGroup, row: int, images: Streamed, sampling: Sampling, epoch: int) -> NDArray[np.uint8]:
     label, index = int(encoded.labels[row]), int(encoded.indices[row])
     if not 0 <= label < len(images.classes):
         raise Undecodable(f"label {label} is not in 0..{len(images.classes) - 1}")

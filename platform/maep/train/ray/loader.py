@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from maep.data.config import LoaderConfig
-from maep.data.reading.shards import Encoded
+from maep.data.reading.shards import EncodedGroup
 from maep.data.stream.loaders import part_bytes
 from maep.data.stream.plan import Plan, Sampling
 from maep.data.stream.streaming import Loaded, Streamed, StreamLoader, assemble
@@ -84,7 +84,7 @@ def _task(source: Any) -> Callable[[Loaded], Loaded]:
 
 
 @functools.lru_cache(maxsize=2)
-def _opened(source: Any) -> tuple[Streamed, Plan, Callable[[int], Encoded]]:
+def _opened(source: Any) -> tuple[Streamed, Plan, Callable[[int], EncodedGroup]]:
     """Images and plan, once a process, and the groups that it read last: the next step may need them too."""
     import ray
 
