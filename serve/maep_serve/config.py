@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
+from maep import config
 from maep.data.config import DataConfig
 
 TOKEN_VARIABLE = "MAEP_SERVE_TOKEN"
@@ -12,62 +13,95 @@ TOKEN_VARIABLE = "MAEP_SERVE_TOKEN"
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """One endpoint: a purifier, the classifier it protects (optional), an address, and limits.
+    """One endpoint: a purifier, optionally the classifier it protects, an address, and limits."""
 
-    model: any purifier URI (`models:/purifier@champion`, `bundled:NAME`, `runs:/ID`, s3://, a folder).
-    follow_s: so often it is looked whether an alias (`models:/NAME@ALIAS`) has moved; the replicas then take the new
-        version, if it holds its golden outputs, while requests go on. 0 never looks.
-    canary: a second purifier, served beside the first below /canary; a front such as nginx gives it its share.
-    classifier: a specification for `maep.load_classifier`; without one there is no /v1/classify.
-    calibration: a file that `maep serve --calibrate FILE` wrote for these very models; None takes what ships with maep.
-    data: where the classifier's weights and the page's samples come from; None is the data set of the image size.
-    max_batch_size, batch_wait_ms: images of equal size share a forward pass; a batch that is not full waits so long.
-    min_replicas, max_replicas: with `max_replicas`, between so many as load asks for, and `num_replicas` is not used; 0
-        ends the last replica when nobody calls for a while, and the next caller waits for a new one.
-    target_requests: requests that a replica works on before another is started; None is `max_batch_size`.
-    upscale_delay_s, downscale_delay_s: so long must the load ask for more, or fewer, before there are.
-    num_threads: torch threads of one replica; None is the machine's cores shared among the replicas.
-    max_queued_requests: requests that may wait in a replica beyond one full batch; the next one gets 429.
-    max_pixels: of one image, read from its header before anything is decoded.
-    max_pixels_in_flight: of all images a replica works on at once; the next one gets 429 before it is decoded. With the
-        bodies not decoded yet (at most max_queued_requests + max_batch_size, of max_body_bytes) it bounds the replica's
-        memory. Images of up to 256 x 256 do not count: the number of requests bounds those.
-    request_timeout_s: for the body to arrive (408), and from then on for everything up to the answer (504).
-    tile_size: longer sides are purified in overlapping tiles of this side; None is 8 x the purifier's training size.
-    tokens_file: digests of bearer tokens (see maep_serve.http.tokens), besides those of $MAEP_SERVE_TOKEN.
-    playground: attacks on the page; None is "on loopback addresses only".
-    dashboard: Ray's own dashboard, where this process starts Ray.
-    metrics_port: of the metrics, for Prometheus, where this process starts Ray; None lets Ray choose one. Ray answers
-        there on every address and asks for no token.
-    """
-
-    model: str
-    follow_s: float = 10.0
-    canary: str | None = None
-    classifier: str | None = None
-    calibration: str | None = None
-    data: DataConfig | None = None
-    host: str = "127.0.0.1"
-    port: int = 8000
-    max_batch_size: int = 32
-    batch_wait_ms: float = 0.0
-    num_replicas: int = 1
-    min_replicas: int = 1
-    max_replicas: int | None = None
-    target_requests: float | None = None
-    upscale_delay_s: float = 5.0
-    downscale_delay_s: float = 60.0
-    num_threads: int | None = None
-    max_queued_requests: int = 128
-    max_body_bytes: int = 8 * 2**20
-    max_pixels: int = 4096 * 4096
-    max_pixels_in_flight: int = 4 * 4096 * 4096
-    tile_size: int | None = None
-    request_timeout_s: float = 30.0
-    tokens_file: str | None = None
-    playground: bool | None = None
-    dashboard: bool = False
-    metrics_port: int | None = None
+    model: str = config.key(
+        config.REQUIRED,
+        "Purifier to serve: models:/purifier@champion, bundled:NAME, runs:/ID, s3://, a folder.",
+        decides=True,
+    )
+    follow_s: float = config.key(
+        10.0,
+        """Seconds between checks of whether an alias (models:/NAME@ALIAS) has moved; the replicas then load the new
+        version, if it reproduces its golden outputs, while requests continue. 0: never.""",
+        decides=False,
+    )
+    canary: str | None = config.key(
+        None,
+        "Second purifier, served below /canary; a proxy such as nginx sends it its share of requests.",
+        decides=True,
+    )
+    classifier: str | None = config.key(
+        None, "Classifier, as a spec for `maep.load_classifier`; null: there is no /v1/classify.", decides=True
+    )
+    calibration: str | None = config.key(
+        None,
+        "File that `maep serve --calibrate FILE` wrote for these models; null: the one that maep ships, if any.",
+        decides=True,
+    )
+    data: DataConfig | None = config.key(
+        None,
+        "Data set of the classifier's weights and the page's samples; null: chosen by the image size.",
+        decides=True,
+    )
+    host: str = config.key("127.0.0.1", "Address to listen on.", decides=False)
+    port: int = config.key(8000, "Port to listen on.", decides=False)
+    max_batch_size: int = config.key(32, "Most images of equal size in one forward pass.", decides=False)
+    batch_wait_ms: float = config.key(
+        0.0, "Milliseconds that a batch that is not full waits for more images.", decides=False
+    )
+    num_replicas: int = config.key(1, "Replicas, where `max_replicas` is null.", decides=False)
+    min_replicas: int = config.key(
+        1,
+        """With `max_replicas`: fewest replicas. 0 stops the last one when idle; the next request waits for a new
+        one.""",
+        decides=False,
+    )
+    max_replicas: int | None = config.key(None, "Most replicas, scaled with load; null: no scaling.", decides=False)
+    target_requests: float | None = config.key(
+        None, "Requests in progress on a replica before another one starts; null: `max_batch_size`.", decides=False
+    )
+    upscale_delay_s: float = config.key(5.0, "Seconds of higher load before replicas are added.", decides=False)
+    downscale_delay_s: float = config.key(60.0, "Seconds of lower load before replicas are removed.", decides=False)
+    num_threads: int | None = config.key(
+        None, "Torch threads of a replica; null: the machine's cores, divided among the replicas.", decides=False
+    )
+    max_queued_requests: int = config.key(
+        128, "Requests that may wait in a replica beyond one full batch; the next gets 429.", decides=False
+    )
+    max_body_bytes: int = config.key(8 * 2**20, "Largest request body in bytes.", decides=False)
+    max_pixels: int = config.key(
+        4096 * 4096, "Most pixels of an image, checked in its header before it is decoded.", decides=False
+    )
+    max_pixels_in_flight: int = config.key(
+        4 * 4096 * 4096,
+        """Most pixels of all images in progress in a replica; the next image gets 429 before it is decoded. With the
+        bodies not decoded yet (max_queued_requests + max_batch_size, each max_body_bytes) it bounds a replica's memory.
+        Images up to 256 x 256 do not count: the number of requests bounds those.""",
+        decides=False,
+    )
+    tile_size: int | None = config.key(
+        None,
+        """Side in pixels of the overlapping tiles in which larger images are purified; null: 8 x the purifier's
+        training size.""",
+        decides=True,
+    )
+    request_timeout_s: float = config.key(
+        30.0, "Seconds for the body to arrive (408), and again for everything up to the response (504).", decides=False
+    )
+    tokens_file: str | None = config.key(
+        None,
+        "File of digests of bearer tokens (maep_serve.http.tokens), besides those of $MAEP_SERVE_TOKEN.",
+        decides=False,
+    )
+    playground: bool | None = config.key(None, "Attacks on the page; null: on loopback addresses only.", decides=False)
+    dashboard: bool = config.key(False, "Ray's dashboard, where this process starts Ray.", decides=False)
+    metrics_port: int | None = config.key(
+        None,
+        """Port of the Prometheus metrics, where this process starts Ray; null: chosen by Ray. Ray listens on every
+        address and asks for no token.""",
+        decides=False,
+    )
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the key that cannot be used."""

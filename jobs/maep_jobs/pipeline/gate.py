@@ -7,8 +7,8 @@ from pathlib import Path
 
 from maep.artifact import Artifact
 from maep.errors import ArtifactError, ConfigError
-from maep.evaluate.config import EvaluateConfig
-from maep.evaluate.results.gate import Decision, GateConfig, decide, evaluation
+from maep.evaluate.config import EvaluateConfig, GateConfig
+from maep.evaluate.results.gate import Decision, decide, evaluation
 from maep.models.build import load_purifier_artifact
 from maep.tracking.client import TrackingConfig
 from maep.tracking.registry import by_alias, register, set_alias

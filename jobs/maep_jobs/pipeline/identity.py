@@ -11,7 +11,6 @@ from typing import Any
 
 from maep import artifact, config
 from maep.data.datasets import data_root, inventory
-from maep.evaluate import config as evaluate
 from maep.evaluate.config import EvaluateConfig
 from maep.models.classifiers.load import load_classifier, weights_file
 from maep.storage import sha256_file
@@ -37,7 +36,8 @@ def of_evaluation(settings: EvaluateConfig, purifiers: list[str]) -> str:
     """Digest of an evaluation of `purifiers` (sha256)."""
     root = data_root(settings.data)
     classifiers = [_classifier(spec, root) for spec in settings.classifiers]
-    return config.digest([evaluate.deciding(settings), [inventory(settings.data), classifiers, purifiers]])
+    values = config.deciding(settings) | {"classifiers": classifiers}
+    return config.digest([values, inventory(settings.data), purifiers])
 
 
 def _classifier(spec: str, root: Path) -> str:

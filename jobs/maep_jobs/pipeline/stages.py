@@ -23,9 +23,8 @@ from rich.console import Console
 from maep import artifact, config, storage
 from maep.artifact import Artifact
 from maep.errors import ConfigError, UnavailableError
-from maep.evaluate.config import EvaluateConfig
+from maep.evaluate.config import EvaluateConfig, GateConfig
 from maep.evaluate.report.table import headline, markdown, notes, terminal
-from maep.evaluate.results.gate import GateConfig
 from maep.evaluate.results.summary import RESULT, Result
 from maep.tracking.client import TrackingConfig, absolute, connect, hide_secrets
 from maep.tracking.runs import ui_command

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from maep.evaluate.config import EvaluateConfig
-from maep.evaluate.results.gate import GateConfig
+from maep.evaluate.config import EvaluateConfig, GateConfig
 from maep.tracking.purifier_ref import FORMS, PurifierRef
 from maep.tracking.resolve import resolve
 from maep_jobs.arguments import parse, parser, plan_text

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from maep import storage
+from maep import config, storage
 from maep.errors import ConfigError, UnavailableError
 
 DEFAULT_FOLDER = Path("outputs/mlflow")
@@ -36,24 +36,28 @@ _ALWAYS = {
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Where runs, checkpoints and the registry live.
+    """Where runs, checkpoints and registered purifiers are kept."""
 
-    uri: `http(s)://HOST:PORT` of an MLflow server, `sqlite:///FILE`, or another database MLflow knows;
-      None is `outputs/mlflow/mlflow.db` below the working directory, with artifacts in a folder beside it.
-    experiment: the MLflow experiment, made if absent.
-    enabled: False logs nothing and needs no store.
-    model: the registered model that `promote` and `run` add versions to; one for each data set.
-    artifact_uri: root for checkpoints and registered purifiers, `s3://BUCKET/PREFIX` or a folder;
-      None is the experiment's own artifact location.
-    system_metrics: whether processor, memory, disk, network and GPU of the machine that records a run are logged too.
-    """
-
-    uri: str | None = None
-    experiment: str = "maep"
-    enabled: bool = True
-    artifact_uri: str | None = None
-    model: str = "purifier"
-    system_metrics: bool = False
+    uri: str | None = config.key(
+        None,
+        """MLflow server, http(s)://HOST:PORT, or database, sqlite:///FILE or another that MLflow knows; null:
+        outputs/mlflow/mlflow.db below the working directory, with artifacts in a folder beside it.""",
+        decides=False,
+    )
+    experiment: str = config.key("maep", "MLflow experiment, created if absent.", decides=False)
+    enabled: bool = config.key(True, "false: log nothing; no store is needed.", decides=False)
+    artifact_uri: str | None = config.key(
+        None,
+        """Root of checkpoints and registered purifiers, s3://BUCKET/PREFIX or a folder; null: the experiment's own
+        artifact location.""",
+        decides=False,
+    )
+    model: str = config.key(
+        "purifier", "Registered model whose versions `promote` and `run` add to; one for each data set.", decides=False
+    )
+    system_metrics: bool = config.key(
+        False, "Also log processor, memory, disk, network and GPU use of the machine that records a run.", decides=False
+    )
 
     def __post_init__(self) -> None:
         """Refuses what MLflow could not use. Raises ValueError."""

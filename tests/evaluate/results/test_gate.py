@@ -13,9 +13,8 @@ from scipy.stats import binomtest
 
 from maep import config
 from maep.errors import ConfigError
-from maep.evaluate.config import EvaluateConfig
+from maep.evaluate.config import EvaluateConfig, GateConfig
 from maep.evaluate.results import gate, rows, summary
-from maep.evaluate.results.gate import GateConfig
 from maep.evaluate.results.paired import mcnemar
 from maep.evaluate.results.summary import Result
 

@@ -21,11 +21,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from maep import storage
+from maep import config, storage
 from maep.artifact import Artifact
 from maep.errors import ConfigError, UserError
 from maep.evaluate.attacked_sets import AttackedSet
-from maep.evaluate.config import EvaluateConfig, deciding
+from maep.evaluate.config import EvaluateConfig
 from maep.evaluate.protocol import pool, tasks
 from maep.evaluate.protocol.context import Bench, Setup, check
 from maep.evaluate.protocol.presets import Column, Source, Step
@@ -117,7 +117,7 @@ def _identity(bench: Bench) -> dict[str, Any]:
         "purifiers": {name: bench.defence(name).sha256 for name in bench.setup.names},
         "baselines": list(bench.config.baselines),
         "classifiers": {classifier.name: classifier.sha256 for classifier in classifiers},
-        "config": deciding(bench.config),
+        "config": {key: value for key, value in config.deciding(bench.config).items() if key != "classifiers"},
     }
 
 

@@ -12,44 +12,11 @@ from functools import cached_property
 
 import pyarrow as pa
 
-from maep import registry
 from maep.errors import ConfigError
-from maep.evaluate.config import EvaluateConfig, eps_label
+from maep.evaluate.config import EvaluateConfig, GateConfig, eps_label
 from maep.evaluate.results import summary
 from maep.evaluate.results.paired import Paired, mcnemar
 from maep.evaluate.results.summary import Figure, Result, check_alike
-
-
-@dataclass(frozen=True)
-class GateConfig:
-    """What a champion must pass. Accuracies, floors and margins are shares in [0, 1].
-
-    images           a named `dev` list; `num_images` keeps only its first images
-    clean_floor      least clean accuracy
-    oblivious_eps    budget of the oblivious worst case, which must beat the champion's at p < `alpha`
-    adaptive_eps     budgets at which the adaptive worst case must not be worse than the champion's: neither by more
-                     than `adaptive_margin`, nor by any amount at p < `alpha`
-    over_baselines   baselines that a first champion must beat in the oblivious worst case, at p < `alpha`
-    """
-
-    images: str = "cifar10-dev-500"
-    num_images: int | None = None
-    clean_floor: float = 0.85
-    oblivious_eps: float = 8 / 255
-    adaptive_eps: tuple[float, ...] = (1 / 255, 2 / 255, 4 / 255)
-    adaptive_margin: float = 0.02
-    alpha: float = 0.05
-    over_baselines: tuple[str, ...] = ("none", "jpeg-q50")
-
-    def __post_init__(self) -> None:
-        """Refuses shares and budgets outside [0, 1]."""
-        for key, budgets in (("oblivious_eps", (self.oblivious_eps,)), ("adaptive_eps", self.adaptive_eps)):
-            if not budgets or any(not 0 < budget <= 1 for budget in budgets):
-                raise ValueError(f"{key}: budgets must be in (0, 1]; 8/255 may be written so")
-        registry.baselines.require(self.over_baselines, "over_baselines")
-        for key in ("clean_floor", "adaptive_margin", "alpha"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"{key}: {getattr(self, key)} must be a share in [0, 1]")
 
 
 @dataclass(frozen=True)
