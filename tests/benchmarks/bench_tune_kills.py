@@ -21,12 +21,13 @@ import yaml
 
 from maep import config
 from maep.tune import record
-from maep.tune.trial import run
+from maep.tune.trial.plan import PLAN
+from maep.tune.trial.trial import PRETRAINED, SPENT
 from maep_jobs.arguments import find
 
 SEEDS = range(5)
 LATEST_S = 2.0
-MARKS = (f"{record.TRIALS}/*/{run.PLAN}", f"{record.TRIALS}/*/{record.CURVE}", f"{run.PRETRAINED}/*/{run.SPENT}")
+MARKS = (f"{record.TRIALS}/*/{PLAN}", f"{record.TRIALS}/*/{record.CURVE}", f"{PRETRAINED}/*/{SPENT}")
 
 
 def started(folder: Path, *words: str) -> subprocess.Popen[bytes]:

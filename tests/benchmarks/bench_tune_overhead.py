@@ -1,4 +1,4 @@
-"""What a small trial costs beside its training and measuring: pieces on Ray Tune against the same ones in this process.
+"""The overhead of Ray Tune for a small trial: work items on Ray Tune against the same ones in this process.
 
 Both play the same search, one trial at a time, so the difference of a trial's seconds, from its handing out to its end,
 is Ray's. The first one starts the process that the others use again; it is printed, and counts too.
@@ -18,8 +18,8 @@ from maep.tune import record
 from maep.tune.config import TuneConfig
 from maep.tune.record import TrialRecord
 from maep.tune.search import execute
-from maep.tune.search.rounds import Search, Silent, Work
-from maep.tune.trial.run import Trial
+from maep.tune.search.rounds import Listener, Search, WorkItem
+from maep.tune.trial.trial import Trial
 from maep_jobs.arguments import find
 from maep_jobs.search.run import with_classifiers
 
@@ -27,16 +27,16 @@ MOST_S = 3.0
 NUM_TRIALS = 6
 
 
-class Clock(Silent):
+class Clock(Listener):
     """Seconds of each trial, by its number."""
 
     def __init__(self) -> None:
         self.began: dict[int, float] = {}
         self.seconds: dict[int, float] = {}
 
-    def on_start(self, work: Work) -> None:
+    def on_start(self, item: WorkItem) -> None:
         """The trial is handed out."""
-        self.began[work.trial.number] = time.monotonic()
+        self.began[item.trial.number] = time.monotonic()
 
     def on_end(self, trial: Trial, ended: TrialRecord) -> None:
         """It is there."""
@@ -54,9 +54,9 @@ def test_ray_adds_at_most_three_seconds_to_a_small_trial(tmp_path: Path) -> None
     settings = with_classifiers(config.build(TuneConfig, values), tmp_path / "shared")
     torch.set_num_threads(cores)  # as many as a trial on Ray has
     here, there = Clock(), Clock()
-    execute.here(Search(settings, tmp_path / "here", here))
+    execute.here(Search(settings, tmp_path / "here", (here,)))
     with execute.room(settings, tmp_path / "there"):
-        execute.on_ray(Search(settings, tmp_path / "there", there))
+        execute.on_ray(Search(settings, tmp_path / "there", (there,)))
     assert {each.status for name in ("here", "there") for each in record.read_all(tmp_path / name)} == {"done"}
     added = [there.seconds[number] - here.seconds[number] for number in sorted(here.seconds)]
     print(f"\nseconds of a trial here: {', '.join(f'{s:.1f}' for s in here.seconds.values())}")

@@ -10,7 +10,7 @@ from typing import Any
 from maep import config, storage
 from maep.tune import record
 from maep.tune.config import TuneConfig
-from maep.tune.record import Budget, Point, TrialRecord
+from maep.tune.record import Budget, RungResult, TrialRecord
 
 NUM_IMAGES = 500
 AMOUNT = 40_000
@@ -75,10 +75,12 @@ def trial(
     )
 
 
-def point(samples_seen: int, shares: Mapping[str, float]) -> Point:
+def rung_result(samples_seen: int, shares: Mapping[str, float]) -> RungResult:
     """A line of a curve of accuracies."""
     counts = {name: (round(share * NUM_IMAGES), NUM_IMAGES) for name, share in shares.items()}
-    return Point(samples_seen, dict(shares), counts, Budget(samples_seen, 2.0e6 * samples_seen, samples_seen / 1000))
+    return RungResult(
+        samples_seen, dict(shares), counts, Budget(samples_seen, 2.0e6 * samples_seen, samples_seen / 1000)
+    )
 
 
 def grid() -> list[TrialRecord]:
@@ -99,12 +101,12 @@ def write(
     output: Path,
     trials: Iterable[TrialRecord],
     asked: TuneConfig | None = None,
-    curves: Mapping[int, Sequence[Point]] | None = None,
+    curves: Mapping[int, Sequence[RungResult]] | None = None,
 ) -> Path:
     """The output folder of a search that has made `trials`."""
     storage.write_bytes(output / record.SEARCH, config.to_yaml(asked or settings()).encode())
     for each in trials:
         record.write(output, each)
-        for point in (curves or {}).get(each.number, ()):
-            record.append(output, each.trial_id, point)
+        for result in (curves or {}).get(each.number, ()):
+            record.append(output, each.trial_id, result)
     return output

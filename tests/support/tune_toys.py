@@ -1,8 +1,9 @@
-"""A search whose trials are not trained but valued by a formula: in any order, and killed wherever one likes."""
+"""A search whose trials are valued by a formula instead of trained, in any order and killed at any point."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from train_toys import LOOP, MAE
 from maep import config
 from maep.tune import record
 from maep.tune.config import TuneConfig
-from maep.tune.record import Budget, Point
-from maep.tune.search.rounds import Listener, Search, Work
+from maep.tune.record import Budget, RungResult
+from maep.tune.search.rounds import Listener, Search, WorkItem
 
 IMAGES = 960
 
@@ -38,14 +39,14 @@ def value(settings: dict[str, Any], rung: int) -> float:
     return 1 - abs(settings.get("noise", 0) - 0.6) - 0.05 * abs(settings.get("patch_size", 4) - 4) + 0.01 * rung
 
 
-def arrive(search: Search, work: Work) -> None:
-    """What a trial leaves at a rung."""
-    assert work.rung is not None
-    seen = IMAGES // 3 ** (search.num_rungs - 1 - work.rung)
-    worth = value(work.trial.settings, work.rung)
-    objectives = {"clean_accuracy": worth, "latency_ms": 8.0 / work.trial.settings.get("patch_size", 4)}
-    point = Point(seen, objectives, {"clean_accuracy": (round(100 * worth), 100)}, Budget(seen, 2.0 * seen, 0.0))
-    record.append(search.output, work.trial.trial_id, point)
+def arrive(search: Search, item: WorkItem) -> None:
+    """Writes what a trial leaves at a rung."""
+    assert item.rung is not None
+    seen = IMAGES // 3 ** (search.num_rungs - 1 - item.rung)
+    worth = value(item.trial.settings, item.rung)
+    objectives = {"clean_accuracy": worth, "latency_ms": 8.0 / item.trial.settings.get("patch_size", 4)}
+    result = RungResult(seen, objectives, {"clean_accuracy": (round(100 * worth), 100)}, Budget(seen, 2.0 * seen, 0.0))
+    record.append(search.output, item.trial.trial_id, result)
 
 
 def play(
@@ -54,27 +55,27 @@ def play(
     order: int = 0,
     at_once: int = 3,
     kill_after: int | None = None,
-    listener: Listener | None = None,
+    listeners: Sequence[Listener] = (),
 ) -> int:
-    """Plays the search to its end, `at_once` pieces at a time that end in the order that `order` draws.
+    """Plays the search to its end, `at_once` items at a time, which end in an order drawn with seed `order`.
 
-    `kill_after` so many pieces it stops dead, with the next one's result on disk and not yet heard of. Returns how many
-    pieces were done.
+    After `kill_after` items it stops, with the result of the next one on disk but not reported. Returns how many items
+    were done.
     """
-    draw, search, running, done = random.Random(order), Search(settings, output, listener), list[Work](), 0
+    draw, search, running, done = random.Random(order), Search(settings, output, listeners), list[WorkItem](), 0
     while not search.is_finished:
-        while len(running) < at_once and (work := search.next()) is not None:
-            running.append(work)
-        work = running.pop(draw.randrange(len(running)))
-        arrive(search, work)
+        while len(running) < at_once and (item := search.next_item()) is not None:
+            running.append(item)
+        item = running.pop(draw.randrange(len(running)))
+        arrive(search, item)
         if done == kill_after:
             return done
-        search.ended(work, None)
+        search.end_item(item, None)
         done += 1
     return done
 
 
 def outcome(output: Path) -> list[tuple[Any, ...]]:
-    """All that a search decides: who was tried, with what seed, and how far."""
+    """All that a search decides: the trials, their seeds, and how far they trained."""
     found = record.read_all(output)
     return [(each.trial_id, each.seed, each.status, each.reason, each.budget, each.objectives) for each in found]

@@ -48,7 +48,7 @@ def test_best_yaml_is_the_winners_configuration_a_section_for_each_verb(folder: 
     results.write(results.read(folder))
     text = (folder / BEST).read_text(encoding="utf-8")
     assert yaml.safe_load(text) == {"pretrain": PRETRAIN, "finetune": FINETUNE}
-    assert "# Trial 4 (004-test), the best of 11 by adaptive_accuracy" in text
+    assert "004-test" in text
     assert "45.0 % [40.7, 49.4]" in text
 
 
@@ -64,12 +64,12 @@ def test_limits_of_the_search_decide_the_best(tmp_path: Path) -> None:
 def test_a_search_without_a_best_has_no_best_yaml_and_says_why(tmp_path: Path) -> None:
     result = results.read(write(tmp_path, grid()[-1:]))
     assert [path.name for path in results.write(result)] == [TABLE]
-    with pytest.raises(ConfigError, match="none of 1 trials trained to the end"):
+    with pytest.raises(ConfigError, match="adaptive_accuracy"):
         results.winner(result)
 
 
 def test_a_winner_whose_purifier_was_not_kept_is_named(folder: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"trial 004-test .* kept no purifier: train its best\.yaml"):
+    with pytest.raises(ArtifactError, match="004-test"):
         results.winner(results.read(folder))
 
 
@@ -81,9 +81,9 @@ def test_a_search_of_settings_fixed_by_hand_has_a_space_of_their_values(tmp_path
 
 
 def test_what_is_no_search_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no search\.yaml: not the output of maep tune"):
+    with pytest.raises(DataError, match=r"search\.yaml"):
         results.read(tmp_path)
-    with pytest.raises(DataError, match=r"no trial of the search in .* has ended yet"):
+    with pytest.raises(DataError, match="--resume"):
         results.read(write(tmp_path, []))
 
 

@@ -1,4 +1,4 @@
-"""Running a search: what is refused before it begins, its own classifiers, the trials, and who hears of them."""
+"""Runs a search: the checks before it starts, its own classifiers, then the trials."""
 
 from __future__ import annotations
 
@@ -18,64 +18,63 @@ from maep.tracking.client import TrackingConfig, connect
 from maep.train.loop.run import pick_device
 from maep.train.ray.workers import train
 from maep.tune.config import TuneConfig
-from maep.tune.record import SEARCH, Point, TrialRecord
+from maep.tune.record import SEARCH
 from maep.tune.search import execute
-from maep.tune.search.rounds import Listener, Search, Work
+from maep.tune.search.rounds import Search
 from maep.tune.trial import budget
-from maep.tune.trial.run import Trial
-from maep_jobs.search.table import Table
-from maep_jobs.search.tracking import Tracked
+from maep_jobs.search.table import LiveTable
+from maep_jobs.search.tracking import SearchTracker
 from maep_jobs.training import make_callbacks
 
 WHOLE = "tune.yaml"
-"""In the output: what `maep tune --config` takes to make the same search."""
+"""In the output: the configuration that `maep tune --config` takes to repeat the search."""
 _MAY_CHANGE = ("cpus_per_trial", "gpus_per_trial", "max_failures")
-"""What a search may be gone on with other values of: it decides nothing of what is found."""
+"""Keys that may change when a search is resumed: they do not decide its results."""
 
 
 def run_search(
     settings: TuneConfig, tracking: TrackingConfig, output: Path, resume: bool, address: str | None = None
 ) -> None:
-    """Runs the search in `output` to its end, or goes on with it; a finished one is left as it is.
+    """Starts or resumes the search in `output` and runs it to its end.
 
-    Raises UserErrors before a trial begins: for data or classifiers that are not there, a tracking server or cluster
-    that does not answer or has no room, an output that holds another search. `output` then is no search yet.
+    Raises UserErrors before any trial starts: for missing data or classifiers, a tracking server or cluster that does
+    not answer or has no room, an output that holds another search. `output` is then unchanged.
     """
     _check(settings, address)
     _check_output(settings, output, resume)
     if tracking.enabled:
-        connect(tracking)  # before Ray is started, which takes seconds
+        connect(tracking)  # before Ray starts, which takes seconds
     named = _named(settings, output)
     room = nullcontext() if Search(named, output).is_finished else execute.room(settings, output, address)
-    with room, Tracked(settings, tracking, output) as tracked:
-        table = Table(settings)
-        search = Search(named, output, _Both(table, tracked))
+    with room, SearchTracker(settings, tracking, output) as tracked:
+        table = LiveTable(settings)
+        search = Search(named, output, (table, tracked))
         if search.is_finished:
             return
         claim(settings, tracking, output)
         _train_classifiers(settings, output)
-        with table:  # on a terminal there is one bar or table at a time
+        with table:  # after the classifiers, which show a bar of their own
             execute.on_ray(search)
 
 
 def is_there(output: Path) -> bool:
-    """Whether `output` holds a search to go on with."""
+    """Whether `output` holds a search to resume."""
     return (output / SEARCH).is_file() and (output / WHOLE).is_file()
 
 
 def check_there(output: Path) -> None:
-    """Raises ConfigError where `output` holds no search to go on with."""
+    """Raises ConfigError where `output` holds no search to resume."""
     if not is_there(output):
-        raise ConfigError(f"--resume: {output} holds no search: leave it out to begin one")
+        raise ConfigError(f"--resume: {output} holds no search: leave --resume out to start one")
 
 
 def classifier_folders(settings: TuneConfig, output: Path) -> dict[str, Path]:
-    """The classifiers that the search trains itself, by name."""
+    """The folders of the classifiers that the search trains itself, by name."""
     return {each.name: output.absolute() / f"classifier-{each.name}" / "model" for each in settings.classifiers}
 
 
 def _check(settings: TuneConfig, address: str | None) -> None:
-    """Refuses what every trial would fail by."""
+    """Refuses what would fail in every trial."""
     if address is not None:
         check_address(address)
     own = {each.name for each in settings.classifiers}
@@ -85,8 +84,8 @@ def _check(settings: TuneConfig, address: str | None) -> None:
             budget.check(settings.budget, device)
             if device == "cuda" and "GPU" not in execute.need(settings):
                 raise ConfigError(
-                    "gpus_per_trial: 0, and this machine has a GPU: say how much of it a trial takes (0.25: four share"
-                    " it), or train on the processors with pretrain.loop.device and finetune.loop.device cpu"
+                    "gpus_per_trial: 0, but this machine has a GPU: set the share that a trial takes (0.25: four trials"
+                    " share it), or train on the CPU with pretrain.loop.device and finetune.loop.device cpu"
                 )
             if phase.init is not None:
                 artifact.read(phase.init)
@@ -97,24 +96,24 @@ def _check(settings: TuneConfig, address: str | None) -> None:
 
 
 def _check_output(settings: TuneConfig, output: Path, resume: bool) -> None:
-    """Refuses an output that holds another search, or one where there was to be none."""
+    """Refuses an output that holds another search, or any search without --resume."""
     path = output / SEARCH
     if not resume:
         if path.is_file():
-            raise ConfigError(f"{output} holds a search: go on with it by --resume, or choose another --output")
+            raise ConfigError(f"{output} holds a search: resume it with --resume, or choose another --output")
         return
     check_there(output)
     before, now = config.to_dict(config.load(TuneConfig, path)), config.to_dict(settings)
     other = [key for key in now if key not in _MAY_CHANGE and before[key] != now[key]]
     if other:
         raise ConfigError(
-            f"--resume: {output} holds a search of another {other[0]}: leave --config and overrides out, or choose"
+            f"--resume: {output} holds a search with another {other[0]}: leave --config and overrides out, or choose"
             " another --output"
         )
 
 
 def claim(settings: TuneConfig, tracking: TrackingConfig, output: Path) -> None:
-    """Writes down what is searched for, and, for --resume, the whole configuration, for its owner's eyes alone."""
+    """Writes the configuration of the search, and for --resume the whole one, readable only by its owner."""
     text = config.to_yaml(settings)
     with_tracking = text + yaml.safe_dump({"tracking": config.to_dict(tracking)}, sort_keys=False)
     storage.write_bytes(output / WHOLE, with_tracking.encode(), mode=0o600)
@@ -122,7 +121,7 @@ def claim(settings: TuneConfig, tracking: TrackingConfig, output: Path) -> None:
 
 
 def with_classifiers(settings: TuneConfig, output: Path) -> TuneConfig:
-    """Trains the search's own classifiers, unless they lie there, and names them by their folders."""
+    """Trains the search's own classifiers, unless they are there, and refers to them by folder."""
     _train_classifiers(settings, output)
     return _named(settings, output)
 
@@ -135,26 +134,7 @@ def _train_classifiers(settings: TuneConfig, output: Path) -> None:
 
 
 def _named(settings: TuneConfig, output: Path) -> TuneConfig:
-    """`settings` with the search's own classifiers named by their folders, whether they lie there yet or not."""
+    """`settings` with the search's own classifiers as folders, trained yet or not."""
     places = classifier_folders(settings, output)
     named = tuple(str(places.get(spec, spec)) for spec in settings.finetune.classifiers)
     return replace(settings, finetune=replace(settings.finetune, classifiers=named))
-
-
-class _Both:
-    """Tells two listeners."""
-
-    def __init__(self, *listeners: Listener) -> None:
-        self._listeners = listeners
-
-    def on_start(self, work: Work) -> None:
-        for listener in self._listeners:
-            listener.on_start(work)
-
-    def on_point(self, trial: Trial, point: Point) -> None:
-        for listener in self._listeners:
-            listener.on_point(trial, point)
-
-    def on_end(self, trial: Trial, ended: TrialRecord) -> None:
-        for listener in self._listeners:
-            listener.on_end(trial, ended)

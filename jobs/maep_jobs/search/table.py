@@ -1,4 +1,4 @@
-"""How a search shows itself: a table that lives on a terminal, lines elsewhere, always on standard error."""
+"""The progress of a search on standard error: a live table on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Self
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table as Grid
+from rich.table import Table
 from rich.text import Text
 
 from maep.tune.config import TuneConfig
-from maep.tune.record import Point, TrialRecord
-from maep.tune.report.section import setting_text
+from maep.tune.record import RungResult, TrialRecord
 from maep.tune.search import suggest
-from maep.tune.search.rounds import Work
-from maep.tune.trial.run import Trial
+from maep.tune.search.rounds import Listener, WorkItem
+from maep.tune.search.space import setting_text
+from maep.tune.trial.trial import Trial
 
 _ROWS = 30
 
 
-class Table:
-    """A listener of a search. Entered while it runs."""
+class LiveTable(Listener):
+    """Shows the trials; enter it while the search runs."""
 
     def __init__(self, settings: TuneConfig) -> None:
         self._settings = settings
@@ -46,32 +46,32 @@ class Table:
         if self._live is not None:
             self._live.stop()
 
-    def on_start(self, work: Work) -> None:
-        """Shows the trial."""
-        if work.rung is None:
-            self._say(f"{work.name}  begins")
+    def on_start(self, item: WorkItem) -> None:
+        """Shows that work on the trial starts."""
+        if item.rung is None:
+            self._say(f"{item.name}  started")
         else:
-            self._show(work.trial, f"to rung {work.rung + 1}")
+            self._show(item.trial, f"to rung {item.rung + 1}")
 
-    def on_point(self, trial: Trial, point: Point) -> None:
+    def on_rung(self, trial: Trial, result: RungResult) -> None:
         """Shows what was measured."""
-        self._show(trial, "measured", point)
+        self._show(trial, "measured", result)
 
     def on_end(self, trial: Trial, ended: TrialRecord) -> None:
         """Shows how it ended."""
         self._ended += 1
         self._images += ended.budget.samples_seen
-        last = Point(ended.budget.samples_seen, ended.objectives, ended.counts, ended.budget)
+        last = RungResult(ended.budget.samples_seen, ended.objectives, ended.counts, ended.budget)
         self._show(trial, ended.status + (f": {ended.reason}" if ended.reason else ""), last)
 
-    def _show(self, trial: Trial, status: str, point: Point | None = None) -> None:
+    def _show(self, trial: Trial, status: str, result: RungResult | None = None) -> None:
         settings = setting_text(trial.settings)
         before = self._rows.get(trial.number)
         seen, values = before[2:4] if before else ("", "")
-        if point is not None:
-            seen = f"{point.samples_seen:,}"
-            names = [name for name in self._settings.objectives if name in point.objectives]
-            values = "  ".join(f"{name} {point.objectives[name]:.4g}" for name in names)
+        if result is not None:
+            seen = f"{result.samples_seen:,}"
+            names = [name for name in self._settings.objectives if name in result.objectives]
+            values = "  ".join(f"{name} {result.objectives[name]:.4g}" for name in names)
         self._rows[trial.number] = [trial.trial_id, settings, seen, values, status]
         self._say("  ".join(filter(None, [trial.trial_id, status, settings, seen and f"{seen} images", values])))
 
@@ -79,12 +79,12 @@ class Table:
         if self._live is None:
             print(f"tune  {self._ended}/{self._total}  {line}", file=sys.stderr, flush=True)
 
-    def _grid(self) -> Grid:
+    def _grid(self) -> Table:
         seconds = time.monotonic() - self._began
         title = f"{self._ended} of {self._total} trials, {self._images:,} images, {seconds / 60:.1f} min"
-        grid = Grid(title=title)
+        table = Table(title=title)
         for name in ("trial", "settings", "images", "on dev", "status"):
-            grid.add_column(name, overflow="fold")
+            table.add_column(name, overflow="fold")
         for number in sorted(self._rows)[-_ROWS:]:
-            grid.add_row(*map(Text, self._rows[number]))  # a reason may look like markup
-        return grid
+            table.add_row(*map(Text, self._rows[number]))  # Text: a reason may look like markup
+        return table

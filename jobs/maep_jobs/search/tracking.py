@@ -1,7 +1,7 @@
-"""A search in MLflow: a parent run, and a child for each trial, with what was measured by images seen.
+"""A search in MLflow: a parent run and a child run per trial, with the objectives by images seen.
 
-All of it is written by the process of the search, from what its trials left: a trial that is killed leaves no run open,
-and a search that is gone on with finds its runs again by their keys.
+The process of the search writes all runs, from the files of its trials: a killed trial leaves no open run, and a
+resumed search finds its runs by their keys.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from maep.tracking.client import TrackingConfig
 from maep.tracking.runs import PARENT, Run, Status, close_left, open_run
 from maep.tune import record
 from maep.tune.config import TuneConfig
-from maep.tune.record import SEARCH, Point, TrialRecord
-from maep.tune.search.rounds import Work
-from maep.tune.trial.run import Trial
+from maep.tune.record import SEARCH, RungResult, TrialRecord
+from maep.tune.search.rounds import Listener, WorkItem
+from maep.tune.trial.trial import Trial
 
 KEY = "run-key"
 _log = logging.getLogger("maep.tune")
 
 
-class Tracked:
-    """A listener of a search. Entered while it runs; what is then still open ends with it."""
+class SearchTracker(Listener):
+    """Records the search; enter it while the search runs. Open runs end with it."""
 
     def __init__(self, settings: TuneConfig, tracking: TrackingConfig, output: Path) -> None:
         self._settings, self._tracking, self._output = settings, tracking, output
@@ -37,7 +37,7 @@ class Tracked:
         self._images = 0
 
     def __enter__(self) -> Self:
-        """Raises UnavailableError where no tracking server answers."""
+        """Opens the parent run. Raises UnavailableError where no tracking server answers."""
         path = self._output / KEY
         if not path.is_file():
             storage.write_bytes(path, uuid.uuid4().hex.encode())
@@ -45,7 +45,7 @@ class Tracked:
         name, params = f"tune {self._output.name}", config.to_dict(self._settings)
         self._parent = open_run(self._tracking, name, self._key, params, {"maep.phase": "tune"})
         if self._parent.run_id is not None:
-            self._recorded = close_left(self._tracking, self._parent.run_id)  # what goes on is opened again
+            self._recorded = close_left(self._tracking, self._parent.run_id)  # unfinished trials open theirs again
         return self
 
     def __exit__(
@@ -59,18 +59,18 @@ class Tracked:
             self._parent.log_file(self._output / SEARCH)
         self._parent.finish(status)
 
-    def on_start(self, work: Work) -> None:
+    def on_start(self, item: WorkItem) -> None:
         """Opens the trial's run."""
-        if work.rung is not None:
-            self._child(work.trial)
+        if item.rung is not None:
+            self._child(item.trial)
 
-    def on_point(self, trial: Trial, point: Point) -> None:
+    def on_rung(self, trial: Trial, result: RungResult) -> None:
         """Logs what was measured."""
         if (child := self._child(trial)) is not None:
             self._log_curve(child, trial)
 
     def on_end(self, trial: Trial, ended: TrialRecord) -> None:
-        """Ends the trial's run, with its record, and logs the search's own course: the trial's values by all images."""
+        """Ends the trial's run, with its record, and logs its objectives to the parent, by images of all trials."""
         if (child := self._child(trial)) is not None:
             self._log_curve(child, trial)
             child.log_file(record.folder(self._output, trial.trial_id) / record.TRIAL)
@@ -80,10 +80,10 @@ class Tracked:
         self._parent.log_metrics(ended.objectives, self._images)
 
     def _child(self, trial: Trial) -> Run | None:
-        """The trial's run; None where it has all there is to record, or no server answers.
+        """The trial's run; None where it is recorded already or no server answers.
 
-        The search goes on without one. The run is opened at the trial's next point, at its end, or by --resume: what it
-        records lies in the output all the while.
+        Without a server the search continues. The run opens at the next rung, at the trial's end, or with --resume:
+        everything to record is in the output.
         """
         if self._key_of(trial) in self._recorded:
             return None
@@ -96,17 +96,17 @@ class Tracked:
             try:
                 self._children[trial.number] = open_run(self._tracking, name, self._key_of(trial), params, tags)
             except UnavailableError as error:
-                _log.warning("trial %s has no run yet (%s): --resume records what is missing", trial.trial_id, error)
+                _log.warning("no MLflow run for trial %s yet (%s): --resume records it later", trial.trial_id, error)
                 return None
         return self._children[trial.number]
 
     def _log_curve(self, child: Run, trial: Trial) -> None:
-        """Logs what the trial's curve has more than the run."""
-        points = record.curve(self._output, trial.trial_id)
-        for point in points[self._logged.get(trial.number, 0) :]:
-            spent = {"flops": point.budget.flops, "core_seconds": point.budget.core_seconds}
-            child.log_metrics({**point.objectives, **spent}, point.samples_seen)
-        self._logged[trial.number] = len(points)
+        """Logs the rungs that the run does not have yet."""
+        results = record.curve(self._output, trial.trial_id)
+        for result in results[self._logged.get(trial.number, 0) :]:
+            spent = {"flops": result.budget.flops, "core_seconds": result.budget.core_seconds}
+            child.log_metrics({**result.objectives, **spent}, result.samples_seen)
+        self._logged[trial.number] = len(results)
 
     def _key_of(self, trial: Trial) -> str:
         return f"{self._key}-{trial.trial_id}"

@@ -1,8 +1,8 @@
-"""From a finished search to the alias `champion`: its best purifier through the full evaluation and the gate.
+"""Sends the best purifier of a finished search through the gate, to the alias `champion`.
 
-The search has chosen among many trials, on few images and a quick attack. The gate measures the one it chose anew, on
-the gate's list of images and budgets, against the champion: nothing of the search's own figures decides. Both are of
-`dev`, so some of the gate's images may be among those that chose; `maep evaluate` measures on `test`.
+A search selects among many trials with few images and a quick attack. The gate measures the winner again with its own
+images and budgets, and compares it with the champion. Both use `dev` images, so some of the gate's may have selected
+the winner; `maep evaluate` measures on `test`.
 """
 
 from __future__ import annotations
@@ -19,21 +19,19 @@ from maep.evaluate.results.gate import evaluation
 from maep.evaluate.results.summary import RESULT, read
 from maep.tracking.client import TrackingConfig, absolute
 from maep.tracking.registry import register
-from maep.tune.results import Result, winner
+from maep.tune.results import SearchResult, winner
 from maep_jobs import report
 from maep_jobs.arguments import Parser, find
 from maep_jobs.pipeline.gate import Verdict, folder_of, send_through_gate
 from maep_jobs.verbs.promote import PromoteConfig
 
 FOLDER = "promote"
-"""Below the search's output: the evaluations that the gate decided on."""
+"""Under the output of the search: the evaluations that the gate decided on."""
 
 
 @dataclass(frozen=True)
-class Promoted:
-    """What became of the winner: which trial it is, the gate's verdict, and the page of its evaluation (None where it
-    was the champion already, and nothing was measured).
-    """
+class Promotion:
+    """The winning trial, the gate's verdict, and the page of its evaluation (None if it was the champion already)."""
 
     trial_id: str
     verdict: Verdict
@@ -41,12 +39,12 @@ class Promoted:
 
     @property
     def values(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """As JSON."""
         return {"trial_id": self.trial_id, **asdict(self.verdict), "report": self.report and str(self.report)}
 
     @property
     def lines(self) -> list[str]:
-        """For people."""
+        """As lines of text."""
         said = f"trial {self.trial_id}, purifier version {self.verdict.version}:"
         shown = [f"report: {self.report}"] if self.report else []
         word = "champion" if self.verdict.champion else "refused"
@@ -62,34 +60,36 @@ def add_options(made: Parser) -> None:
         metavar="NAME|FILE",
         help="afterwards send the best purifier through the gate of this configuration (default: DATA/promote)",
     )
-    made.add_argument("--force", action="store_true", help="with --promote: also what the gate refuses; recorded")
+    made.add_argument(
+        "--force", action="store_true", help="with --promote: promote even if the gate refuses; recorded on the version"
+    )
 
 
 def gate_settings(name: str, data: str, tracking: TrackingConfig) -> PromoteConfig:
-    """The configuration of `maep promote` called `name`, of `DATA/promote` where that is empty.
+    """The configuration of `maep promote` called `name`, or `DATA/promote` where that is empty.
 
-    Its section `tracking` is left aside: the search's own says which registered model the winner is for. Raises
-    ConfigError where it is none, or where there is no registry, so call this before hours of search.
+    Its section `tracking` is ignored: the search names the registered model. Raises ConfigError for a wrong
+    configuration or without a registry, so call this before hours of search.
     """
     if not tracking.enabled:
-        raise ConfigError("--promote: ends in the registry, which needs tracking: leave tracking.enabled true")
+        raise ConfigError("--promote: needs the model registry: set tracking.enabled true")
     values = config.read_yaml(find(name or f"{data}/promote", "--promote"))
     values.pop("tracking", None)
     return config.build(PromoteConfig, values)
 
 
 def promote_winner(
-    result: Result,
+    result: SearchResult,
     settings: PromoteConfig,
     tracking: TrackingConfig,
     trained: Mapping[str, Path] | None = None,
     force: bool = False,
     command: str = "",
-) -> Promoted:
-    """Sends the search's best purifier through the gate, and notes on its version which search it comes from.
+) -> Promotion:
+    """Sends the best purifier of the search through the gate, and records the search on its registered version.
 
-    `trained` are the classifiers that the search has trained itself, by name. An endpoint that serves the alias follows
-    it; nothing is restarted from here. Raises ConfigError or ArtifactError, with the reason, where no trial is best.
+    `trained` has the classifiers that the search trained itself, by name. An endpoint that serves the alias follows it.
+    Raises ConfigError or ArtifactError where there is no best trial or its purifier was not kept.
     """
     best, folder = winner(result)
     candidate = artifact.read(folder)
@@ -103,13 +103,13 @@ def promote_winner(
     where = folder_of(result.folder / FOLDER, "candidate", candidate, measured)
     shown = (where / RESULT).is_file()
     page = report.write(read(where), measured, {"purifier": candidate}, command) if shown else None
-    return Promoted(best.trial_id, verdict, page)
+    return Promotion(best.trial_id, verdict, page)
 
 
-def gate_classifiers(result: Result, settings: PromoteConfig, trained: Mapping[str, Path]) -> tuple[str, ...]:
-    """The classifiers that the gate decides on: those that `settings` names, where the search has not trained its own.
+def gate_classifiers(result: SearchResult, settings: PromoteConfig, trained: Mapping[str, Path]) -> tuple[str, ...]:
+    """The classifiers that the gate uses: those that `settings` names, unless the search trained its own.
 
-    Of its own it takes those that `settings` names, else those that no trial was trained with, else all.
+    Of its own, those that `settings` names, else those that no trial trained with, else all.
     """
     named = settings.evaluate.classifiers
     if any(name in trained for name in named) or not trained:

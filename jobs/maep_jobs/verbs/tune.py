@@ -16,9 +16,9 @@ from maep.tune import results
 from maep.tune.config import TuneConfig
 from maep.tune.record import read_all
 from maep.tune.report import report
-from maep.tune.results import Result
+from maep.tune.results import SearchResult
 from maep.tune.search import suggest
-from maep.tune.trial.run import check_length
+from maep.tune.trial.plan import check_length
 from maep_jobs.arguments import Job, Parser, parse, parser, plan_text
 from maep_jobs.failure import JobFailed
 from maep_jobs.search import run, winner
@@ -35,8 +35,10 @@ _EXAMPLES = """  maep tune --config digits/tune --output outputs/search
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb."""
-    made = parser("tune", "Search for the best purifier for a budget; --resume goes on after a kill.", _EXAMPLES)
-    made.add_argument("--resume", action="store_true", help="go on with the search in --output")
+    made = parser(
+        "tune", "Search for the best purifier within a budget per trial; --resume continues after a kill.", _EXAMPLES
+    )
+    made.add_argument("--resume", action="store_true", help="resume the search in --output")
     made.add_argument("--address", help="Ray cluster to run the trials on (default: this machine)")
     winner.add_options(made)
     job = _parsed(made, argv)
@@ -49,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     gate = None
     if options.force and options.promote is None:
-        raise ConfigError("--force goes with --promote: it is for what the gate refuses")
+        raise ConfigError("--force: needs --promote, whose gate it overrides")
     if options.promote is not None:
         gate = winner.gate_settings(options.promote, settings.finetune.data.name, job.tracking)
     command = hide_secrets(shlex.join(["maep", "tune", *argv]))
@@ -65,9 +67,7 @@ def main(argv: Sequence[str]) -> int:
             return 128 + (signal.SIGINT if isinstance(stopped, KeyboardInterrupt) else signal.SIGTERM)
         if not result.count("done"):
             reasons = [trial.reason for trial in result.trials if trial.reason]
-            raise JobFailed(
-                f"none of {len(result.trials)} trials was trained to its end: {reasons[0]} (report: {page})"
-            )
+            raise JobFailed(f"none of {len(result.trials)} trials trained to the end: {reasons[0]} (report: {page})")
         trained = run.classifier_folders(settings, output)
         promoted = None
         if gate is not None:
@@ -82,37 +82,37 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parsed(made: Parser, argv: Sequence[str]) -> Job[TuneConfig]:
-    """The job; with --resume and no --config, that of the search in --output."""
+    """The job; with --resume and without --config, the one of the search in --output."""
     options, _ = made.parse_known_args(list(argv))
     if not options.resume or options.config:
         return parse(made, TuneConfig, argv)
     if options.output is None:
-        raise ConfigError("--resume: name the folder of the search, --output DIR")
+        raise ConfigError("--resume: give the folder of the search, --output DIR")
     run.check_there(options.output)
     return parse(made, TuneConfig, argv, default=str(options.output / run.WHOLE))
 
 
 def _left(output: Path) -> str:
-    """What is there after Ctrl-C, and how to go on."""
+    """What is kept after Ctrl-C, and how to resume."""
     if not run.is_there(output):
-        return "nothing was begun, the same line begins anew"
-    return f"{len(read_all(output))} trials are kept, --output {output} --resume goes on"
+        return "nothing was started; run the same command again"
+    return f"{len(read_all(output))} finished trials are kept; resume with --output {output} --resume"
 
 
-def _lines(result: Result, page: Path) -> list[str]:
-    """What is said at the end."""
+def _lines(result: SearchResult, page: Path) -> list[str]:
+    """The summary at the end, as text."""
     images = sum(trial.budget.samples_seen for trial in result.trials)
     counts = ", ".join(f"{result.count(status)} {status}" for status in ("done", "stopped", "failed"))
     found = [f"search: {counts}, {images:,} images seen", f"report: {page}"]
     best = result.best
     if best is None:
-        return [*found, "best: no trial holds the limits"]
+        return [*found, "best: none, no trial is within the limits"]
     values = "  ".join(f"{name} {best.objectives[name]:.4g}" for name in result.objectives if name in best.objectives)
     return [*found, f"best: {best.trial_id}  {values}", f"configuration: {result.folder / results.BEST}"]
 
 
-def _values(result: Result) -> dict[str, object]:
-    """The same for programs."""
+def _values(result: SearchResult) -> dict[str, object]:
+    """The summary as JSON."""
     best = result.best
     return {
         "output": str(result.folder),

@@ -1,4 +1,4 @@
-"""What is best: by one objective, by one under limits on others, or by several, which is the Pareto front."""
+"""The best trial by one objective, with limits on others, and the Pareto front of several objectives."""
 
 from __future__ import annotations
 
@@ -11,29 +11,31 @@ from maep.tune.search.halving import dominates
 
 
 def best(trials: Sequence[TrialRecord], objective: str, limits: Mapping[str, float] | None = None) -> TrialRecord:
-    """The trial of the best `objective` among those that trained to the end and hold `limits`.
+    """The trial with the best `objective` among those that trained to the end and are within `limits`.
 
-    A limit is in the objective's own unit (a share, ms, a number): the most of what should be small, the least of what
-    should be large. Of equals the earlier one. Raises ConfigError, which says what there is, where none holds.
+    A limit is in the unit of its objective (a share, ms, a number): the most where less is better, the least where more
+    is. Ties go to the earlier trial. Raises ConfigError, naming the nearest value, where no trial is within the limits.
     """
     limits = limits or {}
     for name in (objective, *limits):
         measure(name)
     if not any(trial.status == "done" for trial in trials):
-        raise ConfigError(f"none of {len(trials)} trials trained to the end, so none is best by {objective}")
+        raise ConfigError(f"none of {len(trials)} trials trained to the end, so there is no best {objective}")
     for name in (objective, *limits):
         if name not in measured(trials):
             raise ConfigError(f"no trial was measured by {name}: {nearest(name, measured(trials))}")
-    able = [trial for trial in finished(trials, objective) if all(_holds(trial, *limit) for limit in limits.items())]
+    able = [
+        trial for trial in finished(trials, objective) if all(_is_within(trial, *limit) for limit in limits.items())
+    ]
     if not able:
-        raise ConfigError(_nobody(trials, objective, limits))
+        raise ConfigError(_none_within(trials, objective, limits))
     return min(able, key=lambda trial: (_cost(trial, objective), trial.number))
 
 
 def front(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> list[TrialRecord]:
-    """The finished trials that no other one beats in all `objectives`, from the best by the first of them down.
+    """The finished trials that no other one dominates in `objectives`, best by the first objective first.
 
-    One is beaten by another that is nowhere worse and somewhere better, so trials of equal values all stay.
+    Trials of equal values do not dominate each other and all stay.
     """
     able = [trial for trial in trials if all(trial in finished([trial], name) for name in objectives)]
     values = {trial.trial_id: tuple(-_cost(trial, name) for name in objectives) for trial in able}
@@ -42,26 +44,26 @@ def front(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> list[Tria
 
 
 def _cost(trial: TrialRecord, objective: str) -> float:
-    """The objective so that less is better."""
+    """The objective with its sign set so that less is better."""
     value = trial.objectives[objective]
     return value if measure(objective).lower_is_better else -value
 
 
-def _holds(trial: TrialRecord, objective: str, limit: float) -> bool:
+def _is_within(trial: TrialRecord, objective: str, limit: float) -> bool:
     value = trial.objectives.get(objective)
     if value is None:
         return False
     return value <= limit if measure(objective).lower_is_better else value >= limit
 
 
-def _nobody(trials: Sequence[TrialRecord], objective: str, limits: Mapping[str, float]) -> str:
+def _none_within(trials: Sequence[TrialRecord], objective: str, limits: Mapping[str, float]) -> str:
     able = finished(trials, objective)
     for name, limit in limits.items():
         how = measure(name)
         values = [trial.objectives[name] for trial in able if name in trial.objectives]
         nearest_value = min(values) if how.lower_is_better else max(values)
-        if not any(_holds(trial, name, limit) for trial in able):
+        if not any(_is_within(trial, name, limit) for trial in able):
             word = "at most" if how.lower_is_better else "at least"
-            return f"no trial has {name} {word} {limit:g}: the nearest has {nearest_value:.4g}"
+            return f"no trial has {name} {word} {limit:g}: the nearest value is {nearest_value:.4g}"
     words = ", ".join(f"{name} {limit:g}" for name, limit in limits.items())
-    return f"no trial holds all of {words} at once: loosen one of them"
+    return f"no trial is within all limits ({words}): loosen one of them"

@@ -1,7 +1,7 @@
-"""What a search leaves of each trial in its output: `trials/<trial_id>/trial.json`, written whole when the trial ends.
+"""The record of each trial in a search's output: `trials/<trial_id>/trial.json`, written atomically at its end.
 
-A trial without that file has not ended. Beside it lies `curve.jsonl`: what was measured on the way, a line a rung.
-Everything else that is said of a search (best, front, maps, importance) is computed from these two, by anyone.
+A trial without that file has not ended. Beside it, `curve.jsonl` has one line per rung at which the trial was measured.
+Best trial, Pareto front, maps and importances are computed from these two files alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from maep import config, storage
 from maep.errors import ArtifactError, ConfigError
 
 Status = Literal["done", "stopped", "failed"]
-"""Trained to the last rung; stopped early at one (successive halving); failed, with a reason."""
+"""Trained to the last rung; stopped early by successive halving; failed, with a reason."""
 Objective = Literal["clean_accuracy", "oblivious_accuracy", "adaptive_accuracy", "latency_ms", "num_parameters"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
@@ -29,48 +29,48 @@ CURVE = "curve.jsonl"
 
 @dataclass(frozen=True)
 class Budget:
-    """What a trial has spent, measured; a pretraining that several trials share counts in full for each."""
+    """What a trial has spent; a pretraining shared by several trials counts in full for each."""
 
     samples_seen: int
-    """Images in training steps, of pretraining (in full, though it may be shared) and fine-tuning together."""
+    """Images in training steps of pretraining and fine-tuning."""
     flops: float
     """Floating-point operations of those steps."""
     core_seconds: float
-    """Processor seconds of the training; measuring is not in them."""
+    """Processor seconds of the training, without measuring."""
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial, ended."""
+    """A trial that has ended."""
 
     trial_id: str
-    """From number and settings, so that the same search makes the same ids."""
+    """Made from number and settings, so the same search makes the same ids."""
     number: int
-    """From 0, in the order in which the settings were chosen."""
+    """From 0, in the order in which settings were chosen."""
     seed: int
     status: Status
     reason: str | None
-    """Why it failed or was stopped; None where it is done."""
+    """Why it failed or was stopped; None if done."""
     settings: dict[str, Any]
-    """Key as the space names it (`mask_ratio`, `patch_size`, `finetune.loop.lr`) -> value."""
+    """Key of the space (`mask_ratio`, `finetune.loop.lr`) -> value."""
     objectives: dict[str, float]
-    """Of the last rung it was measured at: what `objectives` of the search names, and never less than clean_accuracy
-    and num_parameters; empty where it failed before the first."""
+    """At the last rung it reached: the objectives of the search, and always clean_accuracy and num_parameters; empty
+    where it failed before the first rung."""
     counts: dict[str, tuple[int, int]]
-    """Name of an accuracy -> images right and images asked, for intervals."""
+    """Name of an accuracy -> correct images and all images, for intervals."""
     budget: Budget
     started: str
-    """ISO 8601, UTC; of the first start, where the trial went on after a kill."""
+    """ISO 8601, UTC; the first start of a trial that was resumed."""
     ended: str
     artifact: str | None
-    """The trained purifier, relative to the search's output; None where there is none."""
+    """The trained purifier, relative to the output of the search; None where there is none."""
     configuration: dict[str, Any]
-    """`pretrain` and `finetune`: the sections as those verbs take them, resolved."""
+    """`pretrain` and `finetune`: the resolved sections that those verbs take."""
 
 
 @dataclass(frozen=True)
-class Point:
-    """A line of the curve."""
+class RungResult:
+    """What was measured at one rung: a line of the curve."""
 
     samples_seen: int
     objectives: dict[str, float]
@@ -79,45 +79,47 @@ class Point:
 
 
 def folder(output: Path, trial_id: str) -> Path:
-    """Where a trial's files lie."""
+    """The folder of a trial."""
     return output / TRIALS / trial_id
 
 
 def write(output: Path, record: TrialRecord) -> None:
-    """Writes the record, whole or not at all."""
+    """Writes the record atomically."""
     text = json.dumps(dataclasses.asdict(record), indent=2) + "\n"
     storage.write_bytes(folder(output, record.trial_id) / TRIAL, text.encode())
 
 
 def read(path: Path) -> TrialRecord:
-    """The record in file `path`. Raises ArtifactError where it is none."""
+    """The record in file `path`. Raises ArtifactError where it cannot be read."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return config.build(TrialRecord, values)
     except (OSError, ValueError) as error:
         reason = error if isinstance(error, ConfigError) else "not readable"
-        raise ArtifactError(f"{path} is no record of a trial ({reason}): the search has to be made anew") from None
+        raise ArtifactError(
+            f"{path} is not the record of a trial ({reason}): start the search again with another --output"
+        ) from None
 
 
 def read_all(output: Path) -> list[TrialRecord]:
-    """Every trial that has ended in the search at `output`, by number."""
+    """The trials of the search in `output` that have ended, by number."""
     found = [read(path) for path in (output / TRIALS).glob(f"*/{TRIAL}")]
     return sorted(found, key=lambda record: record.number)
 
 
-def append(output: Path, trial_id: str, point: Point) -> None:
-    """Adds a line to the trial's curve, unless it has one of as many images already."""
-    if any(known.samples_seen == point.samples_seen for known in curve(output, trial_id)):
+def append(output: Path, trial_id: str, result: RungResult) -> None:
+    """Adds a line to the trial's curve, unless it already has one for as many images."""
+    if any(known.samples_seen == result.samples_seen for known in curve(output, trial_id)):
         return
     path = folder(output, trial_id) / CURVE
     before = path.read_bytes() if path.is_file() else b""
-    storage.write_bytes(path, before + json.dumps(dataclasses.asdict(point)).encode() + b"\n")
+    storage.write_bytes(path, before + json.dumps(dataclasses.asdict(result)).encode() + b"\n")
 
 
-def curve(output: Path, trial_id: str) -> list[Point]:
-    """What was measured of the trial on its way, by images seen; empty where nothing was yet."""
+def curve(output: Path, trial_id: str) -> list[RungResult]:
+    """What was measured at each rung of the trial, in order."""
     path = folder(output, trial_id) / CURVE
     if not path.is_file():
         return []
     lines: list[Mapping[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [config.build(Point, line) for line in lines]
+    return [config.build(RungResult, line) for line in lines]

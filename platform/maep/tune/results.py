@@ -1,4 +1,4 @@
-"""A search as it lies in its output folder, and what is written beside it: `trials.parquet` and `best.yaml`."""
+"""The result of a search, read from its output folder, and the files made of it: `trials.parquet` and `best.yaml`."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from maep.evaluate.results.summary import interval
 from maep.tune import pareto
 from maep.tune.config import TuneConfig
 from maep.tune.metrics import estimates
-from maep.tune.record import OBJECTIVES, SEARCH, Point, TrialRecord, curve, read_all
+from maep.tune.record import OBJECTIVES, SEARCH, RungResult, TrialRecord, curve, read_all
 from maep.tune.report import maps
 from maep.tune.search.space import Axis
 
 TABLE = "trials.parquet"
 BEST = "best.yaml"
 _TEXTS = ("reason", "artifact")
-"""Columns that may have no value at all, and are text all the same."""
+"""Text columns, even where no trial has a value."""
 PHASES = ("pretrain", "finetune")
-"""The sections of best.yaml, each by the verb that takes it."""
+"""The sections of best.yaml, named after the verb that takes them."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """A search in `folder`: what was asked, and the trials that have ended, by number (at least one)."""
+class SearchResult:
+    """A search in `folder`: its configuration and the trials that have ended (at least one), by number."""
 
     folder: Path
     config: TuneConfig
@@ -42,7 +42,7 @@ class Result:
 
     @cached_property
     def space(self) -> dict[str, Axis]:
-        """The space; where all settings were fixed by hand, the values of the keys that most trials have."""
+        """The space; where all settings were fixed by hand, the values of the most common keys."""
         if self.config.space:
             return self.config.space
         kinds = Counter(tuple(key for key in trial.settings if key != maps.SEED) for trial in self.trials)
@@ -52,13 +52,13 @@ class Result:
 
     @cached_property
     def objectives(self) -> list[str]:
-        """What was looked for first, then what was measured beside it."""
+        """The objectives of the search, then the others that were measured."""
         asked: list[str] = [name for name in self.config.objectives if name in estimates.measured(self.trials)]
         return [*asked, *(name for name in estimates.measured(self.trials) if name not in asked)]
 
     @cached_property
     def best(self) -> TrialRecord | None:
-        """The best by the first objective under the search's limits; None where no trial is."""
+        """The best trial by the first objective within the limits; None where there is none."""
         try:
             return pareto.best(self.trials, self.config.objectives[0], self.config.limits)
         except ConfigError:
@@ -66,32 +66,35 @@ class Result:
 
     @cached_property
     def front(self) -> list[TrialRecord]:
-        """The trials that no other beats in all objectives that were looked for."""
+        """The Pareto front of the objectives of the search."""
         return pareto.front(self.trials, self.config.objectives)
 
-    def curves(self) -> dict[str, list[Point]]:
-        """By trial id, what was measured on the way."""
+    @cached_property
+    def rung_results(self) -> dict[str, list[RungResult]]:
+        """Trial id -> what was measured at each rung."""
         return {trial.trial_id: curve(self.folder, trial.trial_id) for trial in self.trials}
 
     def count(self, status: str) -> int:
-        """How many trials ended so."""
+        """How many trials ended with this status."""
         return sum(trial.status == status for trial in self.trials)
 
 
-def read(folder: str | Path) -> Result:
-    """The search at `folder`. Raises DataError where there is none, or where none of its trials has ended."""
+def read(folder: str | Path) -> SearchResult:
+    """The search in `folder`. Raises DataError where there is none, or where no trial has ended."""
     path = Path(folder) / SEARCH
     if not path.is_file():
-        raise DataError(f"{folder} holds no {SEARCH}: not the output of maep tune, or one that has not begun")
+        raise DataError(f"{folder} holds no {SEARCH}: it is no output of maep tune, or the search has not started")
     settings = config.load(TuneConfig, path)
     trials = read_all(Path(folder))
     if not trials:
-        raise DataError(f"no trial of the search in {folder} has ended yet: let it run, maep tune --resume {folder}")
-    return Result(Path(folder), settings, trials)
+        raise DataError(
+            f"no trial of the search in {folder} has ended: continue it with maep tune --output {folder} --resume"
+        )
+    return SearchResult(Path(folder), settings, trials)
 
 
-def write(result: Result) -> list[Path]:
-    """Writes trials.parquet, and best.yaml where a trial is best; returns what was written."""
+def write(result: SearchResult) -> list[Path]:
+    """Writes trials.parquet, and best.yaml where there is a best trial; returns the paths."""
     written = [result.folder / TABLE]
     storage.write_bytes(written[0], rows.encode(table(result.trials)))
     if result.best is not None:
@@ -101,9 +104,9 @@ def write(result: Result) -> list[Path]:
 
 
 def table(trials: Sequence[TrialRecord]) -> pa.Table:
-    """A row a trial, `trial_id` first, then each setting, objective, interval and cost in a column of its own.
+    """One row per trial: `trial_id`, then a column for each setting, objective, interval and cost.
 
-    A setting that is no number, truth value or text, or is of several kinds among the trials, stands as JSON.
+    Settings that are neither numbers, booleans nor text, or of mixed types, are written as JSON.
     """
     every = [_row(trial) for trial in trials]
     columns = {name: [row.get(name) for row in every] for name in dict.fromkeys(name for row in every for name in row)}
@@ -113,30 +116,30 @@ def table(trials: Sequence[TrialRecord]) -> pa.Table:
     return pa.table({name: _column(name, values) for name, values in columns.items()})
 
 
-def best_yaml(result: Result, trial: TrialRecord) -> str:
-    """The configuration of `trial`, a section for each verb; each verb takes its own of such a file."""
+def best_yaml(result: SearchResult, trial: TrialRecord) -> str:
+    """The configuration of `trial`, with a section for each verb."""
     sections = {name: trial.configuration[name] for name in PHASES if trial.configuration.get(name)}
     objective = result.config.objectives[0]
     reached = estimates.estimate(trial, objective)
     head = [
-        f"# Trial {trial.number} ({trial.trial_id}), the best of {len(result.trials)} by {objective}:",
-        f"# {estimates.with_unit(reached, objective)} on dev images that also chose it, so optimistic; settings:",
+        f"# Trial {trial.number} ({trial.trial_id}), best of {len(result.trials)} by {objective}:",
+        f"# {estimates.with_unit(reached, objective)}, optimistic: the same dev images selected it. Settings:",
         *(f"#   {key}: {json.dumps(value)}" for key, value in trial.settings.items()),
         *(f"# maep {name} --config {result.folder / BEST} takes the section {name}" for name in sections),
     ]
     return "\n".join(head) + "\n" + yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
 
 
-def winner(result: Result) -> tuple[TrialRecord, Path]:
+def winner(result: SearchResult) -> tuple[TrialRecord, Path]:
     """The best trial and the folder of its purifier.
 
-    Raises ArtifactError, which says why, where no trial is best or its purifier is not kept.
+    Raises ConfigError where there is no best trial, ArtifactError where its purifier was not kept.
     """
     if result.best is None:
         pareto.best(result.trials, result.config.objectives[0], result.config.limits)  # raises, with the reason
     assert result.best is not None
     if result.best.artifact is None:
-        raise ArtifactError(f"trial {result.best.trial_id} of {result.folder} kept no purifier: train its {BEST}")
+        raise ArtifactError(f"trial {result.best.trial_id} of {result.folder} kept no purifier: train it from {BEST}")
     return result.best, result.folder / result.best.artifact
 
 

@@ -21,7 +21,7 @@ from maep.tracking.client import TrackingConfig
 from maep.tracking.registry import aliases, by_version
 from maep.tune import results
 from maep.tune.record import TrialRecord
-from maep.tune.results import Result
+from maep.tune.results import SearchResult
 from maep_jobs.search.winner import gate_classifiers, gate_settings, promote_winner
 from maep_jobs.verbs.promote import PromoteConfig
 
@@ -36,7 +36,7 @@ def gate(classifier: Path, tmp_path: Path) -> PromoteConfig:
     return config.build(PromoteConfig, values)
 
 
-def searched(output: Path, make_purifier: Make) -> Result:
+def searched(output: Path, make_purifier: Make) -> SearchResult:
     """A search of two trials that both kept their purifiers; the second is the better one."""
     made: list[TrialRecord] = []
     for number, share in enumerate((0.3, 0.4)):
@@ -84,7 +84,7 @@ def test_the_best_trial_becomes_champion_and_its_version_says_from_which_search(
 
 def test_without_a_best_trial_nothing_is_registered(gate: PromoteConfig, tmp_path: Path) -> None:
     result = results.read(write(tmp_path, grid()[-1:]))
-    with pytest.raises(ConfigError, match="none of 1 trials trained to the end"):
+    with pytest.raises(ConfigError, match="adaptive_accuracy"):
         promote_winner(result, gate, TRACKING)
     assert not (tmp_path / "promote").exists()
 
@@ -106,7 +106,7 @@ def test_each_data_set_has_a_gate_and_a_wrong_name_is_refused_before_anything_is
     assert gate_settings("", "cifar10", TRACKING).gate.images == "cifar10-dev-500"
     assert gate_settings("", "digits", TRACKING).gate.images == "digits-dev"
     assert gate_settings("cifar10/promote", "digits", TRACKING).gate.images == "cifar10-dev-500"
-    with pytest.raises(ConfigError, match="--promote 'digits/promot' is no file and not shipped"):
+    with pytest.raises(ConfigError, match="--promote 'digits/promot'"):
         gate_settings("digits/promot", "digits", TRACKING)
-    with pytest.raises(ConfigError, match="needs tracking"):
+    with pytest.raises(ConfigError, match=r"tracking\.enabled"):
         gate_settings("", "digits", TrackingConfig(enabled=False))

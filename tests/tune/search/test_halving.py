@@ -3,23 +3,23 @@ from __future__ import annotations
 import pytest
 
 from maep.errors import ConfigError
-from maep.tune.search.halving import goes_on, levels, ranked
+from maep.tune.search.halving import levels, promoted, ranked
 
 
 def test_the_best_of_a_first_generation_go_on() -> None:
     arrived = {number: (float(number % 5),) for number in range(9)}
-    assert goes_on(arrived, {}, 3) == {4, 3, 8}
-    assert goes_on({0: (1.0,)}, {}, 3) == {0}
+    assert promoted(arrived, {}, 3) == {4, 3, 8}
+    assert promoted({0: (1.0,)}, {}, 3) == {0}
 
 
-def test_a_poor_generation_ends_and_a_good_one_goes_on() -> None:
+def test_a_poor_generation_ends_and_a_good_one_is_promoted() -> None:
     earlier = dict.fromkeys(range(6), (0.5,))
-    assert goes_on({6: (0.4,), 7: (0.3,), 8: (0.2,)}, earlier, 3) == set()
-    assert goes_on({6: (0.6,), 7: (0.7,), 8: (0.8,)}, earlier, 3) == {6, 7, 8}
+    assert promoted({6: (0.4,), 7: (0.3,), 8: (0.2,)}, earlier, 3) == set()
+    assert promoted({6: (0.6,), 7: (0.7,), 8: (0.8,)}, earlier, 3) == {6, 7, 8}
 
 
 def test_ties_go_to_the_earlier_trial() -> None:
-    assert goes_on({2: (1.0,), 1: (1.0,), 0: (0.0,)}, {}, 3) == {1}
+    assert promoted({2: (1.0,), 1: (1.0,), 0: (0.0,)}, {}, 3) == {1}
 
 
 def test_with_two_objectives_the_front_comes_first() -> None:

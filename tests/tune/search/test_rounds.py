@@ -1,4 +1,4 @@
-"""What is tried and who goes on follow from what was measured: not from order, processors or kills."""
+"""Which trials are tried and promoted depends on the results alone, not on order, processors or kills."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tune_toys import IMAGES, arrive, outcome, play, toy
 from maep.errors import ArtifactError
 from maep.tune import record
 from maep.tune.search import suggest
-from maep.tune.search.rounds import Search, Silent
+from maep.tune.search.rounds import Listener, Search
 
 NOISE = {"noise": {"uniform": [0, 1]}}
 HALVING = {"num_rungs": 3, "factor": 3}
@@ -35,11 +35,11 @@ def test_a_kill_anywhere_changes_nothing_and_repeats_nothing(objectives: list[st
         output = tmp_path / f"{kill_after}"
         before = play(settings, output, order=kill_after, kill_after=kill_after)
         after = play(settings, output, order=99)
-        assert before + after == pieces - 1, "the piece whose result lay there is not done again"
+        assert before + after == pieces - 1, "the item whose result was on disk is not repeated"
         assert outcome(output) == outcome(tmp_path / "whole")
 
 
-def test_a_search_that_is_gone_on_with_after_its_end_does_nothing(tmp_path: Path) -> None:
+def test_a_finished_search_that_is_resumed_does_nothing(tmp_path: Path) -> None:
     play(toy(halving=HALVING), tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json*")}
     assert play(toy(halving=HALVING), tmp_path) == 0
@@ -61,17 +61,17 @@ def test_halving_spends_less_and_keeps_the_best(tmp_path: Path) -> None:
     assert all(each.reason and "rung" in each.reason for each in stopped)
 
 
-def test_a_failed_trial_is_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
+def test_a_failed_trial_is_recorded_and_the_search_continues(tmp_path: Path) -> None:
     settings = toy(num_trials=5, generation=2)
     search = Search(settings, tmp_path)
     while not search.is_finished:
-        work = search.next()
-        assert work is not None
-        if work.trial.number == 1:
-            search.ended(work, "the loss is nan at step 3")
+        item = search.next_item()
+        assert item is not None
+        if item.trial.number == 1:
+            search.end_item(item, "the loss is nan at step 3")
             continue
-        arrive(search, work)
-        search.ended(work, None)
+        arrive(search, item)
+        search.end_item(item, None)
     ended = record.read_all(tmp_path)
     assert [each.status for each in ended] == ["done", "failed", "done", "done", "done"]
     assert ended[1].reason == "the loss is nan at step 3"
@@ -80,14 +80,14 @@ def test_a_failed_trial_is_recorded_and_the_search_goes_on(tmp_path: Path) -> No
 
 
 def test_a_process_that_dies_once_it_has_written_has_not_failed(tmp_path: Path) -> None:
-    """Else it would have failed in this search, and reached the rung in the one that goes on after a kill."""
+    """Otherwise this search would record a failure, and a resumed one a success."""
     settings = toy(num_trials=4, halving=HALVING)
     search = Search(settings, tmp_path / "died")
     while not search.is_finished:
-        work = search.next()
-        assert work is not None
-        arrive(search, work)
-        search.ended(work, "its process died" if work.trial.number == 2 else None)
+        item = search.next_item()
+        assert item is not None
+        arrive(search, item)
+        search.end_item(item, "its process died" if item.trial.number == 2 else None)
     play(settings, tmp_path / "whole")
     assert outcome(tmp_path / "died") == outcome(tmp_path / "whole")
 
@@ -97,11 +97,11 @@ def test_a_pretraining_that_failed_is_tried_again_by_later_trials_alone(tmp_path
     search = Search(toy(num_trials=2, generation=1, pretrain=pretrain, space=NOISE), tmp_path)
     asked = []
     while not search.is_finished:
-        work = search.next()
-        assert work is not None
-        assert work.rung is None, "nothing is fine-tuned from what is not there"
-        asked.append(work.trial.number)
-        search.ended(work, "the loss is nan at step 3")
+        item = search.next_item()
+        assert item is not None
+        assert item.rung is None, "nothing is fine-tuned from what is not there"
+        asked.append(item.trial.number)
+        search.end_item(item, "the loss is nan at step 3")
     assert asked == [0, 1]
     ended = record.read_all(tmp_path)
     assert {each.reason for each in ended} == {"its pretraining failed: the loss is nan at step 3"}
@@ -133,8 +133,8 @@ def test_what_is_fixed_is_not_chosen_again(tmp_path: Path) -> None:
     assert tried == [(4, 1), (2, 1), (2, 2), (4, 2)]
 
 
-def test_a_listener_hears_what_had_ended_before(tmp_path: Path) -> None:
-    class Ears(Silent):
+def test_a_resumed_search_tells_its_listeners_of_earlier_trials(tmp_path: Path) -> None:
+    class Recorder(Listener):
         def __init__(self) -> None:
             self.ended: list[int] = []
 
@@ -142,12 +142,12 @@ def test_a_listener_hears_what_had_ended_before(tmp_path: Path) -> None:
             self.ended.append(ended.number)
 
     play(toy(num_trials=3), tmp_path)
-    ears = Ears()
-    Search(toy(num_trials=3), tmp_path, ears)
-    assert ears.ended == [0, 1, 2]
+    recorder = Recorder()
+    Search(toy(num_trials=3), tmp_path, (recorder,))
+    assert recorder.ended == [0, 1, 2]
 
 
 def test_trials_of_another_search_are_refused(tmp_path: Path) -> None:
     play(toy(num_trials=3), tmp_path)
-    with pytest.raises(ArtifactError, match=r"0000-\w+, where this search chooses 0000-"):
+    with pytest.raises(ArtifactError, match=r"0000-\w+.* 0000-"):
         play(toy(num_trials=3, seed=1, space={"noise": {"uniform": [0, 0.5]}}), tmp_path)

@@ -1,7 +1,7 @@
-"""Which settings mattered: fANOVA (Hutter, Hoos, Leyton-Brown 2014), as Optuna does it, and whether to believe it.
+"""Which settings mattered: fANOVA (Hutter, Hoos, Leyton-Brown 2014) by Optuna, reported only where it can be trusted.
 
-fANOVA fits a random forest to the trials and splits its variance among the settings. The shares add up to one whatever
-the forest has learnt, noise included; so nothing is said of a forest that does not predict trials it was not fitted to.
+fANOVA fits a random forest to the trials and splits its variance among the settings. It does so for pure noise too, so
+nothing is reported of a forest that does not predict trials left out of the fit.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from maep.tune.report.maps import is_reference, keys
 from maep.tune.search.space import Axis
 
 LEAST_TRIALS = 12
-"""And at least TRIALS_A_KEY for each setting that was searched: below, a forest of them is noise."""
-TRIALS_A_KEY = 5
+"""And at least TRIALS_PER_KEY for each searched setting: with fewer, the forest fits noise."""
+TRIALS_PER_KEY = 5
 LEAST_EXPLAINED = 0.1
-"""Share of the variance, out of bag, below which the forest has learnt nothing worth a chart."""
+"""Out-of-bag R² below which no importance is reported."""
 _TREES = 64
 
 
 @dataclass(frozen=True)
 class Importance:
-    """Of one objective: each setting's share in [0, 1] of the variance of the forest, the largest first.
+    """For one objective, each setting's share in [0, 1] of the forest's variance, largest first.
 
-    `shares` is empty where nothing can be said; `why` then says why. `explained` is R^2 of the forest on trials that a
-    tree was not fitted to (out of bag), None where it was not fitted.
+    `shares` is empty where nothing can be reported, for the reason `why`. `explained` is the forest's out-of-bag R²,
+    None where no forest was fitted.
     """
 
     objective: str
@@ -40,28 +40,28 @@ class Importance:
 
 
 def importance(trials: Sequence[TrialRecord], space: Mapping[str, Axis], objective: str, seed: int = 0) -> Importance:
-    """How much of the variation of `objective` among the finished trials goes with each setting.
+    """The share of the variance of `objective` among finished trials that each setting explains alone.
 
-    What two settings do only together belongs to neither, so the shares may add up to less than 1.
+    Interactions belong to no single setting, so the shares may add up to less than 1.
     """
     words = measure(objective).words
     able = [trial for trial in finished(trials, objective) if not is_reference(trial, space)]
     searched = keys(able, space)
-    needed = max(LEAST_TRIALS, TRIALS_A_KEY * len(searched))
+    needed = max(LEAST_TRIALS, TRIALS_PER_KEY * len(searched))
     if not searched:
-        return Importance(objective, {}, len(able), why="no setting had two values among the finished trials")
+        return Importance(objective, {}, len(able), why="no setting has two values among the finished trials")
     if len(able) < needed:
-        few = f"{len(able)} finished trials are too few for {len(searched)} settings: at least {needed} are needed"
+        few = f"{len(able)} finished trials are too few for {len(searched)} settings, which need {needed}"
         return Importance(objective, {}, len(able), why=few)
     values = [trial.objectives[objective] for trial in able]
     if min(values) == max(values):
-        return Importance(objective, {}, len(able), why=f"every trial has the same {words}")
+        return Importance(objective, {}, len(able), why=f"all trials have the same {words}")
     features = {key: _feature(space[key], [trial.settings[key] for trial in able]) for key in searched}
     explained = _explained([list(row) for row in zip(*features.values(), strict=True)], values)
     if explained < LEAST_EXPLAINED:
         why = (
-            f"the settings do not predict the {words} of trials left out of the fit (out-of-bag R² {explained:.2f}):"
-            " shares would be of noise"
+            f"the settings do not predict the {words} of trials left out of the fit (out-of-bag R² {explained:.2f}),"
+            " so shares would reflect noise"
         )
         return Importance(objective, {}, len(able), explained, why)
     countable = {key for key in searched if space[key].values is not None}
@@ -69,7 +69,7 @@ def importance(trials: Sequence[TrialRecord], space: Mapping[str, Axis], objecti
 
 
 def _feature(kind: Axis, values: Sequence[Any]) -> list[float]:
-    """A setting as numbers: the logarithm where it was drawn evenly in that, the place of what has no order."""
+    """A setting as numbers: the logarithm of a log-uniform one, the index of an unordered one."""
     if not kind.is_scale:
         known = sorted({repr(value) for value in values})
         return [float(known.index(repr(value))) for value in values]
@@ -77,7 +77,7 @@ def _feature(kind: Axis, values: Sequence[Any]) -> list[float]:
 
 
 def _explained(features: list[list[float]], values: list[float]) -> float:
-    """R^2 out of bag of a forest like fANOVA's, with trees enough for every trial to be left out of some."""
+    """Out-of-bag R² of a forest like fANOVA's, with enough trees to leave every trial out of some."""
     from sklearn.ensemble import RandomForestRegressor
 
     forest = RandomForestRegressor(n_estimators=4 * _TREES, oob_score=True, random_state=0)
@@ -87,7 +87,7 @@ def _explained(features: list[list[float]], values: list[float]) -> float:
 def _fanova(
     features: Mapping[str, list[float]], countable: Collection[str], values: Sequence[float], seed: int
 ) -> dict[str, float]:
-    """What it averages over: the values of a countable setting alike, the range of another evenly."""
+    """Averages over the values of a `countable` setting with equal weight, and uniformly over the range of another."""
     import optuna
     from optuna.importance import FanovaImportanceEvaluator
 
@@ -98,7 +98,7 @@ def _fanova(
         for key, column in features.items()
     }
     before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of every study that is made
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it logs each study
     try:
         study = optuna.study.create_study(storage=optuna.storages.InMemoryStorage())
         for number, value in enumerate(values):

@@ -1,7 +1,7 @@
-"""Constraints of a space: comparisons such as `width % num_heads == 0`, read by a small grammar and nothing else.
+"""Constraints of a space: comparisons such as `width % num_heads == 0`, evaluated by a small grammar.
 
-Known are numbers, strings, lists, names (dotted ones too), + - * / // %, comparisons, `in`, and, or, not. No text of a
-configuration is ever run as Python.
+It has numbers, strings, lists, (dotted) names, + - * / // %, comparisons, `in`, and, or, not. Text of a configuration
+is never run as Python.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _BINARY: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
 
 
 def holds(text: str, names: Mapping[str, Any]) -> bool:
-    """Whether constraint `text` is true of the values in `names`. Raises ConfigError where it cannot be read."""
+    """Whether constraint `text` is true for the values in `names`. Raises ConfigError where it cannot be evaluated."""
     try:
         tree = ast.parse(text, mode="eval").body
     except SyntaxError:
-        raise ConfigError(f"constraints: {text!r} is no comparison, such as width % 8 == 0") from None
+        raise ConfigError(f"constraints: {text!r} is not a comparison: write one such as width % 8 == 0") from None
     try:
         return bool(_value(tree, names, text))
     except (TypeError, ZeroDivisionError) as error:
-        raise ConfigError(f"constraints: {text!r} cannot be computed: {error}") from None
+        raise ConfigError(f"constraints: {text!r} cannot be evaluated: {error}") from None
 
 
 def _value(node: ast.expr, names: Mapping[str, Any], text: str) -> Any:
@@ -71,4 +71,4 @@ def _value(node: ast.expr, names: Mapping[str, Any], text: str) -> Any:
             values = [inner(part) for part in (node.left, *node.comparators)]
             pairs = zip(ops, values[:-1], values[1:], strict=True)
             return all(_BINARY[type(op)](left, right) for op, left, right in pairs)
-    raise ConfigError(f"constraints: {text!r} has {ast.unparse(node)!r}, which is not known here: compare values")
+    raise ConfigError(f"constraints: {text!r} has {ast.unparse(node)!r}, which is not supported: compare values")

@@ -1,33 +1,31 @@
-"""A search as a machine of rounds: which pieces of work there are now, and what follows when one has ended.
+"""The state machine of a search: which work items there are now, and what follows when one has ended.
 
-It knows neither Ray nor a clock. Trials come in generations (`suggest`); those of a generation go from rung to
-rung together (`halving`). Where the search stands is what lies in its output: a machine that is made again
-after a kill, however hard, finds the finished pieces there and hands out the others, which go on from their own
-checkpoints. A piece that ended in between is not repeated, and none is forgotten.
+It knows neither Ray nor a clock. Trials come in generations (`suggest`); the trials of a generation climb from rung to
+rung together (`halving`). All state lies in the output folder: a search made again after a kill finds the finished
+items there and hands out the others, which resume from their own checkpoints. No finished item is repeated.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 from maep.errors import ArtifactError
 from maep.tune import record
 from maep.tune.config import TuneConfig, sign
-from maep.tune.record import Point, Status, TrialRecord
+from maep.tune.record import RungResult, Status, TrialRecord
 from maep.tune.search import halving, suggest
 from maep.tune.search.suggest import Tried
-from maep.tune.trial import run
-from maep.tune.trial.run import Trial
+from maep.tune.trial import run as trial_run
+from maep.tune.trial.trial import Trial, is_pretrained, make_trial
 
 
 @dataclass(frozen=True)
-class Work:
-    """A piece of work: the pretraining of a trial (for all that share it), or its way to a rung."""
+class WorkItem:
+    """The pretraining of a trial (for all that share it), or its fine-tuning up to a rung."""
 
     trial: Trial
     rung: int | None
@@ -35,92 +33,83 @@ class Work:
 
     @property
     def name(self) -> str:
-        """For people and Ray: what is worked on."""
+        """The name that people and Ray see."""
         return f"pretrain-{self.trial.pretraining}" if self.rung is None else f"{self.trial.trial_id}-rung{self.rung}"
 
 
-class Listener(Protocol):
-    """What wants to know of a search: a table, a tracker."""
+class Listener:
+    """Is called on the events of a search, such as by a table or a tracker; does nothing itself."""
 
-    def on_start(self, work: Work) -> None:
-        """A piece of work begins."""
+    def on_start(self, item: WorkItem) -> None:
+        """A work item starts."""
 
-    def on_point(self, trial: Trial, point: Point) -> None:
-        """A trial was measured at a rung; also at one that it had reached before the search was gone on with."""
-
-    def on_end(self, trial: Trial, ended: TrialRecord) -> None:
-        """A trial has ended; also one that had before."""
-
-
-class Silent:
-    """A listener to inherit from, or for those who want none."""
-
-    def on_start(self, work: Work) -> None:
-        """Nothing."""
-
-    def on_point(self, trial: Trial, point: Point) -> None:
-        """Nothing."""
+    def on_rung(self, trial: Trial, result: RungResult) -> None:
+        """A trial was measured at a rung; called again for earlier rungs when a search is resumed."""
 
     def on_end(self, trial: Trial, ended: TrialRecord) -> None:
-        """Nothing."""
+        """A trial has ended; called again for earlier trials when a search is resumed."""
 
 
 class Search:
-    """Hands out work with `next` until `is_finished`, and is told by `ended`. One thread at a time."""
+    """Hands out work with `next_item` until `is_finished`; `end_item` reports what became of it. One thread at a time.
 
-    def __init__(self, config: TuneConfig, output: Path, listener: Listener | None = None) -> None:
-        self.config, self.output, self.listener = config, output, listener or Silent()
+    `records` has the trials that have ended, by number.
+    """
+
+    def __init__(self, config: TuneConfig, output: Path, listeners: Sequence[Listener] = ()) -> None:
+        self.config, self.output, self.listeners = config, output, listeners
         self.num_rungs = config.halving.num_rungs if config.halving is not None else 1
         self.records: dict[int, TrialRecord] = {}
         self.is_finished = False
         self._known = {each.number: each for each in record.read_all(output)}
-        self._points: dict[int, list[Point]] = {}
+        self._results: dict[int, list[RungResult]] = {}
         self._trials: list[Trial] = []
         self._members: list[Trial] = []
         self._rung = 0
-        self._waiting: list[Work] = []
-        self._running: list[Work] = []
+        self._waiting: list[WorkItem] = []
+        self._running: list[WorkItem] = []
         self._pretrained: set[str] = set()
         self._begin_generation()
         self._settle()
 
-    def next(self) -> Work | None:
-        """A piece of work that can begin now; None where there is none until another has ended."""
-        for work in self._waiting:
-            if not self._waits_for_pretraining(work):
-                self._waiting.remove(work)
-                self._running.append(work)
-                self.listener.on_start(work)
-                return work
+    def next_item(self) -> WorkItem | None:
+        """A work item that can start now; None where there is none until another has ended."""
+        for item in self._waiting:
+            if not self._waits_for_pretraining(item):
+                self._waiting.remove(item)
+                self._running.append(item)
+                for listener in self.listeners:
+                    listener.on_start(item)
+                return item
         return None
 
-    def ended(self, work: Work, failure: str | None) -> None:
-        """A piece has ended; `failure` says why, where it left no result.
+    def end_item(self, item: WorkItem, failure: str | None) -> None:
+        """A work item has ended; `failure` is the reason where it left no result.
 
-        A process may die once it has written its result: then that counts, as it does for one who goes on after a kill.
+        A process may die after writing its result. The result counts then, as it does when a search is resumed.
         """
-        self._running.remove(work)
-        key = work.trial.pretraining
-        if work.rung is not None:
-            if failure is None or self._has_reached(work.trial):
-                self._reached(work.trial)
+        self._running.remove(item)
+        key = item.trial.pretraining
+        if item.rung is not None:
+            if failure is None or self._has_reached(item.trial):
+                self._reach(item.trial)
             else:
-                self._end(work.trial, "failed", failure)
-        elif key is not None and (failure is None or run.is_pretrained(self.output, key)):
+                self._end(item.trial, "failed", failure)
+        elif key is not None and (failure is None or is_pretrained(self.output, key)):
             self._pretrained.add(key)
-        else:  # a later generation's trial tries it again, from its newest checkpoint
+        else:  # a trial of a later generation tries it again, from its newest checkpoint
             for other in [other for other in self._waiting if other.trial.pretraining == key]:
                 self._waiting.remove(other)
                 self._end(other.trial, "failed", f"its pretraining failed: {failure}")
         self._settle()
 
     def _settle(self) -> None:
-        """Goes on to where there is something to do: after a kill that can be many rounds."""
+        """Ends rounds until there is work; a resumed search may end many."""
         while not (self._waiting or self._running or self.is_finished):
             self._end_round()
 
     def _begin_generation(self) -> None:
-        """Chooses the next trials, or ends the search where there are no more."""
+        """Chooses the next trials, or finishes the search where there are no more."""
         chosen = [] if self._trials else [dict(settings) for settings in self.config.fixed]
         left = len(self.config.fixed) + self.config.num_trials - len(self._trials) - len(chosen)
         chosen += suggest.choose(
@@ -130,64 +119,65 @@ class Search:
             self.is_finished = True
             return
         first = len(self._trials)
-        self._members = [run.make(self.config, first + i, settings) for i, settings in enumerate(chosen)]
+        self._members = [make_trial(self.config, first + i, settings) for i, settings in enumerate(chosen)]
         self._trials += self._members
         self._rung = 0
         self._begin_round()
 
     def _begin_round(self) -> None:
-        """What the members have to do to reach the rung, where they have not done it before the search was gone on."""
+        """Queues the work that brings the members to the rung, unless it was done before the search was resumed."""
         for member in self._members:
             known = self._known.get(member.number)
             if known is not None and known.trial_id != member.trial_id:
                 raise ArtifactError(
-                    f"{self.output} holds trial {known.trial_id}, where this search chooses {member.trial_id}: it was"
-                    " begun with another version of Optuna or maep: go on with that one, or choose another --output"
+                    f"{self.output} holds trial {known.trial_id} where this search chooses {member.trial_id}: another"
+                    " version of Optuna or maep started it; resume with that version, or choose another --output"
                 )
-            self._points.setdefault(member.number, [])
+            self._results.setdefault(member.number, [])
             if self._has_reached(member):
-                self._reached(member)
+                self._reach(member)
             elif known is not None:
                 assert known.status == "failed"
                 self._note(member, known)
             else:
-                self._waiting.append(Work(member, self._rung))
-        first: dict[str, Work] = {}
-        for work in self._waiting:
-            key = work.trial.pretraining
+                self._waiting.append(WorkItem(member, self._rung))
+        first: dict[str, WorkItem] = {}
+        for item in self._waiting:
+            key = item.trial.pretraining
             if key is not None and key not in self._pretrained and key not in first:
-                if run.is_pretrained(self.output, key):
+                if is_pretrained(self.output, key):
                     self._pretrained.add(key)
                 else:
-                    first[key] = Work(work.trial, None)
+                    first[key] = WorkItem(item.trial, None)
         self._waiting[:0] = first.values()
 
-    def _waits_for_pretraining(self, work: Work) -> bool:
-        key = work.trial.pretraining
-        return work.rung is not None and key is not None and key not in self._pretrained
+    def _waits_for_pretraining(self, item: WorkItem) -> bool:
+        key = item.trial.pretraining
+        return item.rung is not None and key is not None and key not in self._pretrained
 
     def _has_reached(self, member: Trial) -> bool:
         return len(record.curve(self.output, member.trial_id)) > self._rung
 
-    def _reached(self, member: Trial) -> None:
-        point = record.curve(self.output, member.trial_id)[self._rung]
-        self._points[member.number].append(point)
-        self.listener.on_point(member, point)
+    def _reach(self, member: Trial) -> None:
+        result = record.curve(self.output, member.trial_id)[self._rung]
+        self._results[member.number].append(result)
+        for listener in self.listeners:
+            listener.on_rung(member, result)
         if self._rung == self.num_rungs - 1:
             self._end(member, "done", None)
 
     def _end_round(self) -> None:
-        """All have arrived: decides who goes on to the next rung."""
+        """Decides, once every member has reached the rung, which ones are promoted to the next."""
         left = [member for member in self._members if member.number not in self.records]
         if left:
             arrived = {member.number: self._values(member.number, self._rung) for member in left}
             earlier = {
                 number: self._values(number, self._rung)
-                for number, points in self._points.items()
-                if len(points) > self._rung and number not in arrived
+                for number, results in self._results.items()
+                if len(results) > self._rung and number not in arrived
             }
             assert self.config.halving is not None
-            kept = halving.goes_on(arrived, earlier, self.config.halving.factor)
+            kept = halving.promoted(arrived, earlier, self.config.halving.factor)
             kept |= {number for number in arrived if number < len(self.config.fixed)}  # references are not stopped
             for member in left:
                 if member.number not in kept:
@@ -201,7 +191,7 @@ class Search:
         self._begin_generation()
 
     def _end(self, member: Trial, status: Status, reason: str | None) -> None:
-        """Writes the record of a trial, unless it was written before the search was gone on with."""
+        """Writes the record of a trial, unless it was written before the search was resumed."""
         known = self._known.get(member.number)
         if known is None:
             known = self._record(member, status, reason)
@@ -212,11 +202,12 @@ class Search:
 
     def _note(self, member: Trial, ended: TrialRecord) -> None:
         self.records[member.number] = ended
-        self.listener.on_end(member, ended)
+        for listener in self.listeners:
+            listener.on_end(member, ended)
 
     def _record(self, member: Trial, status: Status, reason: str | None) -> TrialRecord:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        last = self._points[member.number][-1:]
+        last = self._results[member.number][-1:]
         model = record.folder(self.output, member.trial_id) / "model"
         return TrialRecord(
             trial_id=member.trial_id,
@@ -227,21 +218,21 @@ class Search:
             settings=member.settings,
             objectives=last[0].objectives if last else {},
             counts=last[0].counts if last else {},
-            budget=run.spent(self.output, member),
-            started=run.started(self.output, member) or now,
+            budget=trial_run.spent(self.output, member),
+            started=trial_run.started(self.output, member) or now,
             ended=now,
             artifact=model.relative_to(self.output).as_posix() if status == "done" else None,
-            configuration=run.configuration(self.output, member),
+            configuration=trial_run.configuration(self.output, member),
         )
 
     def _values(self, number: int, rung: int) -> halving.Values:
-        return _signed(self.config, self._points[number][rung].objectives)
+        return _signed(self.config, self._results[number][rung].objectives)
 
     def _tried(self, member: Trial) -> Tried:
-        points = self._points[member.number]
+        results = self._results[member.number]
         ended = self.records[member.number]
-        values = None if ended.status == "failed" else _signed(self.config, points[-1].objectives)
-        return Tried(member.settings, values, len(points) - 1, ended.status == "done")
+        values = None if ended.status == "failed" else _signed(self.config, results[-1].objectives)
+        return Tried(member.settings, values, len(results) - 1, ended.status == "done")
 
 
 def _signed(config: TuneConfig, objectives: Mapping[str, float]) -> halving.Values:

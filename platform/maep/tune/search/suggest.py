@@ -1,9 +1,9 @@
-"""Which settings are tried: a generation at a time, each a pure function of the seed and of what earlier ones found.
+"""Chooses the settings to try, a generation at a time, as a pure function of the seed and the earlier results.
 
-Optuna's TPE suggests by what has been found so far, so with several trials at once its suggestions follow from which
-happened to end first, and its state would have to be saved to go on after a kill. Here a generation is chosen when all
-earlier ones have ended, from their records alone, in the order of their numbers, by a sampler that is made anew with a
-seed of its own. So the same search makes the same trials on one processor and on hundred, killed or not.
+With several trials at once, Optuna's TPE depends on which trial ends first, and its state would have to be saved for
+resuming. Here a generation is chosen once all earlier ones have ended, from their records in the order of their
+numbers, by a new sampler with its own seed. So a search makes the same trials on one processor or a hundred, killed or
+not.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _CHECKED = 100
 
 @dataclass(frozen=True)
 class Tried:
-    """A trial that has ended: `values` at its last rung, one for each objective, more is better; None: it failed."""
+    """A trial that has ended: `values` at its last rung, one per objective, more is better; None if it failed."""
 
     settings: Settings
     values: tuple[float, ...] | None
     rung: int
     is_done: bool
-    """Whether that was the last rung of all."""
+    """Whether it trained to the end."""
 
 
 def choose(search: TuneConfig, count: int, tried: Sequence[Tried]) -> list[Settings]:
-    """The next `count` settings after those `tried`; fewer where the space has no more that are allowed and new."""
+    """The next `count` settings after those `tried`; fewer where the space has no more new and allowed ones."""
     if not search.space:
         return []
     known = [trial.settings for trial in tried]
@@ -52,16 +52,16 @@ def choose(search: TuneConfig, count: int, tried: Sequence[Tried]) -> list[Setti
 
 
 def generation_size(search: TuneConfig) -> int:
-    """How many settings are chosen together: all, where nothing is decided by what others found."""
+    """How many settings are chosen together: all, where no choice depends on the results of others."""
     independent = search.searcher != "tpe" and search.halving is None
     return search.num_trials if independent else search.generation
 
 
 def check(search: TuneConfig) -> int | None:
-    """How many settings the space has that are allowed; None: more than are counted.
+    """The number of allowed settings in the space; None for a large or continuous one.
 
-    Raises ConfigError, with the reason, where none is, where a value of a key never is, or where one of `fixed` makes
-    no trial.
+    Raises ConfigError, with the reason, where none is allowed, where a value of a key never is, or where one of `fixed`
+    is not.
     """
     for settings in search.fixed:
         phases(search, settings)
@@ -72,7 +72,7 @@ def check(search: TuneConfig) -> int | None:
     reasons = [(s, reason_against(search, s)) for s in (space.grid if whole else _sample)(search.space)]
     allowed = [settings for settings, reason in reasons if reason is None]
     if not allowed:
-        raise ConfigError(f"space: none of {len(reasons)} settings that were looked at is allowed: {reasons[0][1]}")
+        raise ConfigError(f"space: none of {len(reasons)} settings checked is allowed: {reasons[0][1]}")
     for key, axis in search.space.items():
         values = axis.values or ()
         for value in values if len(values) <= _CHECKED else ():
@@ -82,13 +82,13 @@ def check(search: TuneConfig) -> int | None:
 
 
 def most_trials(search: TuneConfig) -> int:
-    """How many trials there are at most: all of `fixed`, and no more others than the space has, where that is known."""
+    """The most trials that the search can have: `fixed`, and `num_trials` or all settings of a smaller space."""
     allowed = check(search)
     return len(search.fixed) + (search.num_trials if allowed is None else min(search.num_trials, allowed))
 
 
 def _check_value(search: TuneConfig, key: str, value: Any) -> None:
-    """Refuses a value that no other key's value makes allowed."""
+    """Raises ConfigError where `value` is not allowed with any values of the other keys."""
     pinned = {**search.space, key: Axis(choice=(value,))}
     count = space.size(pinned)
     candidates = space.grid(pinned) if count is not None and count <= _CHECKED else _sample(pinned)
@@ -107,7 +107,7 @@ def _is_new(search: TuneConfig, settings: Settings, known: Sequence[Settings]) -
 
 
 def _drawn(search: TuneConfig, count: int, known: Sequence[Settings]) -> list[Settings]:
-    """Settings drawn evenly: number n of a search is the same whatever was found before."""
+    """Settings drawn at random: draw n of a search is the same whatever the results before it."""
     found: list[Settings] = []
     for number in range(len(known), len(known) + count):
         shares = seeding.stream(int(seeding.mix(search.seed, _DRAW, number)))
@@ -120,7 +120,7 @@ def _drawn(search: TuneConfig, count: int, known: Sequence[Settings]) -> list[Se
 
 
 def _suggested(search: TuneConfig, count: int, tried: Sequence[Tried]) -> list[Settings]:
-    """Settings that TPE suggests (Bergstra et al. 2011; several objectives: Ozaki et al. 2022)."""
+    """Settings suggested by TPE (Bergstra et al. 2011; several objectives: Ozaki et al. 2022)."""
     import optuna
     from optuna.exceptions import ExperimentalWarning
     from optuna.trial import TrialState
@@ -130,7 +130,7 @@ def _suggested(search: TuneConfig, count: int, tried: Sequence[Tried]) -> list[S
     seed = int(seeding.mix(search.seed, _SAMPLER, len(tried))) % 2**32
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        # Of one generation's trials none is known yet; the liar keeps each from the places of those before it.
+        # No result of this generation is known; the constant liar keeps its suggestions apart.
         sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=1)
     study = optuna.create_study(directions=["maximize"] * len(search.objectives), sampler=sampler)
     for trial in tried:
@@ -144,7 +144,7 @@ def _suggested(search: TuneConfig, count: int, tried: Sequence[Tried]) -> list[S
             if _is_new(search, settings, [*known, *found]):
                 break
             study.tell(asked, state=TrialState.FAIL)
-        else:  # it insists on what is not allowed, or was tried
+        else:  # TPE only suggests settings that are not allowed or were tried
             more = _drawn(search, 1, [*known, *found])
             if not more:
                 return found
@@ -154,10 +154,10 @@ def _suggested(search: TuneConfig, count: int, tried: Sequence[Tried]) -> list[S
 
 
 def _frozen(search: TuneConfig, trial: Tried, axes: Mapping[str, Any]) -> Any:
-    """A trial as Optuna knows it; None where it is of no use: of other keys or values, or failed (several objectives).
+    """The trial as an Optuna trial; None for one outside the space, or one that failed (several objectives).
 
-    With one objective those that were stopped rank below those that were not, the later the better, and those that
-    failed last of all. With several, each counts with its last values.
+    With one objective, stopped trials rank below finished ones, the later stopped the better, and failed trials last.
+    With several objectives, each trial counts with its last values.
     """
     from optuna.trial import TrialState, create_trial
 

@@ -1,7 +1,7 @@
-"""Equal budgets: how many images a phase may see for so many images, operations or processor seconds.
+"""Equal budgets: how many images a phase may see for a budget of images, operations or processor seconds.
 
-What an image costs is counted and measured in few steps of the phase itself, once, and written down before the phase
-begins. From then on its length is a number of images, so a run that is killed and goes on ends where it would have.
+The cost of an image is measured once, in a few steps of the phase itself, before the phase begins. From then on its
+length is a number of images, so a run that is killed and resumed ends at the same step.
 """
 
 from __future__ import annotations
@@ -28,74 +28,76 @@ from maep.tune.config import BudgetConfig
 Phase = PretrainConfig | FinetuneConfig
 
 _COUNTED, _TIMED = 4, 10
-"""Steps: attacks on the fly draw their kind and steps anew each time, so more than one; fewer than a second of them."""
+"""Steps. More than one, because each step draws the kind and length of its attack; they take less than a second."""
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Of one image's part of a training step, the making of its attacked image included."""
+class ImageCost:
+    """The cost of one image in a training step, including the attack on it."""
 
     flops: float
-    """By PyTorch's own counter: products of matrices and convolutions, forward and backward."""
+    """By PyTorch's counter: matrix products and convolutions, forward and backward."""
     core_seconds: float | None
-    """None: not measured, for the budget does not ask for it."""
+    """None where the budget does not need it."""
 
     def of(self, kind: str) -> float:
-        """In units of the budget."""
+        """The cost in units of the budget."""
         if kind == "core_seconds":
             assert self.core_seconds is not None
             return self.core_seconds
         return self.flops if kind == "flops" else 1.0
 
 
-def cost(settings: Phase, kind: str, counted: int = _COUNTED, timed: int = _TIMED) -> Cost:
-    """What an image of this phase costs, by `counted` steps, and `timed` and one more where time is to be measured.
+def image_cost(settings: Phase, kind: str, counted: int = _COUNTED, timed: int = _TIMED) -> ImageCost:
+    """Counts the operations of `counted` steps of the phase; for core_seconds, times `timed` more after one to warm up.
 
-    Weights to start from need not be there yet, for they change no cost, unless there are adapters beside them.
+    Initial weights need not exist yet, as they do not change the cost, except for LoRA adapters.
     """
     size = settings.loop.batch_size
     if isinstance(settings, FinetuneConfig) and settings.lora is None:
         settings = replace(settings, init=None)
-    with _Counter() as counter, sdpa_kernel(SDPBackend.MATH):  # fused attention is no product that is counted
+    with _Counter() as counter, sdpa_kernel(SDPBackend.MATH):  # the counter does not see fused attention
         _steps(settings, counted)
     flops = counter.total / (counted * size)
     if kind != "core_seconds":
-        return Cost(flops, None)
+        return ImageCost(flops, None)
     times = _steps(settings, 1 + timed)
-    return Cost(flops, (times[-1] - times[0]) / (timed * size))
+    return ImageCost(flops, (times[-1] - times[0]) / (timed * size))
 
 
-def num_images(amount: float, cost: Cost, kind: str, batch_size: int, what: str) -> int:
-    """Images in whole batches for `amount` of the budget. Raises ConfigError where that is less than one batch."""
+def num_images(amount: float, cost: ImageCost, kind: str, batch_size: int, what: str) -> int:
+    """The images that `amount` of the budget pays for, in whole batches. Raises ConfigError for less than one batch."""
     steps = int(amount / (cost.of(kind) * batch_size) * (1 + 1e-12))
     if steps < 1:
         least = cost.of(kind) * batch_size
         raise ConfigError(
-            f"budget.amount: leaves {max(0.0, amount):.4g} {kind} for {what}, one batch takes {least:.4g}: raise it"
+            f"budget.amount: leaves {max(0.0, amount):.4g} {kind} for {what}, but one batch takes {least:.4g}: raise it"
         )
     return steps * batch_size
 
 
-def for_pretraining(budget: BudgetConfig, cost: Cost, batch_size: int) -> int:
+def for_pretraining(budget: BudgetConfig, cost: ImageCost, batch_size: int) -> int:
     """Images of pretraining."""
     return num_images(budget.amount * budget.pretrain_share, cost, budget.kind, batch_size, "pretraining")
 
 
-def for_finetuning(budget: BudgetConfig, spent: float, cost: Cost, batch_size: int) -> int:
-    """Images of fine-tuning, when pretraining took `spent` of the budget."""
+def for_finetuning(budget: BudgetConfig, spent: float, cost: ImageCost, batch_size: int) -> int:
+    """Images of fine-tuning, after pretraining spent `spent` of the budget."""
     return num_images(budget.amount - spent, cost, budget.kind, batch_size, "fine-tuning")
 
 
 def check(budget: BudgetConfig, device: str) -> None:
-    """Refuses to count processor seconds where the work is done elsewhere, on a `device` of that type."""
+    """Refuses a budget of processor seconds on a GPU; `device` is a device type."""
     if budget.kind == "core_seconds" and device == "cuda":
-        raise ConfigError("budget.kind: core_seconds are of the processor, not of a GPU: use flops or samples_seen")
+        raise ConfigError(
+            "budget.kind: core_seconds measures the CPU, but this search trains on a GPU: use flops or samples_seen"
+        )
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the operations of what runs inside, backward passes and attacks included.
+    """Adds up the operations inside it, including backward passes and attacks.
 
-    PyTorch's FlopCounterMode has the formulas, but follows modules by hooks that an attack's gradient does not bear.
+    PyTorch's FlopCounterMode has the same formulas, but its module hooks break the gradient of an attack.
     """
 
     def __init__(self) -> None:
@@ -112,9 +114,9 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _steps(settings: Phase, count: int) -> list[float]:
-    """Takes so many steps, spread over the schedules of the phase, and forgets what came of them.
+    """Trains for `count` steps, spread over the schedules of the phase, and discards the result.
 
-    Returns this process's processor seconds after each.
+    Returns the processor seconds of this process after each step.
     """
     make: Callable[..., Task] = pretraining if isinstance(settings, PretrainConfig) else purification
     task, loop = make(settings), settings.loop
@@ -130,6 +132,6 @@ def _steps(settings: Phase, count: int) -> list[float]:
             if objective.crafts:
                 batch = objective.craft(batch)
             for replay in range(loop.replays):
-                update(replace(batch, replay=replay), 0.0, watch)  # a rate that ruins the weights fails in training
+                update(replace(batch, replay=replay), 0.0, watch)  # learning rate 0
             times.append(time.process_time())
     return times

@@ -1,4 +1,4 @@
-"""From one setting of the space to the two phases of its trial, and whether a setting is allowed at all."""
+"""The two training phases of a trial, made from its settings, and the check whether settings are allowed."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ NAMES: dict[str, tuple[str, ...]] = {
     "test_mask_ratio": ("finetune.model.mask_ratio",),
     "seed": ("pretrain.loop.seed", "finetune.loop.seed"),
 }
-"""Short names of what a search is usually about, each with every key that it sets: both phases have the autoencoder."""
+"""Short names of common settings, each with the keys that it sets; both phases contain the autoencoder."""
 
 _FROM_BUDGET = ("pretrain.loop.samples", "finetune.loop.samples", "pretrain.loop.pause_at", "finetune.loop.pause_at")
 
 
 @dataclass(frozen=True)
 class Phases:
-    """A trial's training; `pretrain` is None where the purifier starts from random weights."""
+    """The training of a trial; `pretrain` is None where the purifier starts from random weights."""
 
     pretrain: PretrainConfig | None
     finetune: FinetuneConfig
 
 
 def phases(search: TuneConfig, settings: Settings) -> Phases:
-    """The phases of the trial with `settings`. Raises ConfigError, naming the key, where they do not go together."""
+    """The phases of the trial with `settings`. Raises ConfigError, naming the key, where settings are incompatible."""
     values: dict[str, Any] = {"finetune": config.to_dict(search.finetune)}
     if search.pretrain is not None:
         values["pretrain"] = config.to_dict(search.pretrain)
@@ -53,12 +53,12 @@ def phases(search: TuneConfig, settings: Settings) -> Phases:
     if finetune.model.name != "purifier" or "pretrain" not in values:
         return Phases(None, finetune)
     pretrain = config.build(PretrainConfig, values["pretrain"], "pretrain")
-    _check_alike(pretrain, finetune)
+    _check_same_autoencoder(pretrain, finetune)
     return Phases(pretrain, finetune)
 
 
 def reason_against(search: TuneConfig, settings: Settings) -> str | None:
-    """Why there can be no trial of these settings; None: there can."""
+    """The reason why these settings are not allowed; None if they are."""
     try:
         made = phases(search, settings)
         known = _names(settings, made)
@@ -76,48 +76,48 @@ def trial_id(number: int, settings: Settings) -> str:
 
 
 def _paths(search: TuneConfig, key: str) -> tuple[str, ...]:
-    """The configuration keys that a key of the space sets: only the phases that the search has."""
+    """The configuration keys that a key of the space sets, in the phases that the search has."""
     paths = NAMES.get(key, (key,))
     first = key.partition(".")[0]
     if key not in NAMES and (first not in ("pretrain", "finetune") or first == key):
         options = [*NAMES, "pretrain.KEY", "finetune.KEY"]
-        raise ConfigError(f"space.{key}: is no key of a trial: {nearest(key, options)}")
+        raise ConfigError(f"space.{key}: unknown key: {nearest(key, options)}")
     if key in _FROM_BUDGET:
-        raise ConfigError(f"space.{key}: follows from the budget: set budget.amount and budget.pretrain_share")
+        raise ConfigError(f"space.{key}: the budget sets it: change budget.amount or budget.pretrain_share")
     here = tuple(path for path in paths if search.pretrain is not None or not path.startswith("pretrain."))
     if not here:
-        raise ConfigError(f"space.{key}: is of pretraining, which this search has none of: give it a section pretrain")
+        raise ConfigError(f"space.{key}: this search has no pretraining: add a section pretrain")
     return here
 
 
 def _put(values: dict[str, Any], path: list[str], value: Any, key: str) -> None:
-    """Sets the value at `path`; a short name passes over what a trial's model does not have (a U-Net no patches)."""
+    """Sets the value at `path`; a short name skips sections that the model lacks (a U-Net has no patches)."""
     section: Any = values
     for depth, name in enumerate(path[:-1]):
         inner = section.get(name) if isinstance(section, dict) else None
         if not isinstance(inner, dict):
             if key in NAMES:
                 return
-            raise ConfigError(f"space.{key}: {'.'.join(path[: depth + 1])} is no section of this trial")
+            raise ConfigError(f"space.{key}: this trial has no section {'.'.join(path[: depth + 1])}")
         section = inner
     section[path[-1]] = value
 
 
-def _check_alike(pretrain: PretrainConfig, finetune: FinetuneConfig) -> None:
-    """Refuses an autoencoder that is not the purifier's: fine-tuning could not start from it."""
+def _check_same_autoencoder(pretrain: PretrainConfig, finetune: FinetuneConfig) -> None:
+    """Refuses phases with different autoencoders or data: fine-tuning could not start from the pretraining."""
     assert finetune.model.name == "purifier"
     mine, theirs = config.to_dict(finetune.model.mae), config.to_dict(pretrain.model)
     for key, value in mine.items():
         if theirs[key] != value:
             raise ConfigError(
-                f"finetune.model.mae.{key}: {value!r}, but pretrain.model.{key} is {theirs[key]!r}: give both the same"
+                f"finetune.model.mae.{key}: {value!r}, but pretrain.model.{key} is {theirs[key]!r}: set both alike"
             )
     if finetune.data != pretrain.data:
-        raise ConfigError("finetune.data: is not pretrain.data: give both the same")
+        raise ConfigError("finetune.data: differs from pretrain.data: set both alike")
 
 
 def _names(settings: Settings, made: Phases) -> Mapping[str, Any]:
-    """What a constraint may name: keys of the space, and every dotted key of the phases."""
+    """The names that a constraint may use: keys of the space, and every dotted key of the phases."""
     names: dict[str, Any] = {}
     for phase in ("pretrain", "finetune"):
         section = getattr(made, phase)
