@@ -26,7 +26,7 @@ _END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True)
-class Pair:
+class FilePair:
     """An image file and the file its purified form goes to."""
 
     source: Path
@@ -34,14 +34,14 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundImages:
     """What was asked for: `pairs` in a fixed order, and how many files of the folders are no images by their name."""
 
-    pairs: tuple[Pair, ...]
+    pairs: tuple[FilePair, ...]
     num_others: int
 
 
-def find(inputs: Sequence[Path], output: Path) -> Found:
+def find(inputs: Sequence[Path], output: Path) -> FoundImages:
     """The images among files and folders (searched to any depth; hidden files and `output` itself are left out).
 
     A file goes to `output`/STEM.png, or to `output` where that ends in .png and nothing else is purified; what lies in
@@ -55,21 +55,21 @@ def find(inputs: Sequence[Path], output: Path) -> Found:
             raise UserError(f"{path} does not exist: name an image or a folder of images")
     named = len(inputs) == 1 and inputs[0].is_file() and output.suffix.lower() == ".png" and not output.is_dir()
     if named:
-        found = Found((Pair(inputs[0], output),), 0)
+        found = FoundImages((FilePair(inputs[0], output),), 0)
     else:
-        pairs: list[Pair] = []
+        pairs: list[FilePair] = []
         num_others = 0
         for path in inputs:
             if path.is_file():
-                pairs.append(Pair(path, output / f"{path.stem}.png"))
+                pairs.append(FilePair(path, output / f"{path.stem}.png"))
                 continue
             below = output / path.resolve().name if len(inputs) > 1 else output
             for file in _files(path, output):
                 if file.suffix.lower() in SUFFIXES:
-                    pairs.append(Pair(file, below / file.relative_to(path).with_suffix(".png")))
+                    pairs.append(FilePair(file, below / file.relative_to(path).with_suffix(".png")))
                 else:
                     num_others += 1
-        found = Found(tuple(pairs), num_others)
+        found = FoundImages(tuple(pairs), num_others)
     _check(found.pairs)
     if not named:
         _spare(found.pairs)
@@ -84,7 +84,7 @@ def _files(folder: Path, output: Path) -> Iterator[Path]:
         yield from (inside / name for name in sorted(names) if name[0] != ".")
 
 
-def _check(pairs: Sequence[Pair]) -> None:
+def _check(pairs: Sequence[FilePair]) -> None:
     sources = {pair.source.resolve() for pair in pairs}
     taken: dict[Path, Path] = {}
     for pair in pairs:
@@ -95,7 +95,7 @@ def _check(pairs: Sequence[Pair]) -> None:
             raise UserError(f"{pair.target} is itself to be purified: choose another -o than where the images are")
 
 
-def _spare(pairs: Sequence[Pair]) -> None:
+def _spare(pairs: Sequence[FilePair]) -> None:
     for pair in pairs:
         if pair.target.is_file() and not _is_ours(pair.target):
             raise UserError(f"{pair.target} is there, and not made by maep purify: choose another -o, or move it away")

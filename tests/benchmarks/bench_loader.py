@@ -25,7 +25,7 @@ from maep.data.image_set import ImageSet, to_float
 from maep.data.stream import augmentation
 from maep.data.stream.loaders import Loader, open_images
 from maep.data.stream.plan import Sampling
-from maep.data.stream.resident import Resident, Synthetic
+from maep.data.stream.resident import ResidentLoader, SyntheticLoader
 from maep.models.build import build_model
 from maep.train.config import LoopConfig
 from maep.train.loop.run import batch_of
@@ -76,7 +76,7 @@ def test_resident_gives_five_times_a_dataloader(shared_data: Path) -> None:
     for _ in range(ROUNDS):
         items = torch.utils.data.DataLoader(_Items(images), size, sampler=sampler, num_workers=2, drop_last=True)
         plain = _rate((pixels for pixels, _ in items), step, 40, size)
-        with closing(Resident(images, Sampling(size), CPU).parts(0, 41)) as parts:
+        with closing(ResidentLoader(images, Sampling(size), CPU).parts(0, 41)) as parts:
             ours = _rate((part.pixels for part in parts), step, 40, size)
         ratios.append(ours / plain)
         print(f"\nresident {ours:,.0f} images/s, DataLoader {plain:,.0f}")
@@ -99,7 +99,7 @@ def test_ray_keeps_up_with_noise(shared_data: Path) -> None:
     with cluster.session(None, 4):
         loaders: dict[str, Loader] = {
             "ray": RayLoader(real, sampling, CPU, LoaderConfig("ray")),  # type: ignore[arg-type]
-            "synthetic": Synthetic(noise, sampling, CPU),  # type: ignore[arg-type]
+            "synthetic": SyntheticLoader(noise, sampling, CPU),  # type: ignore[arg-type]
         }
         ratios = []
         for turn in range(ROUNDS):

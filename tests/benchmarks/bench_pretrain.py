@@ -20,7 +20,7 @@ from torch import nn
 
 from maep import config
 from maep.data.stream.plan import Sampling
-from maep.data.stream.resident import Resident
+from maep.data.stream.resident import ResidentLoader
 from maep.models import flops
 from maep.models.mae import MaskedAutoencoder
 from maep.train.benchmark import _random_images
@@ -123,7 +123,7 @@ def test_faster_than_a_plain_loop(
     """
     torch.set_num_threads(1)
     chosen = settings(preset, image_size, batch_size, decoder)
-    loader = Resident(_random_images(batch_size, image_size, image_size), Sampling(batch_size), CPU)
+    loader = ResidentLoader(_random_images(batch_size, image_size, image_size), Sampling(batch_size), CPU)
     batch = batch_of(loader.part(0), 0, chosen.loop)
     runs = {"ours": ours(chosen, batch), "loop": theirs(chosen, batch), "compiled": ours(chosen, batch, True)}
     peak = product_rate()

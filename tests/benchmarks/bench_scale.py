@@ -150,14 +150,14 @@ def test_steps_that_ray_data_hands_over(tmp_path: Path) -> None:
     from maep.data.reading.decoding import encode_png
     from maep.data.sets import imagenet
     from maep.data.stream.plan import Sampling
-    from maep.data.stream.streaming import Streamed
+    from maep.data.stream.streaming import StreamedImages
     from maep.train.ray.loader import RayLoader
 
     (tmp_path / "imagenet" / "train" / "a").mkdir(parents=True)
     for number in range(64):
         file = tmp_path / "imagenet" / "train" / "a" / f"{number:03}.png"
         file.write_bytes(encode_png(np.full((16, 16, 3), number, dtype=np.uint8)))
-    images, steps = Streamed(imagenet.train_shards(str(tmp_path)), 16), 300
+    images, steps = StreamedImages(imagenet.train_shards(str(tmp_path)), 16), 300
     with cluster.session(None, 4):
         loader = RayLoader(images, Sampling(1), torch.device("cpu"), LoaderConfig("ray", prefetch=8))
         with closing(loader.parts(0, steps)) as parts:

@@ -19,7 +19,7 @@ from maep.data.config import DataConfig
 from maep.data.reading import store
 from maep.data.sets import imagenet
 from maep.data.stream.plan import Sampling
-from maep.data.stream.streaming import Stream, Streamed
+from maep.data.stream.streaming import StreamedImages, ThreadLoader
 from maep.errors import DataError, UnavailableError
 from maep_jobs.strips import _shown
 
@@ -44,8 +44,8 @@ def test_shards_on_s3_give_the_bits_of_the_files(s3_server: S3, written: Path, m
     client.put_object(Bucket=s3_server.bucket, Key="set/imagenet/train-0-of-1.parquet", Body=file.read_bytes())
     pixels = []
     for root in (str(written), f"s3://{s3_server.bucket}/set"):
-        images = Streamed(imagenet.train_shards(root), 28)
-        with closing(Stream(images, Sampling(8), torch.device("cpu"), 2).parts(0, 6)) as parts:
+        images = StreamedImages(imagenet.train_shards(root), 28)
+        with closing(ThreadLoader(images, Sampling(8), torch.device("cpu"), 2).parts(0, 6)) as parts:
             pixels.append(torch.cat([part.pixels for part in parts]))
     assert torch.equal(*pixels)
     assert imagenet.train_shards(root).fingerprint == imagenet.train_shards(str(written)).fingerprint

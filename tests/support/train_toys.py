@@ -16,7 +16,7 @@ import torch
 from maep.artifact import Artifact
 from maep.data.image_set import ImageSet
 from maep.data.stream.plan import Sampling
-from maep.data.stream.resident import Resident
+from maep.data.stream.resident import ResidentLoader
 from maep.errors import ConfigError
 from maep.train.checkpoint import history
 from maep.train.loop.run import Progress, Task, batch_of
@@ -186,4 +186,4 @@ def batch_at(task: Task, step: int = 0, rank: int = 0, size: int = 1) -> Batch:
     assert isinstance(task.images, ImageSet)
     loop = task.loop
     sampling = Sampling(loop.batch_size, loop.seed, loop.augment, rank, size)
-    return batch_of(Resident(task.images, sampling, torch.device("cpu")).part(step), step, loop)
+    return batch_of(ResidentLoader(task.images, sampling, torch.device("cpu")).part(step), step, loop)

@@ -16,8 +16,8 @@ from maep.data.datasets import data_root, load
 from maep.data.get import get
 from maep.data.image_set import Split
 from maep.data.pack.archive import open_archive
-from maep.data.pack.build import Shard, left_out, pack
-from maep.data.pack.plan import OFFICIAL, Plan, plan_pack
+from maep.data.pack.build import PackedShard, left_out, pack
+from maep.data.pack.plan import OFFICIAL, PackPlan, plan_pack
 from maep.errors import ConfigError, DataError, UserError, nearest
 from maep_jobs.arguments import Parser
 from maep_jobs.terminal.progress import Bar
@@ -124,7 +124,7 @@ def _line(entry: dict[str, Any]) -> str:
     return "  ".join(f"{key} {value}" for key, value in entry.items())
 
 
-def _planned(plan: Plan) -> dict[str, Any]:
+def _planned(plan: PackPlan) -> dict[str, Any]:
     archive = plan.archive
     place = next(folder for folder in plan.folder.absolute().parents if folder.is_dir())
     return {
@@ -139,7 +139,7 @@ def _planned(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _packed(plan: Plan, shards: dict[str, Shard]) -> dict[str, Any]:
+def _packed(plan: PackPlan, shards: dict[str, PackedShard]) -> dict[str, Any]:
     for line in left_out(shards):
         print(f"left out {line}", file=sys.stderr)
     return {

@@ -18,7 +18,7 @@ from maep.tracking.resolve import resolve
 from maep_jobs import image_files
 from maep_jobs.arguments import Job, local_folder, parse, parser, plan_text
 from maep_jobs.failure import JobFailed
-from maep_jobs.image_files import Found, Pair
+from maep_jobs.image_files import FilePair, FoundImages
 from maep_jobs.terminal.progress import Bar
 from maep_jobs.terminal.standard_output import print_json
 from maep_serve.client.client import AsyncClient, token_of_environment
@@ -111,7 +111,7 @@ def _with_options(job: Job[PurifyConfig]) -> Job[PurifyConfig]:
     return dataclasses.replace(job, settings=config.build(PurifyConfig, config.to_dict(job.settings) | given))
 
 
-async def _run(job: Job[PurifyConfig], pairs: Sequence[Pair], bar: Bar) -> tuple[Outcome, str]:
+async def _run(job: Job[PurifyConfig], pairs: Sequence[FilePair], bar: Bar) -> tuple[Outcome, str]:
     """Purifies what is not done yet. Raises UserError before anything is written, JobFailed where it had to stop."""
     outcome = Outcome(len(pairs))
     async with _opened(job) as (purifier, sha256):
@@ -162,7 +162,7 @@ async def _opened(job: Job[PurifyConfig]) -> AsyncIterator[tuple[_Purifier, str]
         yield local, local.purifier
 
 
-async def _one(purifier: _Purifier, sha256: str, pair: Pair, outcome: Outcome) -> dict[str, str] | None:
+async def _one(purifier: _Purifier, sha256: str, pair: FilePair, outcome: Outcome) -> dict[str, str] | None:
     """Purifies one file, unless that is done; the answer says why it cannot be.
 
     Raises UserError where no other file would fare better.
@@ -193,7 +193,7 @@ def _eta_s(outcome: Outcome, elapsed_s: float) -> float | None:
     return elapsed_s / worked * (outcome.total - outcome.done) if worked else None
 
 
-def _plan(job: Job[PurifyConfig], found: Found) -> str:
+def _plan(job: Job[PurifyConfig], found: FoundImages) -> str:
     by = job.settings.server or job.settings.model or _CHAMPION
     others = f"; {found.num_others:,} other files are left alone" if found.num_others else ""
     return f"purifies {len(found.pairs):,} images to {job.options.output} by {by}{others}"

@@ -26,8 +26,8 @@ from maep import config
 from maep.data.config import LoaderConfig
 from maep.data.image_set import ImageSet
 from maep.data.stream.loaders import Images, Loader, loader_rate, open_images
-from maep.data.stream.plan import Part, Sampling
-from maep.data.stream.resident import Noise
+from maep.data.stream.plan import BatchPart, Sampling
+from maep.data.stream.resident import SyntheticImages
 from maep.errors import UserError
 from maep.models import flops
 from maep.models.mae import MaskedAutoencoder
@@ -110,7 +110,7 @@ def measure(settings: PretrainConfig, steps: int, kind: Kind = "synthetic") -> M
     loader = _open(settings, kind, device)
     watch = Stopwatch(device)
 
-    def take(parts: Iterator[Part], number: int) -> None:
+    def take(parts: Iterator[BatchPart], number: int) -> None:
         watch.start()
         batch = batch_of(next(parts), number, loop)
         watch.lap("data")
@@ -193,7 +193,7 @@ def _open(settings: PretrainConfig, kind: Kind, device: torch.device) -> Loader:
     loop, (height, width) = settings.loop, settings.model.image_size
     images: Images = _random_images(loop.batch_size, height, width)
     if kind == "synthetic":
-        images = Noise("random", (height, width), ("none",))
+        images = SyntheticImages("random", (height, width), ("none",))
     elif kind == "stream":
         data = replace(settings.data, name="imagenet", image_size=height)
         images = open_images(LoaderConfig(kind="stream"), data)

@@ -23,7 +23,7 @@ from maep.data.config import DataConfig
 from maep.data.datasets import load
 from maep.data.pack.archive import open_archive
 from maep.data.pack.build import left_out, pack
-from maep.data.pack.plan import ROWS_PER_GROUP, Plan, plan_pack
+from maep.data.pack.plan import ROWS_PER_GROUP, PackPlan, plan_pack
 from maep.errors import ConfigError, DataError, UnavailableError, WriteError
 from maep.storage import lock_folder
 
@@ -61,7 +61,7 @@ def official_tar(files: Files) -> bytes:
     return tar({f"{synset}.tar": tar(part) for synset, part in inner.items()})
 
 
-def planned(source: Path, root: Path, **changes: Any) -> Plan:
+def planned(source: Path, root: Path, **changes: Any) -> PackPlan:
     return plan_pack(open_archive(source), root, **{"part": "train", "num_shards": 3, **changes})
 
 

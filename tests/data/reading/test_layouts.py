@@ -14,16 +14,16 @@ from maep.data.datasets import DataConfig, load
 from maep.data.pack.archive import open_archive
 from maep.data.stream.loaders import LoaderConfig, open_images
 from maep.data.stream.plan import Sampling
-from maep.data.stream.streaming import Stream, Streamed
+from maep.data.stream.streaming import StreamedImages, ThreadLoader
 from maep.errors import DataError
 
 SYNSETS = ("n01440764", "n02102040", "n03000684")
 LABELS = (0, 217, 491)
 
 
-def streamed(data: DataConfig) -> Streamed:
+def streamed(data: DataConfig) -> StreamedImages:
     images = open_images(LoaderConfig("stream"), data)
-    assert isinstance(images, Streamed)
+    assert isinstance(images, StreamedImages)
     return images
 
 
@@ -31,7 +31,9 @@ def in_memory_and_streamed(root: Path) -> tuple[dict[int, int], dict[int, int], 
     """Index -> label by either path, and the classes of either; the pixels are compared."""
     data = DataConfig("imagenet", str(root), image_size=16)
     loaded, images = load(data, "train"), streamed(data)
-    with closing(Stream(images, Sampling(len(images), augment=False), torch.device("cpu"), 1).parts(0, 1)) as parts:
+    with closing(
+        ThreadLoader(images, Sampling(len(images), augment=False), torch.device("cpu"), 1).parts(0, 1)
+    ) as parts:
         part = next(parts)
     pixels = dict(zip(part.indices.tolist(), part.pixels.numpy(), strict=True))
     for position, index in enumerate(loaded.indices.tolist()):

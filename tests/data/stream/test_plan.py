@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maep.data.stream.plan import Plan, Sampling
+from maep.data.stream.plan import BatchPlan, Sampling
 
 SIZES = np.array([7, 1, 16, 3, 12, 9, 5])  # 53 images, groups smaller and larger than a batch
 
 
-def plan(**values: Any) -> Plan:
-    return Plan(SIZES, Sampling(**{"batch_size": 8, **values}))
+def plan(**values: Any) -> BatchPlan:
+    return BatchPlan(SIZES, Sampling(**{"batch_size": 8, **values}))
 
 
 def images(pieces: list[tuple[int, range]]) -> list[tuple[int, int]]:

@@ -21,9 +21,9 @@ from maep.data.config import DataConfig, LoaderConfig
 from maep.data.reading.manifest import manifest_name
 from maep.data.sets import imagenet
 from maep.data.stream.loaders import loader_rate, open_images, resolved, sample
-from maep.data.stream.plan import Part, Sampling
-from maep.data.stream.resident import Noise, Resident, Synthetic
-from maep.data.stream.streaming import Stream, Streamed
+from maep.data.stream.plan import BatchPart, Sampling
+from maep.data.stream.resident import ResidentLoader, SyntheticImages, SyntheticLoader
+from maep.data.stream.streaming import StreamedImages, ThreadLoader
 from maep.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")
@@ -52,19 +52,19 @@ def packed(tmp_path: Path, noise: Any, encode: Any) -> Make:
     return make
 
 
-def opened(data: DataConfig) -> Streamed:
+def opened(data: DataConfig) -> StreamedImages:
     images = open_images(LoaderConfig("stream"), data)
-    assert isinstance(images, Streamed)
+    assert isinstance(images, StreamedImages)
     return images
 
 
-def parts(images: Streamed, first: int, stop: int, threads: int = 2, **sampling: Any) -> list[Part]:
-    loader = Stream(images, Sampling(**{"batch_size": 16, **sampling}), CPU, threads, prefetch=2)
+def parts(images: StreamedImages, first: int, stop: int, threads: int = 2, **sampling: Any) -> list[BatchPart]:
+    loader = ThreadLoader(images, Sampling(**{"batch_size": 16, **sampling}), CPU, threads, prefetch=2)
     with closing(loader.parts(first, stop)) as given:
         return list(given)
 
 
-def same(some: list[Part], others: list[Part]) -> bool:
+def same(some: list[BatchPart], others: list[BatchPart]) -> bool:
     return len(some) == len(others) and all(
         torch.equal(getattr(a, key), getattr(b, key))
         for a, b in zip(some, others, strict=True)
@@ -72,7 +72,7 @@ def same(some: list[Part], others: list[Part]) -> bool:
     )
 
 
-def by_index(given: list[Part]) -> dict[int, torch.Tensor]:
+def by_index(given: list[BatchPart]) -> dict[int, torch.Tensor]:
     return {int(i): pixels for part in given for i, pixels in zip(part.indices, part.pixels, strict=True)}
 
 
@@ -170,7 +170,7 @@ def test_few_parts_are_in_memory_and_closing_ends_the_threads(packed: Make) -> N
             return super().read(group)
 
     counting = Counting(**{name: getattr(images.shards, name) for name in images.shards.__dataclass_fields__})  # type: ignore[attr-defined]
-    loader = Stream(replace(images, shards=counting), Sampling(8, augment=False), CPU, threads=1, prefetch=1)
+    loader = ThreadLoader(replace(images, shards=counting), Sampling(8, augment=False), CPU, threads=1, prefetch=1)
     given = loader.parts(0, 70)
     next(given)
     given.close()
@@ -269,17 +269,17 @@ def test_the_kind_follows_from_data_and_place() -> None:
 def test_a_set_that_does_not_fit_in_memory_is_refused_with_the_other_loaders(packed: Make) -> None:
     images = datasets.load(packed(), "train")
     with pytest.raises(DataError, match=r"loader\.kind stream"):
-        Resident(images, Sampling(8), CPU, memory_share=1e-9)
-    loader = Resident(images, Sampling(8, augment=False), CPU)
+        ResidentLoader(images, Sampling(8), CPU, memory_share=1e-9)
+    loader = ResidentLoader(images, Sampling(8, augment=False), CPU)
     first = loader.part(0)
     assert (first.pixels.numpy() == images.pixels(loader.positions(0))).all()
 
 
 def test_synthetic_reads_nothing_and_its_rate_is_told() -> None:
     images = open_images(LoaderConfig("synthetic"), DataConfig("imagenet", "nowhere"))
-    assert isinstance(images, Noise)
+    assert isinstance(images, SyntheticImages)
     assert images.image_shape == (224, 224)
-    loader = Synthetic(images, Sampling(8, rank=1, size=2), CPU)
+    loader = SyntheticLoader(images, Sampling(8, rank=1, size=2), CPU)
     one, two = loader.parts(3, 5)
     assert torch.equal(one.pixels, two.pixels)
     assert one.pixels.shape == (4, 224, 224, 3)

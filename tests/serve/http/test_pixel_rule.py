@@ -26,7 +26,7 @@ from maep.data.reading.cropping import CropBox, decode_crop
 from maep.data.reading.decoding import Undecodable
 from maep.data.stream.loaders import LoaderConfig, open_images
 from maep.data.stream.plan import Sampling
-from maep.data.stream.streaming import Stream
+from maep.data.stream.streaming import ThreadLoader
 from maep.errors import DataError
 from maep_serve.client.in_process import InProcess
 from maep_serve.client.results import ProblemError
@@ -133,7 +133,7 @@ def in_folder(tmp_path: Path) -> Callable[[str, bytes], DataConfig]:
 
 def trained_on(data: DataConfig) -> NDArray[np.uint8]:
     streamed = open_images(LoaderConfig("stream"), data)
-    loader = Stream(streamed, Sampling(1, augment=False), torch.device("cpu"), 1)  # type: ignore[arg-type]
+    loader = ThreadLoader(streamed, Sampling(1, augment=False), torch.device("cpu"), 1)  # type: ignore[arg-type]
     with closing(loader.parts(0, 1)) as parts:
         return next(parts).pixels[0].numpy()
 

@@ -14,7 +14,7 @@ from maep import artifact, config
 from maep.data.config import DataConfig
 from maep.data.datasets import load
 from maep.data.stream.plan import Sampling
-from maep.data.stream.resident import Resident
+from maep.data.stream.resident import ResidentLoader
 from maep.errors import ArtifactError, ConfigError, Stopped
 from maep.models.build import build_model, load_weights
 from maep.train.build_tasks import pretraining, purification
@@ -108,12 +108,12 @@ def test_replays_update_several_times_on_images_attacked_once(finetune: Make, tm
     assert seen == [(crafted[0], 0), (crafted[0], 1), (crafted[1], 0), (crafted[1], 1)]
 
 
-def source(batch_size: int = 50, augment: bool = False, rank: int = 0, size: int = 1) -> Resident:
+def source(batch_size: int = 50, augment: bool = False, rank: int = 0, size: int = 1) -> ResidentLoader:
     sampling = Sampling(batch_size, augment=augment, rank=rank, size=size)
-    return Resident(load(DataConfig("digits"), "train"), sampling, torch.device("cpu"))
+    return ResidentLoader(load(DataConfig("digits"), "train"), sampling, torch.device("cpu"))
 
 
-def batch(loader: Resident, step: int) -> Batch:
+def batch(loader: ResidentLoader, step: int) -> Batch:
     return batch_of(loader.part(step), step, LoopConfig(samples=100_000, batch_size=50))
 
 

@@ -21,8 +21,8 @@ from maep import cluster
 from maep.data.config import LoaderConfig
 from maep.data.reading.decoding import encode_png
 from maep.data.sets import imagenet
-from maep.data.stream.plan import Part, Plan, Sampling
-from maep.data.stream.streaming import Stream, Streamed
+from maep.data.stream.plan import BatchPart, BatchPlan, Sampling
+from maep.data.stream.streaming import StreamedImages, ThreadLoader
 from maep.errors import DataError, UnavailableError
 from maep.train.ray import loader as ray_loader
 from maep.train.ray.loader import RayLoader
@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Streamed:
+def images(tmp_path_factory: pytest.TempPathFactory) -> StreamedImages:
     """A folder of three classes, the file 5 of which is no image."""
     root = tmp_path_factory.mktemp("data")
     noise = np.random.default_rng(0).integers(0, 256, (NUM, 40, 48, 3), dtype=np.uint8)
@@ -41,7 +41,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Streamed:
         folder = root / "imagenet" / "train" / "abc"[k % 3]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{k:03}.png").write_bytes(encode_png(pixels) if k != 5 else b"no image")
-    return Streamed(imagenet.train_shards(str(root)), 28, max_corrupt_share=0.1)
+    return StreamedImages(imagenet.train_shards(str(root)), 28, max_corrupt_share=0.1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,16 +50,16 @@ def ray_here() -> Iterator[None]:
         yield
 
 
-def taken(loader: RayLoader | Stream, first: int, stop: int) -> list[Part]:
+def taken(loader: RayLoader | ThreadLoader, first: int, stop: int) -> list[BatchPart]:
     with closing(loader.parts(first, stop)) as parts:
         return list(parts)
 
 
-def test_ray_and_stream_give_the_same_bits(images: Streamed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_and_stream_give_the_same_bits(images: StreamedImages, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_loader, "SEGMENT", 5)  # so that one follows another
     sampling = Sampling(16, rank=1, size=2)
     by_ray = taken(RayLoader(images, sampling, CPU, LoaderConfig("ray")), 4, 16)
-    by_threads = taken(Stream(images, sampling, CPU), 4, 16)
+    by_threads = taken(ThreadLoader(images, sampling, CPU), 4, 16)
     assert sum(part.num_replaced for part in by_threads) > 0
     for ours, theirs in zip(by_ray, by_threads, strict=True):
         for key in ("pixels", "labels", "indices", "places"):
@@ -79,7 +79,7 @@ def test_memory_stays_what_it_is_over_an_epoch(tmp_path: Path, monkeypatch: pyte
     table = pa.table({"image": encoded * 80, "label": [0] * 2560})
     pq.write_table(table, tmp_path / "imagenet" / "train-0-of-1.parquet", row_group_size=32)
     monkeypatch.setattr(ray_loader, "SEGMENT", 20)  # four executions of Ray Data in the epoch
-    images, settings = Streamed(imagenet.train_shards(str(tmp_path)), 224), LoaderConfig("ray", prefetch=2)
+    images, settings = StreamedImages(imagenet.train_shards(str(tmp_path)), 224), LoaderConfig("ray", prefetch=2)
     loader, held = RayLoader(images, Sampling(32), CPU, settings), []
     with closing(loader.parts(0, loader.steps_per_epoch)) as parts:
         for part in parts:
@@ -91,14 +91,14 @@ def test_memory_stays_what_it_is_over_an_epoch(tmp_path: Path, monkeypatch: pyte
     assert late <= 1.05 * early
 
 
-def test_a_mistake_in_a_task_comes_back_as_it_is(images: Streamed) -> None:
-    strict = Streamed(images.shards, 28)
-    steps = Plan(images.shards.sizes, Sampling(16)).steps_per_epoch
+def test_a_mistake_in_a_task_comes_back_as_it_is(images: StreamedImages) -> None:
+    strict = StreamedImages(images.shards, 28)
+    steps = BatchPlan(images.shards.sizes, Sampling(16)).steps_per_epoch
     with pytest.raises(DataError, match=r"^c/005\.png: neither PNG nor JPEG: 1 corrupt in epoch 0"):
         taken(RayLoader(strict, Sampling(16), CPU, LoaderConfig("ray")), 0, steps)
 
 
-def test_no_cpu_left_is_said_and_not_waited_for(images: Streamed) -> None:
+def test_no_cpu_left_is_said_and_not_waited_for(images: StreamedImages) -> None:
     loader = RayLoader(images, Sampling(16), CPU, LoaderConfig("ray", cpus=64))
     with pytest.raises(
         UnavailableError, match=r"loader\.cpus: 64 for each worker's loader, .* use loader\.kind stream"
@@ -106,14 +106,14 @@ def test_no_cpu_left_is_said_and_not_waited_for(images: Streamed) -> None:
         taken(loader, 0, 1)
 
 
-def test_what_nobody_asks_for_is_not_read(images: Streamed, tmp_path: Path) -> None:
+def test_what_nobody_asks_for_is_not_read(images: StreamedImages, tmp_path: Path) -> None:
     class Counting(type(images.shards)):  # type: ignore[misc]
         def read(self, group: int) -> Any:
             (tmp_path / f"{group}").touch()
             return super().read(group)
 
     fields = {name: getattr(images.shards, name) for name in images.shards.__dataclass_fields__}  # type: ignore[attr-defined]
-    counted = Streamed(Counting(**fields), 224, max_corrupt_share=0.1)
+    counted = StreamedImages(Counting(**fields), 224, max_corrupt_share=0.1)
     loader = RayLoader(counted, Sampling(4), CPU, LoaderConfig("ray", prefetch=1))
     parts = loader.parts(0, NUM // 4)
     next(parts)

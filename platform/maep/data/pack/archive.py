@@ -30,7 +30,7 @@ Tick = Callable[[int, int, float | None], None]
 """Done, all, seconds left if known: how far a piece of work is, in units of its own."""
 
 
-class Found(NamedTuple):
+class ArchivedImage(NamedTuple):
     """One image: its path in the folder or tar, its synset ('' if the path does not say), where it begins, its size."""
 
     path: str
@@ -114,20 +114,20 @@ def open_archive(source: Path, labels: Path | None = None, tick: Tick | None = N
     return archive
 
 
-def _in_folder(folder: Path, tick: Tick | None) -> Iterator[Found]:
+def _in_folder(folder: Path, tick: Tick | None) -> Iterator[ArchivedImage]:
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     for done, entry in enumerate(entries, 1):
         if entry.is_dir() and not is_hidden(entry.name):
             for file in os.scandir(entry):
                 if is_image(file.name):
-                    yield Found(f"{entry.name}/{file.name}", sys.intern(entry.name), 0, file.stat().st_size)
+                    yield ArchivedImage(f"{entry.name}/{file.name}", sys.intern(entry.name), 0, file.stat().st_size)
         elif is_image(entry.name):
-            yield Found(entry.name, "", 0, entry.stat().st_size)
+            yield ArchivedImage(entry.name, "", 0, entry.stat().st_size)
         if tick is not None:
             tick(done, len(entries), None)
 
 
-def _in_tar(source: Path, tick: Tick | None) -> Iterator[Found]:
+def _in_tar(source: Path, tick: Tick | None) -> Iterator[ArchivedImage]:
     total = source.stat().st_size
     with source.open("rb") as file:
         for member in _members(file, source, total):
@@ -135,9 +135,9 @@ def _in_tar(source: Path, tick: Tick | None) -> Iterator[Found]:
             if path.suffix == ".tar":
                 for inner in _members(file, source, member.offset_data + member.size, member.offset_data):
                     if is_image(name := PurePosixPath(inner.name).name):
-                        yield Found(f"{path.stem}/{name}", sys.intern(path.stem), inner.offset_data, inner.size)
+                        yield ArchivedImage(f"{path.stem}/{name}", sys.intern(path.stem), inner.offset_data, inner.size)
             elif is_image(path.name):
-                yield Found(str(path), sys.intern(path.parent.name), member.offset_data, member.size)
+                yield ArchivedImage(str(path), sys.intern(path.parent.name), member.offset_data, member.size)
             if tick is not None:
                 tick(member.offset_data + member.size, total, None)
 
@@ -162,7 +162,7 @@ def _members(file: BinaryIO, source: Path, end: int, start: int = 0) -> Iterator
         ) from None
 
 
-def _labelled(found: list[Found], labels: Path, source: Path) -> list[Found]:
+def _labelled(found: list[ArchivedImage], labels: Path, source: Path) -> list[ArchivedImage]:
     """`found` with the synsets that the file gives, in the order of the names."""
     if any(each.synset for each in found):
         raise DataError(f"{source} has class folders, which say the label already: leave --labels out")

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from maep import storage
 from maep.data.image_set import corrupt_images
 from maep.data.pack.archive import Tick
-from maep.data.pack.plan import ROWS_PER_GROUP, Plan
+from maep.data.pack.plan import ROWS_PER_GROUP, PackPlan
 from maep.data.reading.class_folder import index_of
 from maep.data.reading.decoding import Undecodable, verify
 from maep.errors import DataError, WriteError
@@ -45,7 +45,7 @@ COLUMNS = pa.schema(
 
 
 @dataclass(frozen=True)
-class Shard:
+class PackedShard:
     """One finished file: its rows, size in bytes, hex sha256, and a line for each image that was left out of it."""
 
     rows: int
@@ -54,7 +54,7 @@ class Shard:
     corrupt: tuple[str, ...]
 
 
-def pack(plan: Plan, max_corrupt: int = 0, tick: Tick | None = None) -> dict[str, Shard]:
+def pack(plan: PackPlan, max_corrupt: int = 0, tick: Tick | None = None) -> dict[str, PackedShard]:
     """Makes the shards that are not there yet, then the manifest; returns all shards by file name.
 
     Every image's header and end are read, and what looks damaged is decoded. What does not decode is left out; more
@@ -84,7 +84,7 @@ def pack(plan: Plan, max_corrupt: int = 0, tick: Tick | None = None) -> dict[str
     return shards
 
 
-def left_out(shards: Mapping[str, Shard]) -> list[str]:
+def left_out(shards: Mapping[str, PackedShard]) -> list[str]:
     """A line for each image that is in no shard: SYNSET/NAME: reason."""
     return sorted(line for shard in shards.values() for line in shard.corrupt)
 
@@ -110,7 +110,7 @@ class _Clock:
             self._tick(self._done, self._total, eta)
 
 
-def _make(plan: Plan, name: str, read: Read, pool: ThreadPoolExecutor, clock: _Clock) -> Shard:
+def _make(plan: PackPlan, name: str, read: Read, pool: ThreadPoolExecutor, clock: _Clock) -> PackedShard:
     """Writes one shard, then its entry."""
     corrupt: list[str] = []
     num_rows = 0
@@ -127,7 +127,7 @@ def _make(plan: Plan, name: str, read: Read, pool: ThreadPoolExecutor, clock: _C
     if not num_rows:
         raise DataError(f"{plan.archive.source}: not one of {len(rows):,} images can be used: {'; '.join(corrupt[:3])}")
     written = plan.work / name
-    shard = Shard(num_rows, written.stat().st_size, storage.sha256_file(written), tuple(corrupt))
+    shard = PackedShard(num_rows, written.stat().st_size, storage.sha256_file(written), tuple(corrupt))
     storage.write_bytes(_entry(plan, name), _json(asdict(shard)))
     return shard
 
@@ -139,7 +139,7 @@ def _writer(file: BinaryIO) -> pq.ParquetWriter:
     )
 
 
-def _table(plan: Plan, images: Sequence[tuple[int, bytes]]) -> pa.Table:
+def _table(plan: PackPlan, images: Sequence[tuple[int, bytes]]) -> pa.Table:
     names = [plan.archive.name(row) for row, _ in images]
     return pa.table(
         {
@@ -165,7 +165,7 @@ def _load(read: Read, row: int) -> bytes | str:
     return data
 
 
-def _claim(plan: Plan) -> None:
+def _claim(plan: PackPlan) -> None:
     """Notes which plan the finished shards are of, and refuses to go on with another."""
     finished = plan.manifest.exists()
     begun = _read_json(plan.manifest if finished else plan.work / PLAN).get("plan")
@@ -181,7 +181,7 @@ def _claim(plan: Plan) -> None:
         torn.unlink()
 
 
-def _refuse_others(plan: Plan) -> None:
+def _refuse_others(plan: PackPlan) -> None:
     """Loaders read every PART*.parquet of the folder."""
     others = sorted({file.name for file in plan.folder.glob(f"{plan.part}*.parquet")} - set(plan.shards))
     if others:
@@ -191,7 +191,7 @@ def _refuse_others(plan: Plan) -> None:
         )
 
 
-def _refuse_full_disk(plan: Plan, done: Mapping[str, Shard]) -> None:
+def _refuse_full_disk(plan: PackPlan, done: Mapping[str, PackedShard]) -> None:
     """Now, not after hours."""
     needed = sum(int(plan.archive.sizes[rows].sum()) for name, rows in plan.shards.items() if name not in done)
     free = shutil.disk_usage(plan.work).free
@@ -202,7 +202,7 @@ def _refuse_full_disk(plan: Plan, done: Mapping[str, Shard]) -> None:
         )
 
 
-def _refuse_corrupt(plan: Plan, shards: Mapping[str, Shard], max_corrupt: int) -> None:
+def _refuse_corrupt(plan: PackPlan, shards: Mapping[str, PackedShard], max_corrupt: int) -> None:
     lines = left_out(shards)
     if len(lines) > max_corrupt:
         raise DataError(
@@ -211,7 +211,7 @@ def _refuse_corrupt(plan: Plan, shards: Mapping[str, Shard], max_corrupt: int) -
         )
 
 
-def _kept(plan: Plan, clock: _Clock) -> dict[str, Shard]:
+def _kept(plan: PackPlan, clock: _Clock) -> dict[str, PackedShard]:
     """The shards of an earlier run that are there as their entries say."""
     entries = _read_json(plan.manifest).get("files", {})
     kept = {}
@@ -220,14 +220,14 @@ def _kept(plan: Plan, clock: _Clock) -> dict[str, Shard]:
         file = _place(plan, name)
         if not entry or not file.exists():
             continue
-        shard = Shard(entry["rows"], entry["size"], entry["sha256"], tuple(entry["corrupt"]))
+        shard = PackedShard(entry["rows"], entry["size"], entry["sha256"], tuple(entry["corrupt"]))
         if file.stat().st_size == shard.size and storage.sha256_file(file) == shard.sha256:
             kept[name] = shard
             clock.add(len(rows))
     return kept
 
 
-def _publish(plan: Plan, shards: Mapping[str, Shard]) -> None:
+def _publish(plan: PackPlan, shards: Mapping[str, PackedShard]) -> None:
     """Puts the shards where loaders look for them, then the manifest."""
     for name in shards:
         if (plan.work / name).exists():
@@ -239,13 +239,13 @@ def _publish(plan: Plan, shards: Mapping[str, Shard]) -> None:
     shutil.rmtree(plan.work)
 
 
-def _place(plan: Plan, name: str) -> Path:
+def _place(plan: PackPlan, name: str) -> Path:
     """Where a finished shard lies: one that was made anew counts before one that was published."""
     beside = plan.work / name
     return beside if beside.exists() else plan.folder / name
 
 
-def _entry(plan: Plan, name: str) -> Path:
+def _entry(plan: PackPlan, name: str) -> Path:
     return (plan.work / name).with_suffix(".json")
 
 

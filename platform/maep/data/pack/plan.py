@@ -18,7 +18,7 @@ from maep.data.reading.manifest import manifest_name
 from maep.data.sets.imagenet import synsets
 from maep.errors import ConfigError, DataError, few
 
-Part = Literal["train", "val"]
+OfficialPart = Literal["train", "val"]
 OFFICIAL = {"train": 1_281_167, "val": 50_000}
 """How many images ILSVRC2012 has."""
 SHARD_BYTES = 256 * 2**20
@@ -29,12 +29,12 @@ latency, and so few that the groups a worker holds at a time mix well."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class PackPlan:
     """Which images go into which shard of `folder`."""
 
     archive: Archive
     folder: Path
-    part: Part
+    part: OfficialPart
     num_shards: int
     seed: int
 
@@ -74,7 +74,9 @@ class Plan:
         return self.folder / f".{self.part}-packing"
 
 
-def plan_pack(archive: Archive, root: Path, part: Part, num_shards: int | None = None, seed: int = 0) -> Plan:
+def plan_pack(
+    archive: Archive, root: Path, part: OfficialPart, num_shards: int | None = None, seed: int = 0
+) -> PackPlan:
     """How `archive` is packed into `root`/imagenet; by default into shards of about SHARD_BYTES.
 
     Raises DataError for a class that ImageNet-1k does not have, ConfigError for more shards than images.
@@ -89,4 +91,4 @@ def plan_pack(archive: Archive, root: Path, part: Part, num_shards: int | None =
         num_shards = max(1, round(int(archive.sizes.sum()) / SHARD_BYTES))
     if not 1 <= num_shards <= len(archive):
         raise ConfigError(f"--shards {num_shards}: at least 1 and at most one an image, {len(archive):,}")
-    return Plan(archive, root / "imagenet", part, num_shards, seed)
+    return PackPlan(archive, root / "imagenet", part, num_shards, seed)

@@ -26,9 +26,9 @@ from maep.data import datasets
 from maep.data.config import DataConfig, LoaderConfig
 from maep.data.image_set import ImageSet
 from maep.data.sets import imagenet
-from maep.data.stream.plan import Part, Sampling
-from maep.data.stream.resident import Noise, noise
-from maep.data.stream.streaming import Streamed
+from maep.data.stream.plan import BatchPart, Sampling
+from maep.data.stream.resident import SyntheticImages, noise
+from maep.data.stream.streaming import StreamedImages
 from maep.errors import ConfigError
 
 
@@ -39,14 +39,14 @@ class Loader(Protocol):
     def steps_per_epoch(self) -> int:
         """Whole batches."""
 
-    def parts(self, first_step: int, stop_step: int) -> Generator[Part, None, None]:
+    def parts(self, first_step: int, stop_step: int) -> Generator[BatchPart, None, None]:
         """The parts of steps first_step..stop_step-1; close it to end what works ahead.
 
         Raises DataError where more images are corrupt than may be, UnavailableError where storage gives up.
         """
 
 
-Images = ImageSet | Streamed | Noise
+Images = ImageSet | StreamedImages | SyntheticImages
 """What a run is trained on."""
 
 
@@ -81,10 +81,10 @@ def open_images(loader: LoaderConfig, data: DataConfig) -> Images:
         case "synthetic":
             sides = {"digits": 16, "cifar10": 32, "imagenet": side}
             classes = {"digits": 10, "cifar10": 10, "imagenet": imagenet.NUM_CLASSES}[data.name]
-            return Noise(data.name, (sides[data.name],) * 2, tuple(map(str, range(classes))))
+            return SyntheticImages(data.name, (sides[data.name],) * 2, tuple(map(str, range(classes))))
         case "stream" | "ray":
             shards = imagenet.train_shards(datasets.data_uri(data), data.train_files, data.read_timeout_s)
-            return Streamed(shards, side, data.max_corrupt_share)
+            return StreamedImages(shards, side, data.max_corrupt_share)
         case _:
             return datasets.load(data, "train")
 
@@ -94,9 +94,9 @@ def sample(images: Images, count: int) -> NDArray[np.uint8]:
     match images:
         case ImageSet():
             return images.pixels(np.arange(min(len(images), count)))
-        case Noise():
+        case SyntheticImages():
             return noise(images, count).numpy()
-        case Streamed(shards, side):
+        case StreamedImages(shards, side):
             return imagenet.first_of(shards, "train", count, side)
 
 
@@ -115,6 +115,6 @@ def loader_rate(loader: Loader, share: int, steps: int, first_step: int = 0) -> 
     return steps * share / (time.perf_counter() - began)
 
 
-def _finished(part: Part) -> None:
+def _finished(part: BatchPart) -> None:
     if part.pixels.is_cuda:
         torch.cuda.synchronize(part.pixels.device)

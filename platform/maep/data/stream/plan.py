@@ -43,7 +43,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Part:
+class BatchPart:
     """One worker's part of a step, on the device."""
 
     pixels: Tensor
@@ -60,7 +60,7 @@ class Part:
 
 
 @dataclass(eq=False)
-class Plan:
+class BatchPlan:
     """The steps over groups of `sizes` images (int64 [G], each at least 1)."""
 
     sizes: NDArray[np.int64]

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from maep.data.image_set import ImageSet
 from maep.data.stream.augmentation import crop_and_flip, epoch_order
-from maep.data.stream.plan import Part, Sampling
+from maep.data.stream.plan import BatchPart, Sampling
 from maep.errors import DataError
 
 _CHUNK = 1024
 
 
 @dataclass(frozen=True)
-class Noise:
+class SyntheticImages:
     """Stands for the images of a data set without reading it: `synthetic`."""
 
     name: str
@@ -30,7 +30,7 @@ class Noise:
     fingerprint: str = "synthetic"
 
 
-class Resident:
+class ResidentLoader:
     """The whole set in memory: each epoch in a fresh order, this worker's part every n-th image of a batch."""
 
     def __init__(self, images: ImageSet, sampling: Sampling, device: torch.device, memory_share: float = 0.5) -> None:
@@ -56,7 +56,7 @@ class Resident:
         start = place * sampling.batch_size
         return self._order[1][start : start + sampling.batch_size][sampling.rank :: sampling.size]
 
-    def part(self, step: int) -> Part:
+    def part(self, step: int) -> BatchPart:
         """The part of one step."""
         sampling, positions = self.sampling, self.positions(step)
         epoch = step // self.steps_per_epoch
@@ -68,35 +68,35 @@ class Resident:
             pixels = crop_and_flip(pixels, indices, sampling.seed, epoch, pad)
         labels = torch.from_numpy(self.images.labels[positions]).to(self.device)
         places = torch.arange(sampling.rank, sampling.batch_size, sampling.size, device=self.device)
-        return Part(pixels, labels, indices, places, epoch)
+        return BatchPart(pixels, labels, indices, places, epoch)
 
-    def parts(self, first_step: int, stop_step: int) -> Generator[Part, None, None]:
+    def parts(self, first_step: int, stop_step: int) -> Generator[BatchPart, None, None]:
         """The parts, made when they are asked for."""
         for step in range(first_step, stop_step):
             yield self.part(step)
 
 
-class Synthetic:
+class SyntheticLoader:
     """The same random part for ever."""
 
-    def __init__(self, images: Noise, sampling: Sampling, device: torch.device) -> None:
+    def __init__(self, images: SyntheticImages, sampling: Sampling, device: torch.device) -> None:
         self.sampling = sampling
         places = torch.arange(sampling.rank, sampling.batch_size, sampling.size, device=device)
         labels = places % len(images.classes)
-        self.part = Part(noise(images, sampling.share).to(device), labels, places, places, 0)
+        self.part = BatchPart(noise(images, sampling.share).to(device), labels, places, places, 0)
 
     @property
     def steps_per_epoch(self) -> int:
         """One: it ends when it is asked no more."""
         return 1
 
-    def parts(self, first_step: int, stop_step: int) -> Generator[Part, None, None]:
+    def parts(self, first_step: int, stop_step: int) -> Generator[BatchPart, None, None]:
         """As many as are asked for."""
         for step in range(first_step, stop_step):
             yield replace(self.part, epoch=step)
 
 
-def noise(images: Noise, count: int) -> Tensor:
+def noise(images: SyntheticImages, count: int) -> Tensor:
     """uint8 [count, H, W, 3], always the same."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (count, *images.image_shape, 3), dtype=torch.uint8, generator=generator)

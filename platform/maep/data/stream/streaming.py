@@ -22,7 +22,7 @@ from maep.data.reading.cropping import decode_centre, decode_crop
 from maep.data.reading.decoding import Undecodable
 from maep.data.reading.shards import EncodedGroup, Shards
 from maep.data.stream.augmentation import crop_box
-from maep.data.stream.plan import Part, Plan, Sampling
+from maep.data.stream.plan import BatchPart, BatchPlan, Sampling
 from maep.errors import DataError
 
 Loaded = dict[str, NDArray[Any]]
@@ -33,7 +33,7 @@ _LOOKS = 16
 
 
 @dataclass(frozen=True)
-class Streamed:
+class StreamedImages:
     """Shards, and how their images become pixels."""
 
     shards: Shards
@@ -64,7 +64,9 @@ class Streamed:
         return self.side, self.side
 
 
-def assemble(images: Streamed, plan: Plan, step: int, read: Callable[[int], EncodedGroup] | None = None) -> Loaded:
+def assemble(
+    images: StreamedImages, plan: BatchPlan, step: int, read: Callable[[int], EncodedGroup] | None = None
+) -> Loaded:
     """This worker's part of a step, read, decoded and augmented.
 
     A corrupt image (undecodable, or its label out of range) is replaced by the next sound one after it in the
@@ -82,7 +84,7 @@ def assemble(images: Streamed, plan: Plan, step: int, read: Callable[[int], Enco
 
 
 def _sound(
-    images: Streamed, plan: Plan, epoch: int, group: int, row: int, read: Callable[[int], EncodedGroup]
+    images: StreamedImages, plan: BatchPlan, epoch: int, group: int, row: int, read: Callable[[int], EncodedGroup]
 ) -> tuple[NDArray[np.uint8], int, int, str]:
     """Pixels, label and index of an image, or of the next sound one and then what is wrong with this."""
     wrong = ""
@@ -98,7 +100,9 @@ def _sound(
     raise DataError(f"{wrong}, and so are the {_LOOKS - 1} images after it: pack or fetch them anew")
 
 
-def _pixels(encoded: EncodedGroup, row: int, images: Streamed, sampling: Sampling, epoch: int) -> NDArray[np.uint8]:
+def _pixels(
+    encoded: EncodedGroup, row: int, images: StreamedImages, sampling: Sampling, epoch: int
+) -> NDArray[np.uint8]:
     label, index = int(encoded.labels[row]), int(encoded.indices[row])
     if not 0 <= label < len(images.classes):
         raise Undecodable(f"label {label} is not in 0..{len(images.classes) - 1}")
@@ -108,8 +112,8 @@ def _pixels(encoded: EncodedGroup, row: int, images: Streamed, sampling: Samplin
 
 
 def delivered(
-    loaded: Iterable[Loaded], first_step: int, images: Streamed, plan: Plan, device: torch.device
-) -> Iterator[Part]:
+    loaded: Iterable[Loaded], first_step: int, images: StreamedImages, plan: BatchPlan, device: torch.device
+) -> Iterator[BatchPart]:
     """Parts from `loaded` ones, whose steps begin at `first_step`: on the device, their corrupt images counted.
 
     Raises DataError once more of an epoch's images were corrupt than its share allows.
@@ -128,7 +132,7 @@ def delivered(
                 f" raise data.max_corrupt_share, now {images.max_corrupt_share:g}"
             )
         pixels, labels, indices = (_moved(each[key], device) for key in ("pixels", "labels", "indices"))
-        yield Part(pixels, labels, indices, places, epoch, len(reasons))
+        yield BatchPart(pixels, labels, indices, places, epoch, len(reasons))
 
 
 def _moved(values: NDArray[Any], device: torch.device) -> Tensor:
@@ -142,16 +146,16 @@ def _moved(values: NDArray[Any], device: torch.device) -> Tensor:
 class StreamLoader(ABC):
     """A loader of streamed images by a plan, whoever it is that decodes them."""
 
-    def __init__(self, images: Streamed, sampling: Sampling, device: torch.device) -> None:
+    def __init__(self, images: StreamedImages, sampling: Sampling, device: torch.device) -> None:
         self.images, self.device = images, device
-        self.plan = Plan(images.shards.sizes, sampling)
+        self.plan = BatchPlan(images.shards.sizes, sampling)
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches."""
         return self.plan.steps_per_epoch
 
-    def parts(self, first_step: int, stop_step: int) -> Generator[Part, None, None]:
+    def parts(self, first_step: int, stop_step: int) -> Generator[BatchPart, None, None]:
         """The parts; closing ends what decodes them. Raises UnavailableError where nothing can."""
         with closing(self._loaded(first_step, stop_step)) as loaded:
             yield from delivered(loaded, first_step, self.images, self.plan, self.device)
@@ -161,14 +165,14 @@ class StreamLoader(ABC):
         """The parts of these steps as `assemble` makes them, in order."""
 
 
-class Stream(StreamLoader):
+class ThreadLoader(StreamLoader):
     """Parts decoded by threads, each one part; at most `threads` + `prefetch` of them are in memory.
 
     Closing waits for what the threads are at.
     """
 
     def __init__(
-        self, images: Streamed, sampling: Sampling, device: torch.device, threads: int = 0, prefetch: int = 4
+        self, images: StreamedImages, sampling: Sampling, device: torch.device, threads: int = 0, prefetch: int = 4
     ) -> None:
         super().__init__(images, sampling, device)
         self.threads, self.prefetch = threads or os.cpu_count() or 1, prefetch

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maep.data.stream.plan import Part
+from maep.data.stream.plan import BatchPart
 from maep.train.config import LoopConfig
 from maep.train.hardware import peak_flops, peak_memory_mib
 from maep.train.loop.step import Step
@@ -49,7 +49,7 @@ class Meter:
         self.sums: dict[str, Tensor] = {}
         self.num_replaced = 0
 
-    def add(self, losses: Losses, part: Part) -> None:
+    def add(self, losses: Losses, part: BatchPart) -> None:
         """Counts one step in, by its images, and those of them that stood for corrupt ones."""
         self.num_replaced += part.num_replaced
         share = len(part.labels) / self.loop.batch_size

@@ -20,9 +20,9 @@ from maep.artifact import Artifact
 from maep.data.config import LoaderConfig
 from maep.data.image_set import ImageSet, to_float
 from maep.data.stream.loaders import Images, Loader
-from maep.data.stream.plan import Part, Sampling
-from maep.data.stream.resident import Noise, Resident, Synthetic
-from maep.data.stream.streaming import Stream
+from maep.data.stream.plan import BatchPart, Sampling
+from maep.data.stream.resident import ResidentLoader, SyntheticImages, SyntheticLoader
+from maep.data.stream.streaming import ThreadLoader
 from maep.errors import ConfigError, Stopped
 from maep.train.checkpoint.async_checkpoint import CheckpointWriter
 from maep.train.checkpoint.history import History, members
@@ -184,7 +184,7 @@ class _Run:
                         raise Stopped(self.step * loop.batch_size)
                 self.watch.start()
 
-    def _take_step(self, part: Part) -> Losses:
+    def _take_step(self, part: BatchPart) -> Losses:
         loop = self.task.loop
         batch = batch_of(part, self.step, loop)
         self.watch.lap("data")
@@ -249,22 +249,22 @@ def open_loader(images: Images, loader: LoaderConfig, sampling: Sampling, device
     Raises ConfigError where there are fewer images than in a batch, DataError where they do not fit in memory.
     """
     match images:
-        case Noise():
-            return Synthetic(images, sampling, device)
+        case SyntheticImages():
+            return SyntheticLoader(images, sampling, device)
         case ImageSet():
-            made: Loader = Resident(images, sampling, device, loader.memory_share)
+            made: Loader = ResidentLoader(images, sampling, device, loader.memory_share)
         case _ if loader.kind == "ray":
             from maep.train.ray.loader import RayLoader
 
             made = RayLoader(images, sampling, device, loader)
         case _:
-            made = Stream(images, sampling, device, loader.threads, loader.prefetch)
+            made = ThreadLoader(images, sampling, device, loader.threads, loader.prefetch)
     if not made.steps_per_epoch:
         raise ConfigError(f"loop.batch_size: {sampling.batch_size} is more than the {len(images)} images there are")
     return made
 
 
-def batch_of(part: Part, step: int, loop: LoopConfig) -> Batch:
+def batch_of(part: BatchPart, step: int, loop: LoopConfig) -> Batch:
     """What the objective is given of a step."""
     return Batch(
         images=to_float(part.pixels, torch.channels_last),

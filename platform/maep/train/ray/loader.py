@@ -15,8 +15,8 @@ import torch
 from maep.data.config import LoaderConfig
 from maep.data.reading.shards import EncodedGroup
 from maep.data.stream.loaders import part_bytes
-from maep.data.stream.plan import Plan, Sampling
-from maep.data.stream.streaming import Loaded, Streamed, StreamLoader, assemble
+from maep.data.stream.plan import BatchPlan, Sampling
+from maep.data.stream.streaming import Loaded, StreamedImages, StreamLoader, assemble
 from maep.errors import DataError, UnavailableError
 
 SEGMENT = 500
@@ -32,7 +32,7 @@ def store_bytes(loader: LoaderConfig, sampling: Sampling, image_shape: tuple[int
 class RayLoader(StreamLoader):
     """Parts decoded by Ray tasks; made inside a Ray Train worker, for its rank."""
 
-    def __init__(self, images: Streamed, sampling: Sampling, device: torch.device, loader: LoaderConfig) -> None:
+    def __init__(self, images: StreamedImages, sampling: Sampling, device: torch.device, loader: LoaderConfig) -> None:
         super().__init__(images, sampling, device)
         self.loader = loader
 
@@ -84,13 +84,13 @@ def _task(source: Any) -> Callable[[Loaded], Loaded]:
 
 
 @functools.lru_cache(maxsize=2)
-def _opened(source: Any) -> tuple[Streamed, Plan, Callable[[int], EncodedGroup]]:
+def _opened(source: Any) -> tuple[StreamedImages, BatchPlan, Callable[[int], EncodedGroup]]:
     """Images and plan, once a process, and the groups that it read last: the next step may need them too."""
     import ray
 
     images, sampling = ray.get(source)
     read = functools.lru_cache(maxsize=_GROUPS_KEPT)(images.shards.read)
-    return images, Plan(images.shards.sizes, sampling), read
+    return images, BatchPlan(images.shards.sizes, sampling), read
 
 
 def _free_cpus(num_workers: int, wanted: float) -> float:
