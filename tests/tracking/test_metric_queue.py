@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from maep.tracking.metric_queue import Outbox, Point, Refused, thin
+from maep.tracking.metric_queue import MetricPoint, MetricQueue, Refused, thin
 
 
 class Server:
@@ -15,10 +15,10 @@ class Server:
     def __init__(self) -> None:
         self.away = threading.Event()
         self.tried = threading.Event()
-        self.points: set[Point] = set()
+        self.points: set[MetricPoint] = set()
         self.sizes: list[int] = []
 
-    def send(self, points: Sequence[Point]) -> None:
+    def send(self, points: Sequence[MetricPoint]) -> None:
         self.tried.set()
         if self.away.is_set():
             raise OSError("connection refused")
@@ -28,7 +28,7 @@ class Server:
 
 def test_batches_hold_at_most_a_thousand_and_everything_arrives() -> None:
     server = Server()
-    outbox = Outbox(server.send, "here", interval=60)
+    outbox = MetricQueue(server.send, "here", interval=60)
     for step in range(1234):
         outbox.add({"loss": step, "lr": 0.1}, step)
     assert outbox.close(10) == 0
@@ -39,7 +39,7 @@ def test_batches_hold_at_most_a_thousand_and_everything_arrives() -> None:
 def test_an_outage_loses_nothing_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     server = Server()
     server.away.set()
-    outbox = Outbox(server.send, "here", interval=0.01, longest_wait=0.05)
+    outbox = MetricQueue(server.send, "here", interval=0.01, longest_wait=0.05)
     with caplog.at_level(logging.WARNING, "maep.tracking"):
         for step in range(3):
             server.tried.clear()
@@ -50,15 +50,14 @@ def test_an_outage_loses_nothing_and_is_told_once(caplog: pytest.LogCaptureFixtu
         server.away.clear()
         assert outbox.close(10) == 0
     assert sorted(point.step for point in server.points) == [0, 1, 2]
-    assert [record.message for record in caplog.records if "is away" in record.message] == [
-        "MLflow at here is away, metrics are kept until it answers: connection refused"
-    ]
+    outages = [record for record in caplog.records if "connection refused" in record.getMessage()]
+    assert len(outages) == 1
 
 
 def test_a_long_outage_is_thinned_to_the_capacity() -> None:
     server = Server()
     server.away.set()
-    outbox = Outbox(server.send, "here", interval=0.01, capacity=100, longest_wait=0.05)
+    outbox = MetricQueue(server.send, "here", interval=0.01, capacity=100, longest_wait=0.05)
     for step in range(5000):
         outbox.add({"loss": step}, step)
     server.away.clear()
@@ -70,31 +69,31 @@ def test_a_long_outage_is_thinned_to_the_capacity() -> None:
 
 
 def test_what_the_server_refuses_does_not_block_what_follows(caplog: pytest.LogCaptureFixture) -> None:
-    taken: list[Point] = []
+    taken: list[MetricPoint] = []
 
-    def send(points: Sequence[Point]) -> None:
+    def send(points: Sequence[MetricPoint]) -> None:
         if any(point.key == "bad" for point in points):
             raise Refused("bad name")
         taken.extend(points)
 
-    outbox = Outbox(send, "here", interval=60, batch_size=1)
+    outbox = MetricQueue(send, "here", interval=60, batch_size=1)
     outbox.add({"bad": 1.0}, 1)
     outbox.add({"good": 1.0}, 1)
     assert outbox.close(10) == 0
     assert [point.key for point in taken] == ["good"]
-    assert "refused 1 metric" in caplog.text
+    assert [record.args and record.args[0] for record in caplog.records] == [1]
 
 
 def test_a_server_that_never_comes_back_ends_in_a_count() -> None:
     server = Server()
     server.away.set()
-    outbox = Outbox(server.send, "here", interval=0.01, longest_wait=0.05)
+    outbox = MetricQueue(server.send, "here", interval=0.01, longest_wait=0.05)
     outbox.add({"loss": 1.0, "lr": 1.0}, 1)
     assert outbox.close(0.2) == 2
 
 
 def test_thinning_keeps_whole_moments_and_the_newest() -> None:
-    points = [Point(key, 0.0, 1, step) for step in range(5) for key in ("loss", "lr")]
+    points = [MetricPoint(key, 0.0, 1, step) for step in range(5) for key in ("loss", "lr")]
     assert [(point.step, point.key) for point in thin(points)] == [
         (step, key) for step in (0, 2, 4) for key in ("loss", "lr")
     ]

@@ -266,13 +266,13 @@ def test_a_server_that_refuses_is_one_line(status: int, cure: str) -> None:
 
 def test_a_store_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UnavailableError, match=r"cannot make the tracking store .*--tracking.enabled false"):
+    with pytest.raises(UnavailableError, match=r"--tracking\.enabled false"):
         open_run(TrackingConfig(uri=f"sqlite:///{tmp_path}/file/mlflow.db"), "a", "k", {})
 
 
 def test_a_file_that_is_no_store_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("not a database, but long enough to be taken for one" * 40)
-    with pytest.raises(UnavailableError, match=r"MLflow at sqlite:.* failed: .*not a database"):
+    with pytest.raises(UnavailableError, match=r"sqlite:.*not a database"):
         open_run(TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db"), "a", "k", {})
 
 
@@ -296,7 +296,7 @@ def test_a_wrong_configuration_names_key_and_cure(values: dict[str, Any], messag
 def test_a_deleted_experiment_is_a_configuration_error(tracking: TrackingConfig) -> None:
     client = mlflow_client.connect(tracking)
     client.delete_experiment(client.create_experiment("gone"))
-    with pytest.raises(ConfigError, match="'gone' was deleted"):
+    with pytest.raises(ConfigError, match="gone"):
         open_run(TrackingConfig(experiment="gone"), "a", "k", {})
 
 

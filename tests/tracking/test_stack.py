@@ -55,8 +55,8 @@ def test_a_server_that_dies_mid_run_and_comes_back_has_every_metric(
         for step in range(4000, 5000):
             run.log_metrics({"loss": float(step), "lr": 0.1}, step)
     told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    away = f"MLflow at {server.uri} is away, metrics are kept until it answers: Connection refused"
-    assert [line for line in told if "Connection refused" in line and "checkpoint" not in line] == [away]
+    (away,) = [line for line in told if "Connection refused" in line and "checkpoint" not in line]
+    assert server.uri in away
     client = mlflow_client.connect(tracking)
     for key in ("loss", "lr"):
         assert [point.step for point in client.get_metric_history(run.run_id, key)] == list(range(5000))
@@ -85,7 +85,7 @@ def test_a_training_through_whose_middle_mlflow_is_down_has_every_metric_and_one
     heard = Outage()
     output = tmp_path / "out"
     result = train(settings, output, lambda: [*make_callbacks("pretrain", settings, tracking, output), heard])
-    assert any("is away" in record.getMessage() for record in caplog.records)
+    assert any(server.uri in record.getMessage() for record in caplog.records)
     client = mlflow_client.connect(tracking)
     (found,) = client.search_runs([mlflow_client.experiment(client, tracking).experiment_id])
     assert found.info.status == "FINISHED"

@@ -36,10 +36,11 @@ def to_plain(value: Any) -> Any:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, by dotted key: {"loop": {"lr": 1}} -> {"loop.lr": 1}."""
+    """Nested mappings as one, by dotted key: {"loop": {"lr": 1}} -> {"loop.lr": 1}; an empty one is a value."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        nested = isinstance(value, Mapping) and value
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return flat
 
 

@@ -1,6 +1,6 @@
-"""Connecting to MLflow: the default SQLite store made once, and a server that is away named in one line, quickly.
+"""Connect to MLflow: create the default SQLite store once; name a server that does not answer in one line, quickly.
 
-MLflow is imported inside functions: it takes seconds, and a training without tracking needs none of it.
+MLflow is imported inside functions: the import takes seconds, and a training without tracking does not need it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SQLITE = "sqlite:///"
 _HTTP = ("http://", "https://")
 _DATABASES = ("postgresql", "mysql", "mssql")
 _PROBE_SECONDS = 4.0
-# The outbox has its own retries and buffer, so MLflow's (7 with back-off, minutes each) would only hide an outage.
+# The metric queue buffers and retries itself; MLflow's 7 retries of minutes each would only hide an outage.
 _DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
 _ALWAYS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -59,8 +59,17 @@ class TrackingConfig:
         False, "Also log processor, memory, disk, network and GPU use of the machine that records a run.", decides=False
     )
 
+    @property
+    def store(self) -> str:
+        """The tracking URI: the default filled in, independent of the working directory."""
+        if self.uri is None:
+            return f"{_SQLITE}{(DEFAULT_FOLDER / 'mlflow.db').absolute()}"
+        if self.uri.startswith(_SQLITE):
+            return f"{_SQLITE}{Path(self.uri.removeprefix(_SQLITE)).absolute()}"
+        return self.uri
+
     def __post_init__(self) -> None:
-        """Refuses what MLflow could not use. Raises ValueError."""
+        """Raises ValueError for what MLflow cannot use."""
         uri = self.uri
         if uri is not None and not uri.startswith((_SQLITE, *_HTTP, *_DATABASES)):
             raise ValueError(
@@ -75,24 +84,19 @@ class TrackingConfig:
 
 
 def absolute(config: TrackingConfig) -> TrackingConfig:
-    """`config` with its URIs made independent of the working directory, to hand to workers."""
-    uri, artifacts = config.uri, config.artifact_uri
-    if uri is None:
-        uri = f"{_SQLITE}{(DEFAULT_FOLDER / 'mlflow.db').absolute()}"
-    elif uri.startswith(_SQLITE):
-        uri = f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}"
+    """`config` with URIs that do not depend on the working directory, to pass to workers."""
+    artifacts = config.artifact_uri
     if artifacts is not None and "://" not in artifacts:
         artifacts = str(Path(artifacts).absolute())
-    return replace(config, uri=uri, artifact_uri=artifacts)
+    return replace(config, uri=config.store, artifact_uri=artifacts)
 
 
 def connect(config: TrackingConfig) -> Any:
-    """An `MlflowClient` on a store that answers, made first if it is a SQLite file that does not exist.
+    """An `MlflowClient` of a store that answers; a SQLite file is created if it does not exist.
 
-    Raises UnavailableError within about ten seconds where there is none.
+    Raises UnavailableError within about ten seconds where the store does not answer.
     """
-    uri = absolute(config).uri
-    assert uri is not None
+    uri = config.store
     if uri.startswith(_SQLITE):
         make_store(Path(uri.removeprefix(_SQLITE)))
     elif uri.startswith(_HTTP):
@@ -102,11 +106,10 @@ def connect(config: TrackingConfig) -> Any:
 
 
 def experiment(client: Any, config: TrackingConfig) -> Any:
-    """The MLflow experiment of `config`, made if absent."""
+    """The MLflow experiment of `config`, created if absent."""
     config = absolute(config)
-    assert config.uri is not None
     name = config.experiment
-    with translated(config.uri):
+    with translated(config.store):
         found = client.get_experiment_by_name(name)
         if found is None:
             found = _create_experiment(client, name, _location(config))
@@ -116,9 +119,9 @@ def experiment(client: Any, config: TrackingConfig) -> Any:
 
 
 def make_store(database: Path) -> None:
-    """Makes the SQLite store `database` unless it is there: complete or not at all, by one process only.
+    """Creates the SQLite store `database` if it does not exist: atomically, and by one process only.
 
-    Takes 7 to 14 s the first time. Raises UnavailableError where the folder cannot be written.
+    Takes 7 to 14 s. Raises UnavailableError where the folder cannot be written.
     """
     if database.exists():
         return
@@ -126,7 +129,7 @@ def make_store(database: Path) -> None:
         database.parent.mkdir(parents=True, exist_ok=True)
         with open(database.with_name(f".{database.name}.lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if database.exists():  # another process made it while this one waited
+            if database.exists():  # created by another process meanwhile
                 return
             beside = database.with_name(f".{database.name}.new")
             beside.unlink(missing_ok=True)
@@ -134,14 +137,14 @@ def make_store(database: Path) -> None:
             os.replace(beside, database)
     except OSError as error:
         raise UnavailableError(
-            f"cannot make the tracking store {database}: {error.strerror or error}: "
+            f"cannot create the tracking store {database}: {error.strerror or error}: "
             "choose another --tracking.uri, or --tracking.enabled false"
         ) from None
 
 
 @contextmanager
 def translated(uri: str) -> Iterator[None]:
-    """Turns what MLflow or its database raises inside into one line that names `uri`, without its secrets."""
+    """Turns exceptions of MLflow and its database into an UnavailableError that names `uri`, without its secrets."""
     mlflow_error = _exceptions()
     try:
         yield
@@ -150,28 +153,28 @@ def translated(uri: str) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Why `error` happened, short and without secrets: what the operating system said, else its own words."""
+    """Why `error` happened, short and without secrets: the operating system's message, else its own."""
     cause: BaseException | None = error
-    said = None
+    message = None
     while cause is not None:
-        said = (isinstance(cause, OSError) and cause.strerror) or said
+        message = (isinstance(cause, OSError) and cause.strerror) or message
         cause = cause.__cause__ or cause.__context__
-    return hide_secrets(said or " ".join(str(error).split())[:300])
+    return hide_secrets(message or " ".join(str(error).split())[:300])
 
 
 def hide_secrets(text: str) -> str:
-    """`text` with the `user:password@` of every URI in it taken out, and the value of a `password=` or `token=`."""
+    """`text` without the `user:password@` of its URIs and the values of `password=`, `token=` and the like."""
     without = re.sub(r"(?<=://)[^/\s]+@", "", text)
     return re.sub(r"(?i)\b(password|pwd|token|secret)=[^&;\s]+", r"\1=...", without)
 
 
 def clean_name(name: str) -> str:
-    """`name` in the alphabet and length MLflow takes for metrics and parameters."""
+    """`name` in the alphabet and length that MLflow allows for metrics and parameters."""
     return re.sub(r"[^A-Za-z0-9_. :/-]", "_", name)[:250]
 
 
 def prepare_environment() -> None:
-    """Sets what MLflow reads from the environment; before its first import in this process."""
+    """Sets MLflow's environment variables; call before its first import in this process."""
     os.environ.update(_ALWAYS)
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -189,7 +192,7 @@ def _client(uri: str) -> Any:
     prepare_environment()
     from mlflow import MlflowClient
 
-    logging.getLogger("urllib3.connectionpool").addFilter(_not_a_retry)  # the outbox tells of an outage, once
+    logging.getLogger("urllib3.connectionpool").addFilter(_not_a_retry)  # the metric queue reports an outage, once
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -217,12 +220,12 @@ def _complaint(uri: str, error: Exception) -> str:
 
 
 def _probe(uri: str) -> None:
-    """Asks the server for any answer at all, because MLflow's own retries would hang for minutes."""
+    """Raises UnavailableError unless the server answers; MLflow's own retries would hang for minutes."""
     import httpx
 
     address = hide_secrets(uri)
     try:
-        # No secret is sent, and a private certificate authority is MLflow's to check, so nothing is verified here.
+        # No secret is sent, and MLflow itself verifies certificates, so this need not.
         httpx.get(f"{address.rstrip('/')}/health", timeout=_PROBE_SECONDS, verify=False, follow_redirects=False)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = str(error) or type(error).__name__
@@ -232,12 +235,11 @@ def _probe(uri: str) -> None:
 
 
 def _location(config: TrackingConfig) -> str | None:
-    """Where a new experiment keeps its artifacts; None lets the server decide."""
+    """The artifact location of a new experiment; None lets the server decide."""
     if config.artifact_uri is not None:
         return storage.join(config.artifact_uri, config.experiment)
-    assert config.uri is not None
-    if config.uri.startswith(_SQLITE):
-        return str(Path(config.uri.removeprefix(_SQLITE)).parent / "artifacts" / config.experiment)
+    if config.store.startswith(_SQLITE):
+        return str(Path(config.store.removeprefix(_SQLITE)).parent / "artifacts" / config.experiment)
     return None
 
 
@@ -247,13 +249,13 @@ def _create_experiment(client: Any, name: str, location: str | None) -> Any:
     try:
         return client.get_experiment(client.create_experiment(name, artifact_location=location))
     except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process made it at the same moment
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # by another process at the same time
             raise
         return client.get_experiment_by_name(name)
 
 
 def _migrate(uri: str) -> None:
-    """Builds MLflow's tables in a new SQLite file, quietly."""
+    """Creates MLflow's tables in a new SQLite file, without log output."""
     prepare_environment()
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 

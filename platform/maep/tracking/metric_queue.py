@@ -1,4 +1,4 @@
-"""Metrics on their way to MLflow: buffered, sent in batches from a daemon thread, kept while the server is away."""
+"""A queue of metrics for MLflow: sent in batches by a daemon thread, kept while the server does not answer."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import NamedTuple
 _log = logging.getLogger("maep.tracking")
 
 
-class Point(NamedTuple):
-    """One value of one metric. `timestamp` in ms since the epoch is fixed when it is logged, so that a batch sent
-    twice (the answer to the first was lost) is the same batch to MLflow, which keeps one of them.
+class MetricPoint(NamedTuple):
+    """One value of one metric.
+
+    `timestamp` in ms since the epoch is set when it is logged, so that MLflow keeps one copy of a batch sent twice (the
+    first response was lost).
     """
 
     key: str
@@ -23,18 +25,18 @@ class Point(NamedTuple):
 
 
 class Refused(Exception):
-    """The server answers and will never take this batch: sending it again is of no use."""
+    """The server rejects this batch, and would reject it again."""
 
 
-class Outbox:
-    """A bounded queue of points before `send(points)`, which raises whatever it likes while the server is away.
+class MetricQueue:
+    """A bounded queue in front of `send(points)`, which may raise any exception while the server does not answer.
 
-    Over `capacity` every second logged moment is dropped, so that a long outage costs resolution and not memory.
+    Above `capacity` every second logged step is dropped, so that a long outage costs resolution and not memory.
     """
 
     def __init__(
         self,
-        send: Callable[[Sequence[Point]], None],
+        send: Callable[[Sequence[MetricPoint]], None],
         where: str,
         interval: float = 3.0,
         capacity: int = 200_000,
@@ -45,7 +47,7 @@ class Outbox:
         self._where = where
         self._interval, self._capacity, self._batch_size = interval, capacity, batch_size
         self._longest_wait = longest_wait
-        self._points: list[Point] = []
+        self._points: list[MetricPoint] = []
         self._changed = threading.Condition()
         self._hurry = False
         self._closed = False
@@ -54,10 +56,10 @@ class Outbox:
         self._thread.start()
 
     def add(self, values: Mapping[str, float], step: int) -> None:
-        """Queues `values`; returns at once, whatever state the server is in."""
+        """Queues `values`; returns at once."""
         now = int(time.time() * 1000)
         with self._changed:
-            self._points += [Point(key, float(value), now, step) for key, value in values.items()]
+            self._points += [MetricPoint(key, float(value), now, step) for key, value in values.items()]
             if len(self._points) > self._capacity:
                 self._points = thin(self._points)
             if len(self._points) >= self._batch_size:
@@ -69,7 +71,7 @@ class Outbox:
         return self._away
 
     def flush(self, timeout: float) -> bool:
-        """Waits up to `timeout` seconds until everything queued is sent; False if something is left."""
+        """Waits up to `timeout` seconds until the queue is empty; returns whether it is."""
         with self._changed:
             self._hurry = True
             self._changed.notify_all()
@@ -78,12 +80,12 @@ class Outbox:
         return empty
 
     def close(self, timeout: float) -> int:
-        """Flushes, stops the thread, and returns how many points could not be sent within `timeout` seconds."""
+        """Flushes for up to `timeout` seconds, stops the thread, and returns how many points were not sent."""
         self.flush(timeout)
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join(timeout=1.0)  # a thread inside a hanging request is left to end with the process
+        self._thread.join(timeout=1.0)  # a thread in a hanging request ends with the process
         return len(self._points)
 
     def _work(self) -> None:
@@ -99,8 +101,8 @@ class Outbox:
             try:
                 self._send(batch)
             except Refused as error:
-                _log.warning("MLflow refused %d metric values: %s", len(batch), error)
-            except Exception as error:  # whatever the outage is, the training goes on
+                _log.warning("MLflow rejected %d metric values: %s", len(batch), error)
+            except Exception as error:  # training continues through any outage
                 failures += 1
                 self._warn_once(error)
                 continue
@@ -108,7 +110,7 @@ class Outbox:
             self._sent(batch)
 
     def _pause(self, failures: int) -> None:
-        """Sleeps until there is a batch worth sending; after a failure, longer each time."""
+        """Sleeps until a batch is full or due; after a failure, longer each time."""
         if failures:
             self._changed.wait_for(lambda: self._closed or self._hurry, min(self._longest_wait, 0.5 * 2**failures))
             if self._hurry:
@@ -120,26 +122,26 @@ class Outbox:
                 self._interval,
             )
 
-    def _sent(self, batch: Sequence[Point]) -> None:
+    def _sent(self, batch: Sequence[MetricPoint]) -> None:
         done = set(batch)
         with self._changed:
-            # Thinning may have happened meanwhile, so the batch is not simply the head any more.
+            # Thinning may have changed the queue meanwhile, so the batch need not be its head.
             head, tail = self._points[: len(batch)], self._points[len(batch) :]
             self._points = [point for point in head if point not in done] + tail
             left = len(self._points)
             self._changed.notify_all()
         if self._away:
             self._away = False
-            _log.warning("MLflow at %s answers again; %d buffered values left to send", self._where, left)
+            _log.warning("MLflow at %s answers again; sending %d buffered values", self._where, left)
 
     def _warn_once(self, error: Exception) -> None:
         if not self._away:
             self._away = True
-            _log.warning("MLflow at %s is away, metrics are kept until it answers: %s", self._where, error)
+            _log.warning("MLflow at %s does not answer, buffering metrics: %s", self._where, error)
 
 
-def thin(points: Sequence[Point]) -> list[Point]:
-    """Every second moment (timestamp and step) of `points`, the newest always kept."""
+def thin(points: Sequence[MetricPoint]) -> list[MetricPoint]:
+    """Every second (timestamp, step) of `points`, including the newest."""
     moments = sorted({(point.step, point.timestamp) for point in points}, reverse=True)
     kept = set(moments[::2])
     return [point for point in points if (point.step, point.timestamp) in kept]

@@ -1,4 +1,4 @@
-"""The run that writes to MLflow behind the training loop's back, and the one that writes nowhere."""
+"""`Run`, which records nothing, and `MlflowRun`, which records to MLflow without ever blocking the training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from maep.tracking import artifact_store
 from maep.tracking import client as mlflow_client
 from maep.tracking.checkpoints import Checkpoint, checkpoints, to_tags
 from maep.tracking.client import TrackingConfig, hide_secrets
-from maep.tracking.metric_queue import Outbox, Point, Refused
+from maep.tracking.metric_queue import MetricPoint, MetricQueue, Refused
 from maep.tracking.system import PREFIX, SystemMetrics, monitors
 
 if TYPE_CHECKING:
@@ -27,79 +27,26 @@ _FINISH_SECONDS = 60.0
 _log = logging.getLogger("maep.tracking")
 
 
-class MlflowRun:
-    """A `maep.tracking.runs.Run` on an MLflow `run` entity; `config` is absolute."""
+class Run:
+    """The run of a training, search or evaluation. This class records nothing: it serves `tracking.enabled: false`."""
 
-    def __init__(self, client: Any, config: TrackingConfig, run: Any) -> None:
-        assert config.uri is not None
-        self._client, self._uri = client, config.uri
-        self._run_id: str = run.info.run_id
-        self._files: str = run.info.artifact_uri
-        root = config.artifact_uri
-        # An experiment made earlier keeps its own location, so the one that was asked for is taken from the config.
-        self._root = storage.join(root, config.experiment, self._run_id, "artifacts") if root else self._files
-        self._recorded = {metric.key: int(metric.step) for metric in run.data.to_proto().metrics}
-        self._checkpoints = {c.manifest_sha256: c for c in checkpoints(run.data.tags)}
-        self._later: list[tuple[str, Callable[[], None]]] = []
-        self._complained: set[str] = set()
-        self._turn = threading.RLock()  # checkpoints come from a thread of their own, pictures and the end from others
-        self._finished = False
-        self._outbox = Outbox(self._send, hide_secrets(self._uri))
-        self._system: SystemMetrics | None = None
-        if config.system_metrics:
-            measured = [step for key, step in self._recorded.items() if key.startswith(PREFIX)]
-            watched = monitors(self._run_id, config.uri)
-            self._system = SystemMetrics(watched, self._outbox.add, max(measured, default=-1) + 1)
-
-    @property
-    def run_id(self) -> str | None:
-        """MLflow's id of the run."""
-        return self._run_id
+    run_id: str | None = None
+    """MLflow's id; None where tracking is off."""
 
     def log_metrics(self, values: Mapping[str, float], samples_seen: int) -> None:
-        """Queues what the run does not have yet."""
-        # A restart repeats the steps after its checkpoint: what the run has of them stays.
-        named = {mlflow_client.clean_name(key): value for key, value in values.items()}
-        new = {key: value for key, value in named.items() if samples_seen > self._recorded.get(key, -1)}
-        if new:
-            self._outbox.add(new, samples_seen)
+        """Queues metrics at `samples_seen` (MLflow's step) and returns at once."""
 
     def log_picture(self, path: str | Path, name: str) -> None:
-        """Uploads to `pictures/`, now or later."""
-        path = Path(path)
-        target = name if name.endswith(path.suffix) else f"{name}{path.suffix}"
-        self._upload(path, f"pictures/{target}")
+        """Uploads a picture file as `pictures/<name>`, with the file's suffix."""
 
     def log_file(self, path: str | Path, folder: str = "files") -> None:
-        """Uploads to `folder`, now or later."""
-        self._upload(Path(path), f"{folder.strip('/')}/{Path(path).name}")
+        """Uploads a file into `folder` of the run."""
 
     def log_checkpoint(self, artifact: Artifact, samples_seen: int) -> None:
-        """Uploads and records, now or later; before it, the metrics that led to it are sent."""
-        # A killed process resumes after this checkpoint and logs nothing before it again.
-        if not self._outbox.away:
-            self._outbox.flush(timeout=5.0)
-        self._try(f"checkpoint {artifact.folder}", lambda: self._put_checkpoint(artifact, samples_seen))
+        """Uploads an artifact, manifest last, and records its URI, sha256, samples seen and training data as tags."""
 
     def finish(self, status: Status = "FINISHED") -> None:
-        """Sends what is left within a minute, and ends the run."""
-        if self._finished:
-            return
-        self._finished = True
-        if self._system is not None:
-            self._system.close()
-        if self._outbox.away:
-            _log.warning("waiting up to %.0f s for MLflow to take the last metrics", _FINISH_SECONDS)
-        deadline = time.monotonic() + _FINISH_SECONDS
-        left = self._outbox.close(_FINISH_SECONDS)
-        if left:
-            _log.warning("MLflow at %s is away: %d metric values are lost", hide_secrets(self._uri), left)
-        self._until(deadline, self._drain)
-        for what, _ in self._later:
-            _log.warning("%s was not recorded", what)
-        self._later.clear()
-        end = f"the end of run {self._run_id}"
-        self._until(deadline, lambda: self._attempt(end, lambda: self._client.set_terminated(self._run_id, status)))
+        """Sends what is queued, for up to a minute, and ends the run. A second call does nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -112,17 +59,87 @@ class MlflowRun:
         else:
             self.finish("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
 
-    def _send(self, points: Sequence[Point]) -> None:
+
+class MlflowRun(Run):
+    """A run in MLflow. Metrics are queued; uploads that fail are retried with the next one and at the end.
+
+    `run` is MLflow's entity; `config` does not depend on the working directory.
+    """
+
+    def __init__(self, client: Any, config: TrackingConfig, run: Any) -> None:
+        self._client, self._uri = client, config.store
+        self.run_id: str = run.info.run_id
+        self._files: str = run.info.artifact_uri
+        root = config.artifact_uri
+        # An existing experiment keeps its own artifact location, so the configured one is taken from `config`.
+        self._root = storage.join(root, config.experiment, self.run_id, "artifacts") if root else self._files
+        self._recorded = {metric.key: int(metric.step) for metric in run.data.to_proto().metrics}
+        self._checkpoints = {c.manifest_sha256: c for c in checkpoints(run.data.tags)}
+        self._later: list[tuple[str, Callable[[], None]]] = []
+        self._warned: set[str] = set()
+        self._turn = threading.RLock()  # checkpoints, pictures and the end come from different threads
+        self._finished = False
+        self._queue = MetricQueue(self._send, hide_secrets(self._uri))
+        self._system: SystemMetrics | None = None
+        if config.system_metrics:
+            measured = [step for key, step in self._recorded.items() if key.startswith(PREFIX)]
+            watched = monitors(self.run_id, self._uri)
+            self._system = SystemMetrics(watched, self._queue.add, max(measured, default=-1) + 1)
+
+    def log_metrics(self, values: Mapping[str, float], samples_seen: int) -> None:
+        """Queues the metrics that the run does not have yet: a resumed training repeats steps."""
+        named = {mlflow_client.clean_name(key): value for key, value in values.items()}
+        new = {key: value for key, value in named.items() if samples_seen > self._recorded.get(key, -1)}
+        if new:
+            self._queue.add(new, samples_seen)
+
+    def log_picture(self, path: str | Path, name: str) -> None:
+        """Uploads to `pictures/`, now or later."""
+        path = Path(path)
+        target = name if name.endswith(path.suffix) else f"{name}{path.suffix}"
+        self._upload(path, f"pictures/{target}")
+
+    def log_file(self, path: str | Path, folder: str = "files") -> None:
+        """Uploads to `folder`, now or later."""
+        self._upload(Path(path), f"{folder.strip('/')}/{Path(path).name}")
+
+    def log_checkpoint(self, artifact: Artifact, samples_seen: int) -> None:
+        """Sends the metrics before the checkpoint, then uploads and records it, now or later."""
+        # A killed process resumes after this checkpoint and does not log the metrics before it again.
+        if not self._queue.away:
+            self._queue.flush(timeout=5.0)
+        self._try(f"checkpoint {artifact.folder}", lambda: self._put_checkpoint(artifact, samples_seen))
+
+    def finish(self, status: Status = "FINISHED") -> None:
+        """Sends what is left within a minute, and ends the run."""
+        if self._finished:
+            return
+        self._finished = True
+        if self._system is not None:
+            self._system.close()
+        if self._queue.away:
+            _log.warning("waiting up to %.0f s for MLflow to take the last metrics", _FINISH_SECONDS)
+        deadline = time.monotonic() + _FINISH_SECONDS
+        lost = self._queue.close(_FINISH_SECONDS)
+        if lost:
+            _log.warning("MLflow at %s does not answer: %d metric values are lost", hide_secrets(self._uri), lost)
+        self._until(deadline, self._drain)
+        for what, _ in self._later:
+            _log.warning("%s was not recorded", what)
+        self._later.clear()
+        end = f"the end of run {self.run_id}"
+        self._until(deadline, lambda: self._attempt(end, lambda: self._client.set_terminated(self.run_id, status)))
+
+    def _send(self, points: Sequence[MetricPoint]) -> None:
         from mlflow.entities import Metric
         from mlflow.exceptions import MlflowException
 
         metrics = [Metric(point.key, point.value, point.timestamp, point.step) for point in points]
         try:
-            self._client.log_batch(self._run_id, metrics=metrics)
+            self._client.log_batch(self.run_id, metrics=metrics)
         except MlflowException as error:
-            if error.error_code == "INVALID_PARAMETER_VALUE":
-                raise Refused(mlflow_client.reason(error)) from None
-            raise UnavailableError(mlflow_client.reason(error)) from None
+            kind = Refused if error.error_code == "INVALID_PARAMETER_VALUE" else UnavailableError
+            raise kind(mlflow_client.reason(error)) from None
 
     def _upload(self, path: Path, name: str) -> None:
         assert path.is_file(), path
@@ -134,14 +151,14 @@ class MlflowRun:
         if known is None or known.samples_seen != samples_seen:
             uri = storage.join(self._root, "checkpoints", str(samples_seen))
             if any(other.uri == uri for other in self._checkpoints.values()):
-                uri = f"{uri}-{artifact.sha256[:8]}"  # what is recorded is never overwritten
+                uri = f"{uri}-{artifact.sha256[:8]}"  # a recorded checkpoint is never overwritten
             artifact_store.put(artifact, uri, self._uri)
             known = Checkpoint(uri, artifact.sha256, samples_seen)
-        self._client.log_batch(self._run_id, tags=mlflow_client.tags(to_tags(known) | _data_tags(artifact.config)))
+        self._client.log_batch(self.run_id, tags=mlflow_client.tags(to_tags(known) | _data_tags(artifact.config)))
         self._checkpoints[artifact.sha256] = known
 
     def _try(self, what: str, action: Callable[[], None]) -> None:
-        """Runs what failed earlier, then `action`; from the first that fails on, all wait for the next call."""
+        """Runs earlier failed actions, then `action`; the first that fails keeps the rest waiting for the next call."""
         with self._turn:
             self._later.append((what, action))
             self._drain()
@@ -155,16 +172,16 @@ class MlflowRun:
             return True
 
     def _attempt(self, what: str, action: Callable[[], None]) -> bool:
-        """Whether `action` is done with, be it that no later try could help."""
+        """Whether `action` succeeded, or can never succeed."""
         try:
             with mlflow_client.translated(self._uri):
                 action()
-        except (ArtifactError, FileNotFoundError) as error:  # it was deleted meanwhile
-            _log.warning("%s cannot be recorded: %s", what, error)
+        except (ArtifactError, FileNotFoundError) as error:  # deleted meanwhile
+            _log.warning("cannot record %s: %s", what, error)
         except (UnavailableError, OSError) as error:
-            if what not in self._complained:
-                self._complained.add(what)
-                _log.warning("%s is to be recorded later: %s", what, error)
+            if what not in self._warned:
+                self._warned.add(what)
+                _log.warning("cannot record %s yet, will retry: %s", what, error)
             return False
         return True
 
@@ -175,35 +192,6 @@ class MlflowRun:
 
 
 def _data_tags(values: Mapping[str, Any]) -> dict[str, str]:
-    """Name and fingerprint of what an artifact of these `values` was trained on, where it says so."""
+    """Name and fingerprint of the training data, as an artifact's configuration states them."""
     data = values.get("data")
     return {f"maep.data.{key}": str(value) for key, value in data.items()} if isinstance(data, Mapping) else {}
-
-
-class NoRun:
-    """A `maep.tracking.runs.Run` for `tracking.enabled: false`."""
-
-    run_id: str | None = None
-
-    def log_metrics(self, values: Mapping[str, float], samples_seen: int) -> None:
-        """Nothing."""
-
-    def log_picture(self, path: str | Path, name: str) -> None:
-        """Nothing."""
-
-    def log_file(self, path: str | Path, folder: str = "files") -> None:
-        """Nothing."""
-
-    def log_checkpoint(self, artifact: Artifact, samples_seen: int) -> None:
-        """Nothing."""
-
-    def finish(self, status: Status = "FINISHED") -> None:
-        """Nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass

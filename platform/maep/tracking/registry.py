@@ -1,6 +1,6 @@
-"""A registered model (`tracking.model`): one version for each artifact, found by number or by alias.
+"""The registered model `tracking.model`: one version for each artifact, found by number or by alias.
 
-A model holds the purifiers of one data set, so that `champion` is always the best of what can be compared.
+A model holds the purifiers of one data set, so that its `champion` is the best of comparable purifiers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ALIASES = ("candidate", "champion")
 
 @dataclass(frozen=True)
 class Version:
-    """A registered purifier: where its files lie, the sha256 they must have, and the run that made it."""
+    """A registered purifier: the URI of its files, the sha256 of its manifest, and the run that made it."""
 
     version: int
     uri: str
@@ -39,67 +39,66 @@ def register(
     run_id: str | None = None,
     evaluation: Mapping[str, Any] | None = None,
 ) -> int:
-    """Makes `artifact` a version of `config.model` and returns its number.
+    """Registers `artifact` as a version of `config.model` and returns its number.
 
-    The artifact is first copied below the artifact root, so that the version outlives the folder it came from. An
+    The artifact is copied below the artifact root first, so that the version does not depend on the original folder. An
     artifact that is registered already keeps its number; `evaluation` (figures, may nest) is added to its tags.
     Raises UnavailableError if the store does not answer.
     """
-    config, client = _open(config)
-    assert config.uri is not None
+    client = _open(config)
     figures = {f"evaluation.{key}": value for key, value in flatten(evaluation or {}).items()}
     tags = {"sha256": artifact.sha256, "kind": artifact.kind, **({"run_id": run_id} if run_id else {}), **figures}
     known = next((found for found in versions(config) if found.sha256 == artifact.sha256), None)
     if known is not None:
-        with mlflow_client.translated(config.uri):
+        with mlflow_client.translated(config.store):
             for key, value in tags.items():
                 client.set_model_version_tag(config.model, str(known.version), key, value)
         return known.version
     uri, run_id = _home(config, client, artifact, run_id)
-    artifact_store.put(artifact, uri, config.uri)
-    with mlflow_client.translated(config.uri):
+    artifact_store.put(artifact, uri, config.store)
+    with mlflow_client.translated(config.store):
         _make_model(client, config.model)
         made = client.create_model_version(config.model, source=uri, run_id=run_id, tags=tags, await_creation_for=0)
     return int(made.version)
 
 
 def set_alias(config: TrackingConfig, alias: str, version: int) -> None:
-    """Moves `alias` to `version`, and notes on that version, as tag `<alias>.previous`, which one had it before."""
-    config, client = _open(config)
-    assert config.uri is not None
+    """Moves `alias` to `version`, whose tag `<alias>.previous` then names the version before."""
+    client = _open(config)
     by_version(config, version)
     before = by_alias(config, alias)
-    with mlflow_client.translated(config.uri):
+    with mlflow_client.translated(config.store):
         if before is not None and before.version != version:
             client.set_model_version_tag(config.model, str(version), f"{alias}.previous", str(before.version))
         client.set_registered_model_alias(config.model, alias, str(version))
 
 
 def roll_back(config: TrackingConfig, alias: str, version: int | None = None) -> tuple[int, int]:
-    """Moves `alias` back, to `version` or to the one that had it before; gives the version left and the one reached.
+    """Moves `alias` back to `version`, by default the previous one; returns the version left and the one reached.
 
-    The version left keeps, as tag `<alias>.rolled_back_to`, where it went. What had the alias before the one reached
-    stays noted there, so that rolling back again goes further back. Raises ArtifactError where there is none to go to.
+    The tag `<alias>.rolled_back_to` of the version left names the one reached, which keeps its own `<alias>.previous`:
+    rolling back again goes further back. Raises ArtifactError where there is no previous version.
     """
-    config, client = _open(config)
-    assert config.uri is not None
+    client = _open(config)
     holder = by_alias(config, alias)
     if holder is None:
         raise ArtifactError(f"models:/{config.model}@{alias} does not exist: promote a purifier first")
     if version is None:
         before = holder.tags.get(f"{alias}.previous")
         if before is None:
-            raise ArtifactError(f"version {holder.version} is the first {alias} of {config.model}: say which, --to N")
+            raise ArtifactError(
+                f"version {holder.version} is the first {alias} of {config.model}: name a version, --to N"
+            )
         version = int(before)
     by_version(config, version)
-    with mlflow_client.translated(config.uri):
+    with mlflow_client.translated(config.store):
         client.set_registered_model_alias(config.model, alias, str(version))
         client.set_model_version_tag(config.model, str(holder.version), f"{alias}.rolled_back_to", str(version))
     return holder.version, version
 
 
 def by_alias(config: TrackingConfig, alias: str) -> Version | None:
-    """The version that `alias` (candidate, champion) points at, or None."""
+    """The version of `alias` (candidate, champion), or None."""
     number = aliases(config).get(alias)
     return None if number is None else by_version(config, number)
 
@@ -116,28 +115,25 @@ def by_version(config: TrackingConfig, version: int) -> Version:
 
 def names(config: TrackingConfig) -> list[str]:
     """All registered models, sorted."""
-    config, client = _open(config)
-    assert config.uri is not None
-    with mlflow_client.translated(config.uri):
+    client = _open(config)
+    with mlflow_client.translated(config.store):
         return sorted(model.name for model in client.search_registered_models())
 
 
 def aliases(config: TrackingConfig) -> dict[str, int]:
     """Version number by alias; empty before the first registration."""
-    config, client = _open(config)
-    assert config.uri is not None
-    with mlflow_client.translated(config.uri):
+    client = _open(config)
+    with mlflow_client.translated(config.store):
         models = client.search_registered_models(filter_string=f"name = '{config.model}'")
         return {alias: int(number) for model in models for alias, number in model.aliases.items()}
 
 
 def versions(config: TrackingConfig) -> list[Version]:
     """All versions, by number."""
-    config, client = _open(config)
-    assert config.uri is not None
+    client = _open(config)
     found: list[Version] = []
     token = None
-    with mlflow_client.translated(config.uri):
+    with mlflow_client.translated(config.store):
         while True:
             page = client.search_model_versions(f"name = '{config.model}'", page_token=token)
             found += [_version(entity) for entity in page]
@@ -146,11 +142,10 @@ def versions(config: TrackingConfig) -> list[Version]:
                 return sorted(found, key=lambda entry: entry.version)
 
 
-def _open(config: TrackingConfig) -> tuple[TrackingConfig, Any]:
+def _open(config: TrackingConfig) -> Any:
     if not config.enabled:
         raise ConfigError("tracking.enabled: the registry needs tracking: leave it true")
-    config = absolute(config)
-    return config, mlflow_client.connect(config)
+    return mlflow_client.connect(config)
 
 
 def _version(entity: Any) -> Version:
@@ -169,26 +164,25 @@ def _make_model(client: Any, name: str) -> None:
 
 
 def _home(config: TrackingConfig, client: Any, artifact: Artifact, run_id: str | None) -> tuple[str, str | None]:
-    """The folder a version of `artifact` gets, and the run it belongs to.
+    """The folder for a version of `artifact`, and the run it belongs to.
 
-    A server takes a source that is on its own disk, or behind its proxy, only below the files of a run.
+    A server accepts a source on its own disk or behind its proxy only below the files of a run.
     """
-    assert config.uri is not None
-    experiment = mlflow_client.experiment(client, config)
+    config, experiment = absolute(config), mlflow_client.experiment(client, config)
     if config.artifact_uri is not None:
         root = storage.join(config.artifact_uri, config.experiment)
     else:
         root = experiment.artifact_location
-    on_server = config.uri.startswith(("http://", "https://"))
+    on_server = config.store.startswith(("http://", "https://"))
     if not on_server or storage.is_remote(root):
         return storage.join(root, "registry", artifact.sha256), run_id
-    with mlflow_client.translated(config.uri):
+    with mlflow_client.translated(config.store):
         run = client.get_run(run_id) if run_id else _make_run(client, experiment, artifact)
     return storage.join(run.info.artifact_uri, "registry", artifact.sha256), run.info.run_id
 
 
 def _make_run(client: Any, experiment: Any, artifact: Artifact) -> Any:
-    """A run for an artifact that came from elsewhere."""
+    """A run for an artifact that no run made."""
     key = f"register-{artifact.sha256}"
     run = client.create_run(experiment.experiment_id, tags={KEY: key}, run_name=f"register {artifact.sha256[:8]}")
     client.set_terminated(run.info.run_id)

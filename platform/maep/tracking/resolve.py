@@ -17,7 +17,7 @@ from maep.errors import ArtifactError, UnavailableError, nearest
 from maep.tracking import artifact_store, registry
 from maep.tracking import client as mlflow_client
 from maep.tracking.checkpoints import checkpoints, newest_checkpoint
-from maep.tracking.client import TrackingConfig, absolute, hide_secrets
+from maep.tracking.client import TrackingConfig, hide_secrets
 from maep.tracking.purifier_ref import FORMS, PurifierRef
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def resolve(purifier: str | PurifierRef, tracking: TrackingConfig | None = None)
     Raises ConfigError for a malformed URI, ArtifactError for an artifact that is absent, damaged or not the recorded
     one, and UnavailableError for a service that does not answer.
     """
-    config = absolute(tracking or TrackingConfig())
+    config = tracking or TrackingConfig()
     ref = PurifierRef.parse(purifier) if isinstance(purifier, str) else purifier
     if ref.scheme == "folder":
         if not Path(ref.name).exists():
@@ -106,9 +106,8 @@ def _model(ref: PurifierRef, config: TrackingConfig) -> Artifact:
 
 def _run(ref: PurifierRef, config: TrackingConfig) -> Artifact:
     _need_store(config, ref)
-    assert config.uri is not None
     client = mlflow_client.connect(config)
-    with mlflow_client.translated(config.uri):
+    with mlflow_client.translated(config.store):
         from mlflow.exceptions import MlflowException
 
         try:
@@ -116,7 +115,7 @@ def _run(ref: PurifierRef, config: TrackingConfig) -> Artifact:
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
-            raise ArtifactError(f"{ref}: {hide_secrets(config.uri)} has no run {ref.name!r}") from None
+            raise ArtifactError(f"{ref}: {hide_secrets(config.store)} has no run {ref.name!r}") from None
     if not ref.path:
         newest = newest_checkpoint(run.data.tags)
         if newest is None:
@@ -130,16 +129,13 @@ def _run(ref: PurifierRef, config: TrackingConfig) -> Artifact:
 
 def _need_store(config: TrackingConfig, ref: PurifierRef) -> None:
     """Raises UnavailableError where there is no store: a lookup must not create an empty one."""
-    assert config.uri is not None
-    database = Path(config.uri.removeprefix("sqlite:///"))
-    if config.uri.startswith("sqlite:///") and not database.exists():
+    database = Path(config.store.removeprefix("sqlite:///"))
+    if config.store.startswith("sqlite:///") and not database.exists():
         raise UnavailableError(f"{ref}: there is no tracking store at {database}: give --tracking.uri")
 
 
 def _fetch(place: str, sha256: str | None, ref: PurifierRef, config: TrackingConfig) -> Artifact:
     """The artifact at `place`, which must have `sha256` (recorded with it) and the sha256 that `ref` is pinned to."""
-    assert config.uri is not None
-    tracking_uri = config.uri
     if ref.sha256 not in (None, sha256) and sha256 is not None:
         raise ArtifactError(f"{ref}: its sha256 was {str(ref.sha256)[:12]}, now it is {sha256[:12]}: it was replaced")
     sha256 = sha256 or ref.sha256
@@ -147,7 +143,7 @@ def _fetch(place: str, sha256: str | None, ref: PurifierRef, config: TrackingCon
         return _read(Path(artifact_store.direct(place) or place), sha256, ref)
     if sha256 is None and storage.is_remote(place):  # reading the manifest may spare the download
         sha256 = storage.sha256(_manifest(place))
-    return _cached(sha256, ref, lambda beside: artifact_store.get(place, beside, tracking_uri))
+    return _cached(sha256, ref, lambda beside: artifact_store.get(place, beside, config.store))
 
 
 def _manifest(place: str) -> bytes:
