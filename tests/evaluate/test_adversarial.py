@@ -12,9 +12,10 @@ from maep.attacks.config import AttackConfig
 from maep.data import lists
 from maep.data.config import DataConfig
 from maep.data.datasets import load
-from maep.data.image_set import ImageSet
+from maep.data.image_set import ImageSet, to_float, to_uint8
 from maep.errors import DataError
 from maep.evaluate import attacked_sets
+from maep.evaluate.measure import round_to_budget
 from maep.models.classifiers.load import Classifier
 
 FGSM = AttackConfig("fgsm", 8 / 255, 1)
@@ -47,10 +48,11 @@ def test_rounding_keeps_the_budget(eps: float) -> None:
     generator = torch.Generator().manual_seed(0)
     original = torch.randint(0, 256, (4, 3, 8, 8), generator=generator).float() / 255
     attacked = (original + eps * (2 * torch.rand(original.shape, generator=generator) - 1)).clamp(0, 1)
-    pixels = attacked_sets.as_tensor(attacked_sets.round_to_budget(attacked, original, eps).numpy())
-    assert (pixels - original).abs().max() <= eps + 1e-6
-    on_grid = attacked_sets.round_to_budget((original + 8 / 255).clamp(0, 1), original, 8 / 255)
-    assert torch.allclose(attacked_sets.as_tensor(on_grid.numpy()), (original + 8 / 255).clamp(0, 1), atol=1e-6)
+    rounded = round_to_budget(attacked, original, eps)
+    assert (rounded - original).abs().max() <= eps + 1e-6
+    assert torch.equal(rounded, to_float(to_uint8(rounded)))
+    on_grid = round_to_budget((original + 8 / 255).clamp(0, 1), original, 8 / 255)
+    assert torch.allclose(on_grid, (original + 8 / 255).clamp(0, 1), atol=1e-6)
 
 
 def test_made_once_and_read_back(

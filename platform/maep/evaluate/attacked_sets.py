@@ -24,14 +24,16 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import nn
 
 from maep import storage
 from maep.attacks.config import AttackConfig
-from maep.data.image_set import ImageSet, to_float
+from maep.data import lists
+from maep.data.image_set import ImageSet, to_uint8
 from maep.data.lists import ImageList
 from maep.errors import DataError
-from maep.evaluate.measure import Batch, attack_images
+from maep.evaluate.measure import Batch, attack_images, round_to_budget
+from maep.models.classifiers.load import Classifier
 
 SCHEMA = 2
 SHARD = 100
@@ -115,7 +117,7 @@ class AttackedSet:
         meter = Meter()
         with meter.on(model):
             attacked = attack_images(model, batch, self.config, self.seed)
-        pixels = round_to_budget(attacked, images, self.config.eps)
+        pixels = to_uint8(round_to_budget(attacked, images, self.config.eps))
         cost = json.dumps(asdict(meter)).encode()
         return {self.folder / _cost_name(shard): cost, self.shard_path(shard): save({"images": pixels})}
 
@@ -172,21 +174,10 @@ class AttackedSet:
         return self.read()
 
 
-def round_to_budget(attacked: Tensor, images: Tensor, eps: float) -> Tensor:
-    """uint8 [B, H, W, 3]: float [B, 3, H, W] `attacked` in 8 bits, no level further than `eps` from `images`.
-
-    `images` lie on the 8-bit grid; where eps does not, the last part of a level is given up.
-    """
-    levels = int(eps * 255 + 1e-4)
-    original = images.mul(255).round()
-    change = (attacked.mul(255).round() - original).clamp(-levels, levels)
-    rounded = (original + change).clamp(0, 255).to(torch.uint8)
-    return rounded.permute(0, 2, 3, 1).contiguous()
-
-
-def as_tensor(pixels: NDArray[np.uint8]) -> Tensor:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [0, 1]."""
-    return to_float(torch.tensor(pixels))  # a copy: a worker may only read what it shares with others
+def dev_images(classifier: Classifier, images: ImageSet, config: AttackConfig, seed: int) -> NDArray[np.uint8]:
+    """uint8 [N, H, W, 3]: `images` of split `dev`, attacked on the bare classifier; made once and kept."""
+    chosen = lists.make(f"{images.name}-dev[:{len(images)}]", images.name, "dev", tuple(images.indices.tolist()))
+    return AttackedSet(classifier.sha256, None, images, chosen, config, seed, cache_folder()).made(classifier)
 
 
 def _shard_name(shard: int) -> str:

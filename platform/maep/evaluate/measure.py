@@ -1,21 +1,27 @@
-"""Measure a defended model on one batch of images, clean or under attack.
+"""Measure a defended model on images, clean or under attack.
 
-Every figure of an evaluation goes through `measure`.
+Every accuracy under attack comes from `measure`: those of an evaluation, of the validation beside training, and of a
+search's trials. So they share what decides a robust accuracy: EOT, the stopping rule, rounding to 8 bits, and the
+majority over draws.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from maep import seeding, storage
 from maep.attacks.config import AttackConfig
 from maep.attacks.losses import logits_of
 from maep.attacks.run import attack
+from maep.data.image_set import ImageSet, to_float
 from maep.evaluate.config import Threat
 from maep.evaluate.results import rows
 
@@ -87,12 +93,14 @@ class Outcome:
     inherited: Tensor
     num_draws: int
 
+    COLUMNS: ClassVar = ("prediction", "loss", "num_right", "change", "inherited")
+
     def updated(self, chosen: Tensor, new: Outcome) -> Outcome:
         """This outcome with the images in bool `chosen` [B] taken from `new`; the others count as inherited."""
-        columns = {name: getattr(self, name).clone() for name in ("prediction", "loss", "num_right", "change")}
+        columns = {name: getattr(self, name).clone() for name in self.COLUMNS}
         for name, values in columns.items():
             values[chosen] = getattr(new, name)
-        return Outcome(**columns, inherited=~chosen, num_draws=self.num_draws)
+        return Outcome(**{**columns, "inherited": ~chosen}, num_draws=self.num_draws)
 
 
 def measure(
@@ -123,17 +131,49 @@ def measure(
         torch.manual_seed(draw_seed)
         if attacked is None or isinstance(attacked, Tensor):
             return _predict(defended, batch, batch.images if attacked is None else attacked, "Linf", draw_seed)
-        stop = threat in CASCADES and not defended.randomised
-        size = None if defended.randomised else batch_size
         if previous is None:
-            images = attack_images(defended.target, batch, attacked, seed, stop, size)
-            return _predict(defended, batch, images, attacked.norm, draw_seed)
+            return _attack(defended, batch, attacked, threat, seed, draw_seed, batch_size)
         right = previous.prediction == batch.labels
         if not right.any():
             return dataclasses.replace(previous, inherited=~right)
-        left = batch.where(right)
-        images = attack_images(defended.target, left, attacked, seed, stop, size)
-        return previous.updated(right, _predict(defended, left, images, attacked.norm, draw_seed))
+        found = _attack(defended, batch.where(right), attacked, threat, seed, draw_seed, batch_size)
+        return previous.updated(right, found)
+
+
+def measure_set(
+    defended: DefendedModel,
+    images: ImageSet,
+    attacked: NDArray[np.uint8] | AttackConfig | None = None,
+    threat: Threat = "adaptive",
+    *,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> Outcome:
+    """`measure` on a whole image set, `batch_size` images at a time; `attacked` may be uint8 [N, H, W, 3]."""
+    parts = []
+    for start in range(0, len(images), batch_size):
+        where = np.arange(start, min(start + batch_size, len(images)))
+        batch = Batch(*images.batch(where), torch.from_numpy(images.indices[where]))
+        part = to_float(torch.from_numpy(attacked[where])) if isinstance(attacked, np.ndarray) else attacked
+        draw_seed = int(seeding.mix(seed, start))
+        parts.append(measure(defended, batch, part, threat, seed=seed, draw_seed=draw_seed))
+    columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in Outcome.COLUMNS}
+    return Outcome(**columns, num_draws=parts[0].num_draws)
+
+
+def _attack(
+    defended: DefendedModel,
+    batch: Batch,
+    config: AttackConfig,
+    threat: Threat,
+    seed: int,
+    draw_seed: int,
+    batch_size: int | None,
+) -> Outcome:
+    stop = threat in CASCADES and not defended.randomised
+    size = None if defended.randomised else batch_size
+    attacked = attack_images(defended.target, batch, config, seed, stop, size)
+    return _predict(defended, batch, as_sent(attacked, batch.images, config), config.norm, draw_seed)
 
 
 def attack_images(
@@ -147,6 +187,34 @@ def attack_images(
     """The batch attacked on `target`, float [B, 3, H, W] in [0, 1]; see `maep.attacks.run.attack`."""
     keys = attack_keys(config, seed, batch.indices)
     return attack(target, batch.images, batch.labels, config, keys, stop_when_broken, batch_size)
+
+
+def as_sent(attacked: Tensor, images: Tensor, config: AttackConfig) -> Tensor:
+    """The attacked images as a client would send them: in 8 bits, still within the budget.
+
+    Linf budgets are rounded by `round_to_budget`. `spatial` and `patch` limit no pixel's value, so their images go to
+    the nearest level. Two kinds of image stay as they are: those of another norm (L2, L1), whose budget rounding to
+    the nearest level may exceed, while rounding towards the clean image would cut half a level off each value; and
+    those of an Linf budget below one level, of which rounding would leave nothing.
+    """
+    if config.norm == "Linf" and _levels(config.eps):
+        return round_to_budget(attacked, images, config.eps)
+    return attacked.mul(255).round().div(255) if config.norm in ("spatial", "patch") else attacked
+
+
+def round_to_budget(attacked: Tensor, images: Tensor, eps: float) -> Tensor:
+    """`attacked` on the 8-bit grid, no value further than `eps` (Linf) from `images`, which are on it.
+
+    Both and the result are float [B, 3, H, W] in [0, 1]. Of an `eps` between two levels the lower one counts.
+    """
+    levels = _levels(eps)
+    original = images.mul(255).round()
+    change = (attacked.mul(255).round() - original).clamp(-levels, levels)
+    return (original + change).clamp(0, 255).div(255)
+
+
+def _levels(eps: float) -> int:
+    return int(eps * 255 + 1e-4)
 
 
 def attack_keys(config: AttackConfig, seed: int, indices: Tensor) -> Tensor:

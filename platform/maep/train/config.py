@@ -40,6 +40,12 @@ class ValidationConfig:
     adaptive: bool = config.key(
         True, "Attack through the purifier, anew for each checkpoint; takes nearly all of the time.", decides=False
     )
+    eot: int = config.key(
+        10, "Forward passes averaged in one gradient of the attack on a randomised purifier.", decides=False
+    )
+    draws: int = config.key(
+        10, "Forward passes whose majority is the prediction of a randomised purifier.", decides=False
+    )
     num_cpus: float = config.key(
         0.0, "Ray's logical CPUs of the task; it has a low priority, so 0 takes no worker's place.", decides=False
     )
@@ -49,8 +55,9 @@ class ValidationConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError for values out of range."""
-        if self.num_images < 1 or self.steps < 1:
-            raise ValueError(f"num_images: {self.num_images} and steps: {self.steps} must be at least 1")
+        for key in ("num_images", "steps", "eot", "draws"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}: {getattr(self, key)} must be at least 1")
         if self.eps is not None and not 0 <= self.eps <= 1:
             raise ValueError(f"eps: {self.eps} must be in [0, 1]; 8/255 may be written so")
         if self.num_cpus < 0 or self.deadline_s < 0:

@@ -19,17 +19,16 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 
 from maep import artifact, config, seeding
 from maep.artifact import Artifact
 from maep.attacks.config import AttackConfig
-from maep.attacks.run import attack
-from maep.data import lists
 from maep.data.datasets import data_root, load
-from maep.data.image_set import ImageSet
-from maep.evaluate.attacked_sets import AttackedSet, as_tensor, cache_folder, round_to_budget
-from maep.evaluate.measure import attack_keys
+from maep.data.image_set import ImageSet, to_float
+from maep.evaluate.attacked_sets import dev_images
+from maep.evaluate.measure import DefendedModel, measure_set
 from maep.models.build import build_model, load_weights
 from maep.models.classifiers.load import load_classifier
 from maep.models.mae import MaskedAutoencoder
@@ -85,40 +84,31 @@ def _masked_error(model: MaskedAutoencoder, images: ImageSet, settings: Pretrain
 def _purified(purifier: nn.Module, images: ImageSet, settings: FinetuneConfig) -> dict[str, float]:
     validation, seed = settings.validation, settings.loop.seed
     classifier = load_classifier(settings.classifiers[0], data_root(settings.data))
-    defended = defend(classifier, purifier)
     pgd = AttackConfig("pgd", settings.attacks.eps if validation.eps is None else validation.eps, validation.steps)
-    name = f"{images.name}-dev[:{len(images)}]"
-    chosen = lists.make(name, images.name, "dev", tuple(images.indices.tolist()))
-    kept = AttackedSet(classifier.sha256, None, images, chosen, pgd, seed, cache_folder())
-    clean, labels = images.batch(range(len(images)))
-    attacked = as_tensor(kept.made(classifier))
-    purified = _each(purifier, attacked)
-    found = {
-        "dev_clean": _accuracy(_each(defended, clean), labels),
-        "dev_oblivious": _accuracy(_each(classifier, purified), labels),
-        "dev_reconstruction": float((purified - clean).square().mean()),
-    }
-    if validation.adaptive:
-        keys = attack_keys(pgd, seed, torch.from_numpy(images.indices))
-        stop = not purifier.randomised  # one draw of masks does not break a randomised one
-        through = attack(defended, clean, labels, pgd, keys, stop, _BATCH)
-        rounded = as_tensor(round_to_budget(through, clean, pgd.eps).numpy())
-        found["dev_robust"] = _accuracy(_each(defended, rounded), labels)
+    attacked = dev_images(classifier, images, pgd, seed)
+    randomised = bool(purifier.randomised)
+    defended = DefendedModel(defend(classifier, purifier), randomised, validation.eot, validation.draws)
+    found = {"dev_reconstruction": _purified_error(purifier, images, attacked)}
+    of = {"dev_clean": None, "dev_oblivious": attacked} | ({"dev_robust": pgd} if validation.adaptive else {})
+    for name, how in of.items():
+        outcome = measure_set(defended, images, how, seed=seed)
+        found[name] = float((outcome.prediction.numpy() == images.labels).mean())
     return found
+
+
+@torch.no_grad()
+def _purified_error(purifier: nn.Module, images: ImageSet, attacked: NDArray[np.uint8]) -> float:
+    total = 0.0
+    for where in _batches(len(images)):
+        clean, _ = images.batch(where)
+        purified = purifier(to_float(torch.from_numpy(attacked[where])))
+        total += float((purified - clean).square().mean(dim=(1, 2, 3)).sum())
+    return total / len(images)
 
 
 def _batches(count: int) -> Iterator[np.ndarray]:
     for start in range(0, count, _BATCH):
         yield np.arange(start, min(start + _BATCH, count))
-
-
-@torch.no_grad()
-def _each(model: nn.Module, images: Tensor) -> Tensor:
-    return torch.cat([model(part) for part in torch.split(images, _BATCH)])
-
-
-def _accuracy(logits: Tensor, labels: Tensor) -> float:
-    return float((logits.argmax(dim=1) == labels).double().mean())
 
 
 class Validation:

@@ -85,6 +85,9 @@ class MeasureConfig:
     eot: int = config.key(
         10, "Forward passes averaged in one gradient of the adaptive attack on a randomised purifier.", decides=True
     )
+    draws: int = config.key(
+        10, "Forward passes whose majority is the prediction of a randomised purifier.", decides=True
+    )
     adaptive_images: int | None = config.key(
         None, "Number of images, from the first, for the adaptive attack; null: all.", decides=True
     )
@@ -94,7 +97,7 @@ class MeasureConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError for values out of range."""
-        for key in ("num_images", "steps", "adaptive_steps", "eot", "latency_passes"):
+        for key in ("num_images", "steps", "adaptive_steps", "eot", "draws", "latency_passes"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}: {getattr(self, key)} must be at least 1")
         for key in ("eps", "adaptive_eps"):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from maep import storage
 from maep.attacks.config import AttackConfig
+from maep.data.image_set import to_float
 from maep.errors import ConfigError
 from maep.evaluate import attacked_sets
 from maep.evaluate.config import Threat
@@ -206,7 +207,7 @@ def _attack(bench: Bench, task: Attack, inputs: Given) -> bytes:
     defended = DefendedModel(model, traits.randomised, column.eot, draws)
     attacked: Tensor | AttackConfig | None = step.config if step else None
     if inputs.attacked is not None:
-        attacked = fast(attacked_sets.as_tensor(inputs.attacked))
+        attacked = fast(to_float(torch.tensor(inputs.attacked)))  # a copy: a worker may only read what it shares
     meter = attacked_sets.Meter()
     with meter.on(model):
         outcome = measure(
@@ -230,8 +231,7 @@ def _previous(inputs: Given, count: int) -> Outcome | None:
 
 def _outcome(table: pa.Table) -> Outcome:
     """The outcome that these rows keep."""
-    names = ("prediction", "loss", "num_right", "change", "inherited")
-    columns = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in names}
+    columns = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in Outcome.COLUMNS}
     return Outcome(**columns, num_draws=table["num_draws"][0].as_py())
 
 

@@ -12,8 +12,7 @@ from torch import nn
 
 from maep.attacks.config import AttackConfig
 from maep.data.image_set import ImageSet, to_float, to_uint8
-from maep.evaluate import attacked_sets
-from maep.evaluate.measure import Batch, attack_images
+from maep.evaluate.measure import Batch, attack_images, round_to_budget
 
 GAIN = 8
 _HEADS = ("clean", "attacked", "purified", f"attack x{GAIN}", f"what is left x{GAIN}")
@@ -69,7 +68,7 @@ def attacked(model: nn.Module, images: ImageSet, config: AttackConfig, seed: int
     """uint8 [N, H, W, 3]: `images` attacked on `model` (images to logits) as an evaluation of that seed does it."""
     clean, labels = images.batch(range(len(images)))
     found = attack_images(model, Batch(clean, labels, torch.from_numpy(images.indices)), config, seed)
-    return attacked_sets.round_to_budget(found, clean, config.eps).numpy()
+    return to_uint8(round_to_budget(found, clean, config.eps)).numpy()
 
 
 def difference(images: NDArray[np.uint8], originals: NDArray[np.uint8]) -> NDArray[np.uint8]:

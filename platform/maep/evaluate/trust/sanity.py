@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from maep import seeding
 from maep.attacks.config import AttackConfig
-from maep.evaluate import attacked_sets
 from maep.evaluate.config import Threat, eps_label
+from maep.evaluate.measure import round_to_budget
 from maep.evaluate.protocol.context import check_images, looks_like_probabilities
 from maep.evaluate.trust.findings import TOLERANCE, Check, Flag, by_chance, failures, risen
 from maep.evaluate.trust.indicators import indicate, nothing_to_attack
@@ -206,7 +206,7 @@ def _draws_nothing(calls: Sequence[Tensor]) -> Check:
 
 
 def _budget(attacked: Tensor, images: Tensor, eps: float) -> Check:
-    pixels = attacked_sets.as_tensor(attacked_sets.round_to_budget(attacked, images, eps).numpy())
+    pixels = round_to_budget(attacked, images, eps)
     furthest = max(float((attacked - images).abs().max()), float((pixels - images).abs().max()))
     lowest, highest = float(attacked.min()), float(attacked.max())
     passed = furthest <= eps + 1e-6 and lowest >= 0 and highest <= 1

@@ -8,19 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from maep import artifact
 from maep.attacks.config import AttackConfig
-from maep.attacks.run import attack
-from maep.data import lists
 from maep.data.datasets import data_root, load
 from maep.data.image_set import ImageSet
-from maep.evaluate.attacked_sets import AttackedSet, as_tensor, cache_folder, round_to_budget
-from maep.evaluate.measure import Expectation, attack_keys
+from maep.evaluate.attacked_sets import dev_images
+from maep.evaluate.measure import DefendedModel, measure_set
 from maep.models.build import build_model, load_weights
-from maep.models.classifiers.load import Classifier, load_classifier
+from maep.models.classifiers.load import load_classifier
 from maep.models.purifier import defend
 from maep.train.config import FinetuneConfig
 from maep.tune.config import MeasureConfig
@@ -36,10 +36,10 @@ class Measured:
     objectives: dict[str, float] = field(default_factory=dict)
     counts: dict[str, tuple[int, int]] = field(default_factory=dict)
 
-    def add(self, name: Objective, right: Tensor) -> None:
-        """An accuracy, from bool [B]."""
+    def add(self, name: Objective, right: NDArray[np.bool_]) -> None:
+        """Adds an accuracy; `right`, bool [B], is whether each image is right."""
         self.counts[name] = int(right.sum()), len(right)
-        self.objectives[name] = float(right.double().mean())
+        self.objectives[name] = float(right.mean())
 
 
 def measure(
@@ -64,61 +64,35 @@ def measure(
     whole = load(common.data, "dev")
     images = whole.select(range(min(len(whole), how.num_images)))
     eps = common.attacks.eps if how.eps is None else how.eps
+    model = defend(classifier, purifier)
+    defended = DefendedModel(model, bool(purifier.randomised), how.eot, how.draws)
     found = Measured()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # for the masks of a randomised purifier
-        clean, labels = images.batch(range(len(images)))
-        found.add("clean_accuracy", _right(defend(classifier, purifier), clean, labels))
-        if "oblivious_accuracy" in wanted:
-            attacks = [AttackConfig(name, eps, how.steps) for name in how.oblivious]
-            found.add("oblivious_accuracy", _oblivious(purifier, classifier, images, attacks, seed))
-        if "adaptive_accuracy" in wanted:
-            adaptive = AttackConfig(
-                how.adaptive, eps if how.adaptive_eps is None else how.adaptive_eps, how.adaptive_steps
+    found.add("clean_accuracy", _right(defended, images, None, seed))
+    if "oblivious_accuracy" in wanted:
+        right = np.ones(len(images), dtype=bool)
+        for name in how.oblivious:
+            right &= _right(
+                defended, images, dev_images(classifier, images, AttackConfig(name, eps, how.steps), seed), seed
             )
-            few = images.select(range(min(len(images), how.adaptive_images or len(images))))
-            found.add("adaptive_accuracy", _adaptive(purifier, classifier, few, adaptive, how.eot, seed))
-        if "latency_ms" in wanted:
-            found.objectives["latency_ms"] = _latency_ms(purifier, clean[:1], how.latency_passes)
+        found.add("oblivious_accuracy", right)
+    if "adaptive_accuracy" in wanted:
+        budget = eps if how.adaptive_eps is None else how.adaptive_eps
+        few = images.select(range(min(len(images), how.adaptive_images or len(images))))
+        adaptive = AttackConfig(how.adaptive, budget, how.adaptive_steps)
+        found.add("adaptive_accuracy", _right(defended, few, adaptive, seed))
+    if "latency_ms" in wanted:
+        with torch.random.fork_rng(devices=[]):
+            found.objectives["latency_ms"] = _latency_ms(purifier, images.batch(range(1))[0], how.latency_passes)
     found.objectives["num_parameters"] = float(sum(parameter.numel() for parameter in purifier.parameters()))
     return found
 
 
-def _oblivious(
-    purifier: nn.Module, classifier: Classifier, images: ImageSet, attacks: Sequence[AttackConfig], seed: int
-) -> Tensor:
-    """bool [B]: right under every attack on the bare classifier."""
-    chosen = lists.make(f"{images.name}-dev[:{len(images)}]", images.name, "dev", tuple(images.indices.tolist()))
-    labels = torch.from_numpy(images.labels)
-    right = torch.ones(len(images), dtype=torch.bool)
-    for each in attacks:
-        kept = AttackedSet(classifier.sha256, None, images, chosen, each, seed, cache_folder())
-        right &= _right(defend(classifier, purifier), as_tensor(kept.made(classifier)), labels)
+def _right(
+    defended: DefendedModel, images: ImageSet, attacked: NDArray[np.uint8] | AttackConfig | None, seed: int
+) -> NDArray[np.bool_]:
+    """bool [B]: the images that are right."""
+    right: NDArray[np.bool_] = measure_set(defended, images, attacked, seed=seed).prediction.numpy() == images.labels
     return right
-
-
-def _adaptive(
-    purifier: nn.Module, classifier: nn.Module, images: ImageSet, adaptive: AttackConfig, eot: int, seed: int
-) -> Tensor:
-    """bool [B]: right under the attack through both, after rounding to 8 bits.
-
-    Without the mean over its draws a randomised purifier would look robust for its noise, and the search choose it.
-    """
-    defended = defend(classifier, purifier)
-    clean, labels = images.batch(range(len(images)))
-    keys = attack_keys(adaptive, seed, torch.from_numpy(images.indices))
-    random = bool(purifier.randomised)
-    target = Expectation(defended, eot) if random else defended
-    attacked = attack(target, clean, labels, adaptive, keys, not random, _BATCH)  # one draw does not break a random one
-    return _right(defended, as_tensor(round_to_budget(attacked, clean, adaptive.eps).numpy()), labels)
-
-
-@torch.no_grad()
-def _right(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    logits = torch.cat([model(part) for part in torch.split(images, _BATCH)])
-    if not torch.isfinite(logits).all():
-        raise FloatingPointError("the purifier gives no finite numbers")
-    return logits.argmax(dim=1) == labels
 
 
 @torch.no_grad()
