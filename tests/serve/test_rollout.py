@@ -26,6 +26,7 @@ from maep_serve.client.client import Client
 from maep_serve.config import ServeConfig
 from maep_serve.ray.server import Server, start
 from maep_serve.release import golden
+from maep_serve.release.releases import Releases
 
 pytestmark = pytest.mark.slow
 PNG = {"content-type": "image/png"}
@@ -218,7 +219,7 @@ def test_a_killed_controller_and_a_new_deployment_fail_no_request(server, settin
         seen = sum(load.answers.values())
         load.until(lambda: sum(load.answers.values()) > seen + 100)
         data = dataclasses.replace(settings, max_batch_size=4)
-        serve.run(build_app(data, tracking), name=APP_NAME, route_prefix="/")
+        serve.run(build_app(Releases.of(data, tracking)), name=APP_NAME, route_prefix="/")
         seen = sum(load.answers.values())
         load.until(lambda: sum(load.answers.values()) > seen + 100)
     print(load.answers)

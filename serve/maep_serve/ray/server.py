@@ -1,4 +1,4 @@
-"""Starts the endpoint on this machine, waits until it answers, and stops it without leaving anything behind."""
+"""Start the endpoint on this machine, wait until it responds, and stop it without leaving processes behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from types import FrameType
 
 import httpx
 import psutil
@@ -29,43 +28,39 @@ from maep_serve.config import ServeConfig
 from maep_serve.engine.loading import image_data
 from maep_serve.http.tokens import endpoint_tokens
 from maep_serve.ray import ingress
-from maep_serve.release import releases
+from maep_serve.release.releases import Releases
 
 _CONTROLLER = "SERVE_CONTROLLER_ACTOR"
-_ENOUGH = 3
+_NUM_CHECKS = 3  # /readyz must succeed this often in a row: HAProxy learns of a replica slightly after Ray does
+_QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
 class Server:
-    """A running endpoint. `stop` ends it, and the Ray it started."""
+    """A running endpoint. `stop` ends it and the Ray it started (whose files are in `ray_folder`)."""
 
-    def __init__(self, url: str, purifier_sha256: str, ours: Path | None) -> None:
+    def __init__(self, url: str, purifier_sha256: str, ray_folder: Path | None) -> None:
         self.url = url
         self.purifier_sha256 = purifier_sha256
-        self._ours = ours
+        self._ray_folder = ray_folder
         self._stopped = False
 
     def wait(self) -> None:
-        """Blocks until SIGINT or SIGTERM, then stops. For the main thread only."""
-        ended = threading.Event()
-
-        def end(number: int, frame: FrameType | None) -> None:
-            del number, frame
-            ended.set()
-
-        before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Block until SIGINT or SIGTERM, then stop. For the main thread only."""
+        signalled = threading.Event()
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, lambda *_: signalled.set()) for number in numbers}
         try:
-            ended.wait()
+            signalled.wait()
             self.stop()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def stop(self) -> None:
-        """Drains and ends the endpoint; a second call does nothing."""
-        if self._stopped:
-            return
-        self._stopped = True
-        _stop(self._ours)
+        """Drain and end the endpoint; a second call does nothing."""
+        if not self._stopped:
+            self._stopped = True
+            _stop(self._ray_folder)
 
     def __enter__(self) -> Server:
         return self
@@ -75,40 +70,44 @@ class Server:
 
 
 def start(config: ServeConfig, tracking: TrackingConfig | None = None, wait_ready_s: float = 180.0) -> Server:
-    """Starts the endpoint and returns when /readyz answers 200 with the purifier that was verified here.
+    """Start the endpoint and return once /readyz reports the purifier that was verified here.
 
     tracking: where `models:/` and `runs:/` are looked up; an alias is followed while the endpoint runs.
-    Before anything starts, the address, the port, the tokens, the models and their golden outputs are checked. A Ray
-    this process is already connected to is used and left running; otherwise a private one is started, and ended by
-    `stop`. Raises ConfigError for a host that needs a token, UnavailableError for a taken port or an endpoint that is
-    not ready after `wait_ready_s`, and what `maep.tracking.resolve` raises for the model.
+    The address, port, tokens, models and golden outputs are checked before anything starts. A Ray that this process
+    is connected to is used and left running; otherwise a private one is started, and ended by `stop`.
+    Raises ConfigError for a host that needs a token, UnavailableError for a port in use or an endpoint that is not
+    ready after `wait_ready_s`, and what `maep.tracking.resolve` raises for the model.
     """
-    tracking = absolute(tracking or TrackingConfig())
     digests = endpoint_tokens(config)
     check_port(config)
-    pinned, sha256 = _pin(config, tracking)
+    found = Releases.of(config, absolute(tracking or TrackingConfig()))
+    served, sha256 = _pin(found)
+    canary = None
+    if config.canary is not None:
+        canary_config = dataclasses.replace(config, model=config.canary, calibration=None)
+        canary, _ = _pin(Releases.of(canary_config, found.tracking))
 
     import ray
 
-    ours = None if ray.is_initialized() else Path(tempfile.mkdtemp(prefix="maep-serve-"))
-    if ours is None and _serve_is_running():
-        raise UnavailableError("Ray Serve already runs in this Ray: stop the endpoint that was started before this one")
+    ray_folder = None if ray.is_initialized() else Path(tempfile.mkdtemp(prefix="maep-serve-"))
+    if ray_folder is None and _serve_is_running():
+        raise UnavailableError("Ray Serve already runs in this Ray: stop the endpoint that was started before")
     url = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{config.port}"
     try:
-        if ours is not None:
-            _start_ray(config, ours)
+        if ray_folder is not None:
+            _start_ray(config, ray_folder)
         deadline = time.monotonic() + wait_ready_s
-        _deploy(pinned, tracking, digests)
-        _wait_until_running(deadline, wait_ready_s)
-        _wait_until_ready(url, sha256, deadline, wait_ready_s)
+        _deploy(served, canary, digests)
+        _wait_until_running(deadline)
+        _wait_until_ready(url, sha256, deadline)
     except BaseException:
-        _stop(ours)
+        _stop(ray_folder)
         raise
-    return Server(url, sha256, ours)
+    return Server(url, sha256, ray_folder)
 
 
 def check_port(config: ServeConfig) -> None:
-    """Binds the address once, as the endpoint will. Raises UnavailableError where it is taken."""
+    """Bind the address once, as the endpoint will. Raises UnavailableError if it is in use."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -116,35 +115,34 @@ def check_port(config: ServeConfig) -> None:
             probe.bind(address)
             probe.listen(1)
     except socket.gaierror as error:
-        raise ConfigError(f"host: {config.host!r} is no address of this machine: {error.strerror}") from None
+        raise ConfigError(f"host: {config.host!r} is not an address of this machine: {error.strerror}") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise UnavailableError(f"port {config.port} on {config.host} is in use: choose another, --port N") from None
-        raise ConfigError(f"cannot listen on {config.host}:{config.port}: {error.strerror}") from None
+            raise UnavailableError(
+                f"port: {config.port} on {config.host} is in use: choose another with --port"
+            ) from None
+        raise ConfigError(f"host: cannot listen on {config.host}:{config.port}: {error.strerror}") from None
 
 
-def _pin(config: ServeConfig, tracking: TrackingConfig) -> tuple[ServeConfig, str]:
-    """Verifies the models here; points the replicas (on this machine) to the very folder, unless its alias is followed.
+def _pin(found: Releases) -> tuple[Releases, str]:
+    """Load the models here, and hold the replicas to them unless they follow an alias. Returns the sha256 too.
 
-    Also what is named by relative paths is named so that a replica, which works elsewhere, finds it.
+    Relative paths become absolute, because replicas have another working directory.
     """
-    release = releases.find(config.model, tracking)
-    models = releases.load(release, config)
-    if config.canary is not None:
-        releases.load(releases.find(config.canary, tracking), dataclasses.replace(config, calibration=None))
+    config, release = found.config, found.find()
+    models = found.load(release)
     data = image_data(config, models.image_size)
     if data is not None:
         data = dataclasses.replace(data, root=str(data_root(data).absolute()))
-    pinned = dataclasses.replace(
+    config = dataclasses.replace(
         config,
-        model=config.model if releases.moves(config) else str(release.artifact.folder.absolute()),
         classifier=_absolute(config.classifier),
         calibration=_absolute(config.calibration),
         tokens_file=_absolute(config.tokens_file),
-        canary=_absolute(config.canary),
         data=data,
     )
-    return pinned, release.artifact.sha256
+    ref = found.ref if found.followed else found.ref.pinned(release.artifact)
+    return dataclasses.replace(found, config=config, ref=ref), release.artifact.sha256
 
 
 def _absolute(name: str | None) -> str | None:
@@ -168,20 +166,17 @@ def _start_ray(config: ServeConfig, folder: Path) -> None:
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
-    except (Exception, SystemExit) as error:  # Ray raises plain ones, and exits; its processes end with this one
-        reason = " ".join(str(error).split())
-        raise UnavailableError(
-            f"Ray did not start on this machine: {reason[:200]}: try again when it is idle"
-        ) from error
+    except (Exception, SystemExit) as error:  # Ray raises plain exceptions, and exits; its processes end with this one
+        reason = " ".join(str(error).split())[:200]
+        raise UnavailableError(f"Ray did not start on this machine: {reason}: retry once it is idle") from error
     close_token_file()
-    _requests_before_measurements()
+    _lower_priority_of_ray_agent()
 
 
-def _requests_before_measurements() -> None:
-    """Puts Ray's agent of this machine behind all else that wants a processor.
+def _lower_priority_of_ray_agent() -> None:
+    """Let requests go before Ray's metrics agent.
 
-    Every ten seconds it takes in what was measured since, one observation after the other: a tenth of a second for a
-    thousand requests, in which answers would wait.
+    Every ten seconds it processes the recorded metrics: 0.1 s per thousand requests, by which it would delay responses.
     """
     if sys.platform != "linux":
         return
@@ -198,31 +193,31 @@ def _serve_is_running() -> bool:
     return any(actor["name"] == _CONTROLLER for actor in ray.util.list_named_actors(all_namespaces=True))
 
 
-def _deploy(config: ServeConfig, tracking: TrackingConfig, digests: tuple[str, ...]) -> None:
+def _deploy(served: Releases, canary: Releases | None, digests: tuple[str, ...]) -> None:
     import ray
     from ray import serve
 
     from maep_serve.ray.app import APP_NAME, CANARY_NAME, CANARY_ROUTE, build_app
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    quiet = {"log_level": "WARNING", "enable_access_log": False}
-    backstop_s = config.longest_s + 30  # the service's own limits answer first, with a problem document
-    # If the first proxy comes too late, Serve starts another; what counts is whether /readyz answers in time
+    config = served.config
+    backstop_s = config.longest_s + 30  # the service's own limits apply first, with a problem document
+    # Serve restarts a proxy that starts too slowly; what counts is whether /readyz responds in time
     with contextlib.suppress(ray.exceptions.RayActorError, TimeoutError):
         serve.start(
             proxy_location="HeadOnly",
             http_options={"host": config.host, "port": config.port, "request_timeout_s": backstop_s},
-            logging_config=quiet,
+            logging_config=_QUIET,
         )
-    app = build_app(config, tracking, digests)
-    targets = [serve.RunTarget(app, name=APP_NAME, route_prefix="/", logging_config=quiet)]
-    if config.canary is not None:
-        canary = build_app(dataclasses.replace(config, model=config.canary, calibration=None), tracking, digests)
-        targets.append(serve.RunTarget(canary, name=CANARY_NAME, route_prefix=CANARY_ROUTE, logging_config=quiet))
+    applications = [(APP_NAME, "/", served)] + ([(CANARY_NAME, CANARY_ROUTE, canary)] if canary is not None else [])
+    targets = [
+        serve.RunTarget(build_app(releases, digests), name=name, route_prefix=route, logging_config=_QUIET)
+        for name, route, releases in applications
+    ]
     serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 
 
-def _wait_until_running(deadline: float, wait_ready_s: float) -> None:
+def _wait_until_running(deadline: float) -> None:
     from ray import serve
     from ray.serve.schema import ApplicationStatus
 
@@ -236,41 +231,35 @@ def _wait_until_running(deadline: float, wait_ready_s: float) -> None:
             return
         if time.monotonic() > deadline:
             state = ", ".join(each.status.value for each in applications.values()) or "unknown to Ray Serve"
-            raise UnavailableError(
-                f"the endpoint is {state} after {wait_ready_s:g} s: Ray may have no free CPU for its replica"
-            )
+            raise UnavailableError(f"the endpoint did not start in time ({state}): does Ray have a free CPU for it?")
         time.sleep(0.1)
 
 
-def _wait_until_ready(url: str, sha256: str, deadline: float, wait_ready_s: float) -> None:
-    """Until three connections of their own, one after another, reach a replica: a front knows it a moment later."""
-    last, in_a_row = "no answer", 0
-    while time.monotonic() < deadline:
+def _wait_until_ready(url: str, sha256: str, deadline: float) -> None:
+    last, in_a_row = "no response", 0
+    while in_a_row < _NUM_CHECKS:
+        if time.monotonic() > deadline:
+            raise UnavailableError(f"{url}/readyz did not become ready in time: {last}")
         try:
-            answer = httpx.get(f"{url}/readyz", timeout=5, trust_env=False)
-            last = f"status {answer.status_code}"
-            in_a_row = in_a_row + 1 if answer.status_code == 200 else 0
-            served = answer.json().get("purifier") if in_a_row else sha256
-            if served != sha256:
-                raise UnavailableError(f"{url} serves purifier {served}, not {sha256}: another server is there")
-            if in_a_row == _ENOUGH:
-                return
-        except httpx.TransportError as error:
-            last, in_a_row = type(error).__name__, 0
-        except UnavailableError:  # a ValueError too
-            raise
-        except ValueError:
-            last, in_a_row = "an answer that is not JSON", 0
-        if not in_a_row:
+            response = httpx.get(f"{url}/readyz", timeout=5, trust_env=False)
+            last = f"status {response.status_code}"
+            served = str(response.json().get("purifier")) if response.status_code == 200 else None
+        except (httpx.TransportError, ValueError) as error:
+            last, served = type(error).__name__, None
+        if served is None:
+            in_a_row = 0
             time.sleep(0.1)
-    raise UnavailableError(f"{url}/readyz was not ready after {wait_ready_s:g} s: {last}")
+        elif served != sha256:
+            raise UnavailableError(f"{url} serves purifier {served}, not {sha256}: another server uses this address")
+        else:
+            in_a_row += 1
 
 
-def _stop(ours: Path | None) -> None:
-    """Drains the endpoint: requests that were taken are answered. `ours`: the folder of a Ray that we started."""
+def _stop(ray_folder: Path | None) -> None:
+    """Drain the endpoint: accepted requests are finished. `ray_folder`: of a Ray that we started, which ends too."""
     import ray
 
-    with contextlib.redirect_stdout(io.StringIO()):  # where Ray may say that its controller is dead, as it has to be
+    with contextlib.redirect_stdout(io.StringIO()):  # Ray may print that its controller is dead, as it should be
         try:
             if ray.is_initialized() and _serve_is_running():
                 from ray import serve
@@ -279,11 +268,11 @@ def _stop(ours: Path | None) -> None:
                     serve.delete(name)
                 serve.shutdown()
         finally:
-            if ours is not None:
+            if ray_folder is not None:
                 ray.shutdown()
-                shutil.rmtree(ours, ignore_errors=True)
+                shutil.rmtree(ray_folder, ignore_errors=True)
 
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "see the replica's log in the Ray session's folder, logs/serve"
+    return lines[-1][:300] if lines else "see logs/serve in the folder of the Ray session"

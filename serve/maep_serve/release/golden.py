@@ -1,6 +1,6 @@
-"""Golden outputs: what a purifier made of fixed pictures where it was promoted, to be made again where it is served.
+"""Golden outputs: what a purifier made of fixed test patterns at promotion, compared with what a replica makes of them.
 
-The weights are verified by their sha256; this finds the rest: other numerics, another library, a broken build.
+The weights are verified by their sha256. Golden outputs catch the rest: different numerics, libraries or builds.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from maep.errors import ArtifactError
 from maep_serve.http.images import to_float, to_uint8
 
 TOLERANCE = 2
-"""Levels of 255. Between machines, rounding moves a pixel by one level now and then."""
+"""Levels of 255. Rounding sometimes moves a pixel by one level between machines."""
 
-_NUM_PICTURES = 4
+_NUM_PATTERNS = 4
 _NUM_VALUES = 512
 
 
@@ -30,32 +30,37 @@ def record(purifier: nn.Module) -> str | None:
 
 
 def check(purifier: nn.Module, golden: str) -> None:
-    """Raises ArtifactError where `purifier` does not make `golden`, what `record` gave, again."""
+    """Raises ArtifactError unless `purifier` reproduces `golden`, which `record` returned."""
     outputs = _outputs(purifier).astype(int)
     try:
         expected = np.frombuffer(bytes.fromhex(golden), np.uint8).astype(int)
     except ValueError:
         expected = np.empty(0, int)
     if expected.shape != outputs.shape:
-        raise ArtifactError(f"the golden outputs are {len(expected)} values, not {len(outputs)}: promote it again")
+        raise ArtifactError(
+            f"golden outputs: found {len(expected)} values, expected {len(outputs)}: promote the purifier again"
+        )
     difference = int(np.abs(outputs - expected).max())
     if difference > TOLERANCE:
-        raise ArtifactError(f"its golden outputs differ by {difference} of 255, at most {TOLERANCE} are allowed")
+        raise ArtifactError(
+            f"golden outputs: differ by {difference} of 255, at most {TOLERANCE} are allowed: compare the library"
+            " versions of this machine with those it was promoted on"
+        )
 
 
-def pictures(image_size: tuple[int, int]) -> torch.Tensor:
-    """uint8 [4, 3, H, W], the same on every machine: triangle waves of whole numbers."""
+def patterns(image_size: tuple[int, int]) -> torch.Tensor:
+    """uint8 [4, 3, H, W], the same on every machine: triangle waves in integer arithmetic."""
     rows, columns = np.ogrid[: image_size[0], : image_size[1]]
     waves = [
-        np.abs((rows * (5 + 8 * picture) + columns * (11 + 6 * channel) + 60 * channel) % 510 - 255)
-        for picture in range(_NUM_PICTURES)
+        np.abs((rows * (5 + 8 * pattern) + columns * (11 + 6 * channel) + 60 * channel) % 510 - 255)
+        for pattern in range(_NUM_PATTERNS)
         for channel in range(3)
     ]
-    return torch.from_numpy(np.stack(waves).astype(np.uint8)).reshape(_NUM_PICTURES, 3, *image_size)
+    return torch.from_numpy(np.stack(waves).astype(np.uint8)).reshape(_NUM_PATTERNS, 3, *image_size)
 
 
 @torch.inference_mode()
 def _outputs(purifier: nn.Module) -> np.ndarray:
-    given = pictures(cast(tuple[int, int], tuple(cast(Sequence[int], purifier.image_size))))
-    values: np.ndarray = to_uint8(purifier(to_float(given))).flatten().numpy()
+    inputs = patterns(cast(tuple[int, int], tuple(cast(Sequence[int], purifier.image_size))))
+    values: np.ndarray = to_uint8(purifier(to_float(inputs))).flatten().numpy()
     return values[:: max(1, len(values) // _NUM_VALUES)][:_NUM_VALUES]

@@ -1,16 +1,15 @@
-"""Which purifier an endpoint serves: found, held to its golden outputs, and followed when its alias moves.
+"""Which version of a purifier an endpoint serves: it is found, checked against golden outputs, and followed by alias.
 
-`maep promote` and `maep rollback` move the alias; every replica looks for itself and takes the new version while
-requests go on. One that cannot be loaded, warmed or does not make its golden outputs again takes no traffic: the
-version before it stays.
+`maep promote` and `maep rollback` move an alias. Every replica polls it and switches to the new version while it keeps
+serving requests. A version that cannot be loaded or warmed, or that fails its golden outputs, gets no traffic: the
+replica keeps the previous one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,130 +32,136 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Release:
-    """A verified purifier, and the golden outputs that were recorded with it; None where there are none."""
+    """A verified purifier and the golden outputs that were recorded at its promotion, or None."""
 
     artifact: Artifact
     golden: str | None = None
 
 
-def moves(config: ServeConfig) -> bool:
-    """Whether `config.model` is an alias that is followed."""
-    return config.follow_s > 0 and PurifierRef.parse(config.model).alias is not None
+@dataclass(frozen=True)
+class Releases:
+    """The versions of the purifier `ref` that an endpoint serves. `tracking`: where `models:/` and `runs:/` are."""
+
+    config: ServeConfig
+    ref: PurifierRef
+    tracking: TrackingConfig
+
+    @classmethod
+    def of(cls, config: ServeConfig, tracking: TrackingConfig | None = None) -> Releases:
+        """Those of `config.model`. Raises ConfigError for a malformed URI."""
+        return cls(config, PurifierRef.parse(config.model), tracking or TrackingConfig())
+
+    @property
+    def followed(self) -> bool:
+        """Whether replicas poll an alias and switch to the version it points at."""
+        return self.config.follow_s > 0 and self.ref.alias is not None
+
+    def current(self) -> int | None:
+        """The version that the alias points at, or None. Raises UnavailableError."""
+        from maep.tracking import registry
+
+        assert self.ref.alias is not None
+        return registry.aliases(replace(self.tracking, model=self.ref.name)).get(self.ref.alias)
+
+    def find(self, version: int | None = None) -> Release:
+        """The purifier that `ref` names; for an alias, version number `version` of that model, or the alias's own.
+
+        Raises what `maep.tracking.resolve` raises.
+        """
+        from maep.tracking.resolve import resolve
+
+        pinned = self.ref.alias is None or self.ref.sha256 is not None
+        if pinned or (number := version or self.current()) is None:
+            return Release(resolve(self.ref, self.tracking))
+        artifact = resolve(self.ref.at_version(number), self.tracking)
+        return Release(artifact, self._registered(number).tags.get(GOLDEN_TAG))
+
+    def load(self, release: Release) -> Models:
+        """The models of `release`, built, warmed and checked against its golden outputs. Raises UserError."""
+        return _load(release, self.config)
+
+    def load_first(self) -> Models:
+        """The models that a new replica starts with.
+
+        If the version that a followed alias points at is refused, this tries the version that had the alias before,
+        and so on: a replica that starts after bad promotions serves what the running replicas serve. Raises the last
+        version's error if no earlier one is left, and UnavailableError at once: an unreachable version is not refused.
+        """
+        number = self.current() if self.followed else None
+        refused: list[int | None] = []
+        while True:
+            try:
+                return self._load_version(number)
+            except UnavailableError:
+                raise
+            except Exception as error:  # whatever the reason, this version gets no traffic
+                refused.append(number)
+                previous = None if number is None else self._previous(number)
+                if previous is None or previous in refused:
+                    raise
+                _log.error("%s: version %s refused, trying version %s instead: %s", self.ref, number, previous, error)
+                number = previous
+
+    async def follow(self, service: Service) -> None:
+        """Poll the alias every `follow_s` seconds, forever, and give `service` the version it points at."""
+        seen = None
+        while True:
+            try:
+                number = await asyncio.to_thread(self.current)
+                if number is not None and number != seen:
+                    await asyncio.to_thread(self.take, service, number)
+                    seen = number
+            except UserError as error:  # such as a registry that is down; the endpoint keeps serving
+                _log.warning("cannot poll %s, still serving %s: %s", self.ref, service.version, error)
+            except Exception:
+                _log.exception("cannot poll %s, still serving %s", self.ref, service.version)
+            await asyncio.sleep(self.config.follow_s)
+
+    def take(self, service: Service, number: int) -> bool:
+        """Give `service` version `number` unless it serves it already; False where it is refused. Blocks for seconds.
+
+        Raises UnavailableError for a version that cannot be fetched now; the caller may retry.
+        """
+        sha256 = self._registered(number).sha256
+        if sha256 == service.models.purifier_sha256:
+            return True
+        try:
+            service.use(self._load_version(number))
+        except UnavailableError:
+            raise
+        except Exception as error:  # whatever the reason, this version gets no traffic
+            name = f"version {number} ({sha256[:12]})"
+            _log.error("%s: %s refused, still serving %s: %s", self.ref, name, service.version, error)
+            service.metrics.refused.labels(sha256[:12]).inc()
+            return False
+        _log.warning("%s: now serving version %s (%s)", self.ref, number, sha256[:12])
+        return True
+
+    def _load_version(self, number: int | None) -> Models:
+        """`find` and `load`; a followed alias ignores a configured calibration that belongs to another version."""
+        release, config = self.find(number), self.config
+        if self.followed and config.calibration is not None:
+            measured_for = suspicion.read(Path(config.calibration)).purifier_sha256
+            if measured_for != release.artifact.sha256:
+                config = replace(config, calibration=None)
+        return _load(release, config)
+
+    def _previous(self, number: int) -> int | None:
+        """The version that had the alias before version `number`."""
+        previous = self._registered(number).tags.get(f"{self.ref.alias}.previous")
+        return None if previous is None else int(previous)
+
+    def _registered(self, number: int) -> Version:
+        from maep.tracking import registry
+
+        return registry.by_version(replace(self.tracking, model=self.ref.name), number)
 
 
-def current(uri: str, tracking: TrackingConfig) -> int | None:
-    """The version that the alias `uri` points at; None where there is none. Raises UnavailableError."""
-    from maep.tracking import registry
-
-    ref = PurifierRef.parse(uri)
-    assert ref.alias is not None
-    return registry.aliases(dataclasses.replace(tracking, model=ref.name)).get(ref.alias)
-
-
-def find(uri: str, tracking: TrackingConfig, version: int | None = None) -> Release:
-    """The purifier that `uri` names, or that model's `version` where `uri` is an alias.
-
-    Raises what `maep.tracking.resolve` raises.
-    """
-    from maep.tracking.resolve import resolve
-
-    ref = PurifierRef.parse(uri)
-    if ref.alias is None or (number := version or current(uri, tracking)) is None:
-        return Release(resolve(ref, tracking))
-    artifact = resolve(ref.at_version(number), tracking)
-    return Release(artifact, _registered(uri, tracking, number).tags.get(GOLDEN_TAG))
-
-
-def load(release: Release, config: ServeConfig) -> Models:
-    """Its models, built, warmed and held to the golden outputs. Raises UserError."""
+def _load(release: Release, config: ServeConfig) -> Models:
     models = build_models(release.artifact, config)
     if release.golden is not None:
         try:
             golden.check(models.purifier, release.golden)
         except ArtifactError as error:
-            raise ArtifactError(f"purifier {release.artifact.sha256[:12]}: {error}") from None
+            raise ArtifactError(f"purifier {models.version}: {error}") from None
     return models
-
-
-def load_first(config: ServeConfig, tracking: TrackingConfig) -> Models:
-    """The models that a new replica begins with.
-
-    Where the version that a followed alias points at is refused, the one that had the alias before it, and so on: a
-    replica which starts after bad promotions serves what its elders serve. Raises what the last one did where there is
-    none before it, and UnavailableError at once: what cannot be fetched now was not refused.
-    """
-    number = current(config.model, tracking) if moves(config) else None
-    refused: list[int | None] = []
-    while True:
-        try:
-            release = find(config.model, tracking, number)
-            return load(release, _fitting(config, release))
-        except UnavailableError:
-            raise
-        except Exception as error:  # whatever is wrong with it, it takes no traffic
-            refused.append(number)
-            before = None if number is None else _previous(config.model, tracking, number)
-            if before is None or before in refused:
-                raise
-            _log.error("version %s is refused, version %s is tried: %s", number, before, error)
-            number = before
-
-
-async def follow(service: Service, tracking: TrackingConfig) -> None:
-    """Looks every `follow_s` seconds where the alias points, and gives `service` that version; for ever."""
-    config, seen = service.config, None
-    while True:
-        try:
-            number = await asyncio.to_thread(current, config.model, tracking)
-            if number is not None and number != seen:
-                await asyncio.to_thread(take, service, tracking, number)
-                seen = number
-        except UserError as error:  # the registry is away: what is served goes on
-            _log.warning("cannot look where %s points: %s", config.model, error)
-        except Exception:  # nor may anything else end the looking
-            _log.exception("cannot look where %s points", config.model)
-        await asyncio.sleep(config.follow_s)
-
-
-def take(service: Service, tracking: TrackingConfig, number: int) -> bool:
-    """Gives `service` version `number`, unless it serves it already or refuses it. Blocks for seconds.
-
-    Raises UnavailableError where the version cannot be fetched now; that may be tried again.
-    """
-    sha256 = _registered(service.config.model, tracking, number).sha256
-    if sha256 == service.models.purifier_sha256:
-        return True
-    try:
-        release = find(service.config.model, tracking, number)
-        service.use(load(release, _fitting(service.config, release)))
-    except UnavailableError:
-        raise
-    except Exception as error:  # whatever is wrong with it, it takes no traffic
-        _log.error("version %s is refused, %s stays: %s", number, service.version, error)
-        service.metrics.refused.labels(sha256[:12]).inc()
-        return False
-    _log.warning("version %s, %s, is served from now on", number, sha256[:12])
-    return True
-
-
-def _fitting(config: ServeConfig, release: Release) -> ServeConfig:
-    """`config`, where its alias is followed without a calibration that is of another version than this `release`."""
-    if not moves(config) or config.calibration is None:
-        return config
-    if suspicion.read(Path(config.calibration)).purifier_sha256 == release.artifact.sha256:
-        return config
-    return dataclasses.replace(config, calibration=None)
-
-
-def _previous(uri: str, tracking: TrackingConfig, version: int) -> int | None:
-    """The version that had the alias before `version`."""
-    alias = PurifierRef.parse(uri).alias
-    number = _registered(uri, tracking, version).tags.get(f"{alias}.previous")
-    return None if number is None else int(number)
-
-
-def _registered(uri: str, tracking: TrackingConfig, version: int) -> Version:
-    """What the registry knows of `version` of the model of the alias `uri`."""
-    from maep.tracking import registry
-
-    return registry.by_version(dataclasses.replace(tracking, model=PurifierRef.parse(uri).name), version)

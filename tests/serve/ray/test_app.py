@@ -26,6 +26,7 @@ from maep_serve.config import ServeConfig
 from maep_serve.http.problems import CODES
 from maep_serve.http.tokens import digest_of
 from maep_serve.ray import ingress
+from maep_serve.release.releases import Releases
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_replicas_are_fixed_or_follow_the_load(app):
 
 def test_serves_limits_lie_above_our_own(app):
     config = ServeConfig("m", max_batch_size=16, max_queued_requests=100)
-    told = options(app.build_app(config))
+    told = options(app.build_app(Releases.of(config)))
     assert min(told.max_ongoing_requests, told.max_queued_requests) >= 4 * config.most_in_flight
     assert (told.backpressure_config.status_code, told.backpressure_config.retry_after_s) == (429, 1)
     assert told.max_surge_percent > 0  # else one replica is gone before the next is there
@@ -84,7 +85,8 @@ def test_the_configuration_of_a_cluster_with_a_canary_is_what_serve_deploy_takes
     monkeypatch.setenv("MAEP_SERVE_TOKEN", "secret")
     for each in schema.applications:
         built = app.application(each.args)
-        config, tracking, digests = built._bound_deployment.init_args
+        releases, digests = built._bound_deployment.init_args
+        config, tracking = releases.config, releases.tracking
         assert config.model == each.args["model"]
         assert not config.playground_is_on
         assert tracking.uri == "http://mlflow:5000"
