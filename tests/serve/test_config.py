@@ -45,7 +45,7 @@ def test_values_out_of_range_are_named(key, value):
 
 
 def test_the_largest_image_fits_into_the_pixels_in_flight():
-    with pytest.raises(ValueError, match="max_pixels_in_flight: 99 must be at least max_pixels, 100"):
+    with pytest.raises(ValueError, match="max_pixels_in_flight"):
         ServeConfig("m", max_pixels=100, max_pixels_in_flight=99)
     assert ServeConfig("m", max_pixels=100, max_pixels_in_flight=100).max_pixels == 100
 

@@ -1,4 +1,4 @@
-"""The endpoint's answers without an endpoint: the same service in this process, called as `AsyncClient` is."""
+"""The endpoint's purification without an endpoint: the same service in this process, with `AsyncClient`'s `purify`."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ _LARGE = 2**20  # pixels
 
 
 class InProcess:
-    """Purifies encoded images with the purifier in `artifact`; many at once share batches, as on a server.
+    """Purifies encoded images with the purifier in `artifact`; concurrent calls share batches, as on a server.
 
-    config: its limits; its `model` is not looked at. Raises what `maep_serve.engine.loading.build_models` does.
+    config: its limits apply, its `model` is ignored. Raises what `maep_serve.engine.loading.build_models` does.
     """
 
     def __init__(self, artifact: Artifact, config: ServeConfig) -> None:
         self._service = Service(config, build_models(artifact, config))
-        # A large image fills batches with its own tiles; several at once would only fill the memory.
+        # A large image fills batches with its own tiles; several at once would only take memory.
         self._large = asyncio.Lock()
 
     @property
     def purifier(self) -> str:
-        """sha256 of the artifact."""
+        """The artifact's sha256."""
         return self._service.models.purifier_sha256
 
     async def purify(self, image: bytes) -> Purified:
-        """The purified form of an encoded image, as PNG. Raises ProblemError where it cannot be used."""
+        """Purify an encoded image; the result is PNG. Raises ProblemError for an unusable image."""
         try:
             limit = self._service.config.max_pixels
             if await asyncio.to_thread(images.num_pixels, image, limit) <= _LARGE:

@@ -1,8 +1,8 @@
-"""Batching on top of an event loop: requests of equal shape and type share a forward pass.
+"""Batching on top of an event loop: requests of equal shape and dtype share a forward pass.
 
-While a batch computes, the next one fills. The computing thread itself takes it, the moment it is free: no turn of the
-event loop lies between two batches. (A batcher that closes the next batch as soon as the running one starts keeps
-batches small under load.)
+While one batch computes, the next one fills. The computing thread takes the next batch itself, as soon as it is free,
+without a turn of the event loop in between. (A batcher that seals the next batch when the current one starts produces
+small batches under load.)
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ _Key = tuple[torch.dtype, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class BatchTimes:
-    """What one batch took, in seconds: the wait of each of its images, and the forward pass they shared."""
+    """Times of one batch, in seconds: the queueing time of each of its images, and their common forward pass."""
 
     waits_s: Sequence[float]
     forward_s: float
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Request:
     image: torch.Tensor
-    answer: asyncio.Future[torch.Tensor]
+    result: asyncio.Future[torch.Tensor]
     arrived: float
 
 
 class Batcher:
-    """Runs `forward` on batches of what `submit` was given, one batch at a time, in `executor`.
+    """Runs `forward` on batches of submitted images, one batch at a time, in `executor`.
 
-    forward: [B, ...] -> [B, ...]; the answer's row i belongs to the input's row i. A batch of one is passed on
-        unchanged, so that its answer equals an offline call bit for bit.
-    executor: may be shared: after each batch, others that wait for it have their turn.
-    wait_s: how long an image waits for company while nothing computes; 0 is best where forward takes its time.
-    observe: called on the event loop with the times of each batch that was computed.
+    forward: [B, ...] -> [B, ...], where row i of the output belongs to row i of the input. A batch of one is passed
+        unchanged, so that its output equals an offline call bit for bit.
+    executor: may be shared; after each batch, other users of it get their turn.
+    wait_s: how long an image waits for others while nothing computes; 0 is best if forward passes are slow.
+    observe: called on the event loop with the times of each completed batch.
     """
 
     def __init__(
@@ -59,44 +59,44 @@ class Batcher:
         self._wait_s = wait_s
         self._observe = observe
         self._lock = threading.Lock()  # between the event loop and the computing thread
-        self._waiting: dict[_Key, deque[_Job]] = {}
+        self._queues: dict[_Key, deque[_Request]] = {}
         self._computing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._start: asyncio.Handle | None = None
         self._closed = False
 
     async def submit(self, image: torch.Tensor) -> torch.Tensor:
-        """The answer, [1, ...], for `image`, [1, ...]. A cancelled caller's image is dropped from the queue."""
+        """The output, [1, ...], for `image`, [1, ...]. If the caller is cancelled, its image leaves the queue."""
         self._loop = loop = asyncio.get_running_loop()
-        job = _Job(image, loop.create_future(), time.monotonic())
+        request = _Request(image, loop.create_future(), time.monotonic())
         with self._lock:
             if self._closed:
-                job.answer.cancel()
+                request.result.cancel()
             else:
-                self._waiting.setdefault((image.dtype, tuple(image.shape)), deque()).append(job)
-        self._start_soon(0)  # not at once: what else arrives in this turn of the event loop shares the batch
-        return await job.answer
+                self._queues.setdefault((image.dtype, tuple(image.shape)), deque()).append(request)
+        self._schedule(0)  # not at once: images that arrive in the same turn of the event loop share the batch
+        return await request.result
 
     async def close(self) -> None:
-        """Ends the batcher; what still waits is cancelled."""
+        """Stop; queued requests are cancelled."""
         with self._lock:
             self._closed = True
-            waiting = [job for jobs in self._waiting.values() for job in jobs]
-            self._waiting.clear()
-        for job in waiting:
-            job.answer.cancel()
+            queued = [request for queue in self._queues.values() for request in queue]
+            self._queues.clear()
+        for request in queued:
+            request.result.cancel()
         if self._start is not None:
             self._start.cancel()
 
-    def _start_soon(self, delay_s: float) -> None:
-        """On the event loop: looks for a batch after `delay_s`, unless one computes, whose end looks for the next."""
+    def _schedule(self, delay_s: float) -> None:
+        """On the event loop: start a batch after `delay_s`, unless one computes, which starts the next when it ends."""
         assert self._loop is not None
         if self._computing:
             return
         if self._start is not None:
             if self._wait_s == 0:
                 return
-            self._start.cancel()  # a batch that has filled is due before its time
+            self._start.cancel()  # a full batch starts before its wait is over
         if delay_s > 0:
             self._start = self._loop.call_later(delay_s, self._begin)
         else:
@@ -112,46 +112,46 @@ class Batcher:
         if self._computing:
             self._executor.submit(self._compute)
         elif delay_s is not None:
-            self._start_soon(delay_s)
+            self._schedule(delay_s)
 
     def _compute(self) -> None:
-        """In the computing thread: one batch, then the next one if there is one."""
+        """In the computing thread: run one batch, then submit the next one if there is one."""
         assert self._loop is not None
         with self._lock:
             delay_s = None if self._closed else self._delay_s()
             if delay_s is None or delay_s > 0:
                 self._computing = False
                 if delay_s is not None:
-                    self._tell(self._start_soon, delay_s)
+                    self._call_on_loop(self._schedule, delay_s)
                 return
             batch = self._take()
-        began = time.monotonic()
-        answers: torch.Tensor | Exception
+        started = time.monotonic()
+        outputs: torch.Tensor | Exception
         try:
-            answers = self._forward(torch.cat([job.image for job in batch]) if len(batch) > 1 else batch[0].image)
-            assert len(answers) == len(batch)
+            outputs = self._forward(torch.cat([each.image for each in batch]) if len(batch) > 1 else batch[0].image)
+            assert len(outputs) == len(batch)
         except Exception as error:
-            answers = error
-        times = BatchTimes([began - job.arrived for job in batch], time.monotonic() - began)
-        self._tell(self._deliver, batch, answers, times)
+            outputs = error
+        times = BatchTimes([started - each.arrived for each in batch], time.monotonic() - started)
+        self._call_on_loop(self._deliver, batch, outputs, times)
         try:
             self._executor.submit(self._compute)
-        except RuntimeError:  # the executor was shut down: the service is ending
+        except RuntimeError:  # the executor was shut down: the service is closing
             self._computing = False
 
-    def _deliver(self, batch: list[_Job], answers: torch.Tensor | Exception, times: BatchTimes) -> None:
-        """On the event loop: each caller gets its own row, or the batch's error."""
-        for row, job in enumerate(batch):
-            if job.answer.done():
+    def _deliver(self, batch: list[_Request], outputs: torch.Tensor | Exception, times: BatchTimes) -> None:
+        """On the event loop: give each caller its row, or the batch's error."""
+        for row, request in enumerate(batch):
+            if request.result.done():
                 continue
-            if isinstance(answers, Exception):
-                job.answer.set_exception(answers)
+            if isinstance(outputs, Exception):
+                request.result.set_exception(outputs)
             else:
-                job.answer.set_result(answers[row : row + 1])
-        if self._observe is not None and not isinstance(answers, Exception):
+                request.result.set_result(outputs[row : row + 1])
+        if self._observe is not None and not isinstance(outputs, Exception):
             self._observe(times)
 
-    def _tell(self, function: Callable[..., None], *arguments: object) -> None:
+    def _call_on_loop(self, function: Callable[..., None], *arguments: object) -> None:
         assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
@@ -159,32 +159,28 @@ class Batcher:
             self._closed = True
 
     def _delay_s(self) -> float | None:
-        """Seconds until a batch is due, at most 0 where one is; None where nobody waits. The lock is held."""
-        self._drop_who_has_gone()
-        if not self._waiting:
+        """Seconds until a batch is due, 0 or less if one is; None if no image is queued. The lock is held."""
+        self._drop_cancelled()
+        if not self._queues:
             return None
-        jobs = self._waiting[self._oldest()]
-        if len(jobs) >= self._max_batch_size:
+        queue = self._queues[self._oldest()]
+        if len(queue) >= self._max_batch_size:
             return 0.0
-        return jobs[0].arrived + self._wait_s - time.monotonic()
+        return queue[0].arrived + self._wait_s - time.monotonic()
 
-    def _take(self) -> list[_Job]:
+    def _take(self) -> list[_Request]:
         """The next batch. The lock is held."""
         key = self._oldest()
-        jobs = self._waiting[key]
-        batch = [jobs.popleft() for _ in range(min(len(jobs), self._max_batch_size))]
-        if not jobs:
-            del self._waiting[key]
+        queue = self._queues[key]
+        batch = [queue.popleft() for _ in range(min(len(queue), self._max_batch_size))]
+        if not queue:
+            del self._queues[key]
         return batch
 
     def _oldest(self) -> _Key:
-        """The shape and type whose first job has waited longest. The lock is held, and somebody waits."""
-        return min(self._waiting, key=lambda key: self._waiting[key][0].arrived)
+        """The shape and dtype whose first image has waited longest. The lock is held, and an image is queued."""
+        return min(self._queues, key=lambda key: self._queues[key][0].arrived)
 
-    def _drop_who_has_gone(self) -> None:
-        for key in list(self._waiting):
-            live = deque(job for job in self._waiting[key] if not job.answer.done())
-            if live:
-                self._waiting[key] = live
-            else:
-                del self._waiting[key]
+    def _drop_cancelled(self) -> None:
+        queues = {key: deque(each for each in queue if not each.result.done()) for key, queue in self._queues.items()}
+        self._queues = {key: queue for key, queue in queues.items() if queue}

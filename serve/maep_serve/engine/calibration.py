@@ -1,4 +1,4 @@
-"""Measuring the clean images that suspicion scores are held against."""
+"""Measure the calibration of suspicion scores: the distances of clean images."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from maep.data import lists
 from maep.data.datasets import load
 from maep.errors import ConfigError
 from maep_serve.config import ServeConfig
-from maep_serve.engine.loading import build_models, image_data
-from maep_serve.engine.suspicion import Calibration, calibrate
+from maep_serve.engine.loading import Models, build_models, image_data
+from maep_serve.engine.suspicion import Calibration, distance
+from maep_serve.http.images import to_float, to_uint8
 
 _MAX_IMAGES = 2000
+_BATCH = 100
 
 
 def measure(artifact: Artifact, config: ServeConfig) -> Calibration:
@@ -24,21 +26,35 @@ def measure(artifact: Artifact, config: ServeConfig) -> Calibration:
     models = build_models(artifact, config)
     data = image_data(config, models.image_size)
     if models.classifier is None:
-        raise ConfigError("classifier: a suspicion score needs one: --classifier cifar10_resnet20")
+        raise ConfigError("classifier: a calibration needs one: add --classifier cifar10_resnet20")
     if data is None:
-        raise ConfigError(f"data: no data set is known for {models.image_size} pixels: --data.name cifar10")
+        raise ConfigError(f"data: no data set is known for {models.image_size} pixels: add --data.name cifar10")
     image_set = load(data, "dev")
     if image_set.image_shape != models.image_size:
         raise ConfigError(f"data: {data.name} has {image_set.image_shape} pixels, the purifier {models.image_size}")
-    positions = np.arange(min(len(image_set), _MAX_IMAGES))
-    chosen = image_set.select(positions)
+    chosen = image_set.select(np.arange(min(len(image_set), _MAX_IMAGES)))
     listed = lists.make(f"{data.name}-dev[:{len(chosen)}]", data.name, "dev", tuple(map(int, chosen.indices)))
     pixels_NHWC = torch.from_numpy(np.ascontiguousarray(chosen.pixels(range(len(chosen)))))
-    names = {
-        "purifier_sha256": artifact.sha256,
-        "classifier_sha256": models.classifier.sha256,
-        "images": listed.name,
-        "images_sha256": listed.sha256,
-        "image_size": models.image_size,
-    }
-    return calibrate(models.purifier, models.classifier, pixels_NHWC.permute(0, 3, 1, 2).contiguous(), names)
+    return calibrate(models, pixels_NHWC.permute(0, 3, 1, 2).contiguous(), listed.name, listed.sha256)
+
+
+@torch.inference_mode()
+def calibrate(models: Models, images: torch.Tensor, name: str, sha256: str) -> Calibration:
+    """Measure `models` on clean `images`, uint8 [N, 3, H, W], which are identified by `name` and `sha256`."""
+    assert models.classifier is not None
+    found: dict[bool, list[float]] = {False: [], True: []}
+    for batch in torch.split(images, _BATCH):
+        purified = to_uint8(models.purifier(to_float(batch)))
+        before, after = (models.classifier(to_float(pixels)).argmax(1) for pixels in (batch, purified))
+        for row, changed in enumerate((before != after).tolist()):
+            found[changed].append(distance(batch[row : row + 1], purified[row : row + 1]))
+    unchanged, changed_distances = (tuple(sorted(found[changed])) for changed in (False, True))
+    return Calibration(
+        purifier_sha256=models.purifier_sha256,
+        classifier_sha256=str(models.classifier.sha256),
+        images=name,
+        images_sha256=sha256,
+        image_size=models.image_size,
+        unchanged=unchanged,
+        changed=changed_distances,
+    )

@@ -1,4 +1,4 @@
-"""The models of an endpoint: resolved, verified, built, and run once before anything depends on them."""
+"""The models of an endpoint: built from a verified artifact, and run once before anything depends on them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _DATA_BY_SIDE: dict[int, Literal["digits", "cifar10", "imagenet"]] = {16: "digit
 
 @dataclass(frozen=True)
 class Models:
-    """What one replica computes with; both modules are frozen and in eval mode, on the CPU.
+    """The models of one replica; both modules are frozen, in eval mode and on the CPU.
 
     purifier_sha256: the artifact's identity, as in evaluation results and the registry.
-    image_size: height and width the purifier was trained on; stride: what both sides must be multiples of.
+    image_size: the height and width the purifier was trained on. stride: both sides must be multiples of it.
     classes: names by class index; empty without a classifier.
-    calibration: of the suspicion score, for exactly these two; None where nobody measured it.
+    calibration: of the suspicion score, for exactly these two models; None if it was not measured.
     """
 
     purifier: nn.Module
@@ -49,9 +49,9 @@ class Models:
 
     @property
     def most_classified_pixels(self) -> int:
-        """Pixels of one image that may be classified: the classifier gets it whole, not in tiles, and a batch of such.
+        """Maximum pixels of an image to classify, because the classifier gets it whole, not in tiles.
 
-        256 x 256, or twice the training size in both directions where that is more.
+        256 x 256, or twice the training size in both directions if that is more.
         """
         height, width = self.image_size
         return max(SMALL, 4 * height * width)
@@ -60,7 +60,7 @@ class Models:
 def build_models(artifact: Artifact, config: ServeConfig) -> Models:
     """The models of a verified purifier `artifact` and of `config.classifier`, both run once on a grey image.
 
-    Raises UserError where the model, the classifier, its weights or the calibration cannot be used.
+    Raises UserError if the purifier, the classifier, its weights or the calibration cannot be used.
     """
     purifier = load_purifier_artifact(artifact)
     height, width = cast(tuple[int, int], purifier.image_size)
@@ -77,7 +77,7 @@ def build_models(artifact: Artifact, config: ServeConfig) -> Models:
         except (RuntimeError, AssertionError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(
-                f"classifier {classifier.name} does not take {width} x {height} pixels: {reason}"
+                f"classifier: {classifier.name} does not support the purifier's {width} x {height} pixels: {reason}"
             ) from None
     classes = class_names(getattr(classifier, "classes", ()), data.name, num_classes)
     calibration = suspicion.find(artifact.sha256, classifier.sha256, config.calibration)
@@ -87,14 +87,14 @@ def build_models(artifact: Artifact, config: ServeConfig) -> Models:
 
 
 def warm(models: Models, batch_size: int) -> None:
-    """Runs a grey batch through both models. Raises ArtifactError where pixels or logits are not finite."""
+    """Run a grey batch through both models. Raises ArtifactError if pixels or logits are not finite."""
     grey = _grey(models.image_size, batch_size)
     with torch.inference_mode():
         purified = models.purifier(grey)
         if purified.shape != grey.shape or not torch.isfinite(purified).all():
-            raise ArtifactError(f"purifier {models.purifier_sha256[:12]} does not give finite pixels for a grey image")
+            raise ArtifactError(f"purifier {models.version}: its output for a grey image is not finite: train it again")
         if models.classifier is not None and not torch.isfinite(models.classifier(purified)).all():
-            raise ArtifactError(f"classifier {models.classifier_name} does not give finite logits for a grey image")
+            raise ArtifactError(f"classifier {models.classifier_name}: its logits for a grey image are not finite")
 
 
 def image_data(config: ServeConfig, image_size: tuple[int, int]) -> DataConfig | None:
@@ -106,7 +106,7 @@ def image_data(config: ServeConfig, image_size: tuple[int, int]) -> DataConfig |
 
 
 def class_names(own: tuple[str, ...], data_name: str, num_classes: int) -> tuple[str, ...]:
-    """Names by index: the classifier's `own`, else the data set's where the counts agree, else the numbers."""
+    """Names by index: the classifier's `own`, else the data set's if their number fits, else the indices."""
     known: dict[str, tuple[str, ...]] = {"digits": digits.CLASSES, "cifar10": cifar10.CLASSES}
     for names in (tuple(own), known.get(data_name, ())):
         if len(names) == num_classes:

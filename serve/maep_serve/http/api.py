@@ -1,4 +1,4 @@
-"""The HTTP face of a `Service`: a FastAPI application that knows nothing of Ray."""
+"""The HTTP interface of a `Service`: a FastAPI application that is independent of Ray."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from maep_serve.engine.loading import Models
 from maep_serve.engine.service import Service
 from maep_serve.engine.suspicion import FALSE_POSITIVE_RATE
 from maep_serve.http import oip, request_body, responses
-from maep_serve.http.middleware import Front
+from maep_serve.http.middleware import RequestMiddleware
 from maep_serve.http.problems import Problem, add_handlers, openapi_responses
 from maep_serve.http.tokens import Tokens
 from maep_serve.page import playground
@@ -27,11 +27,11 @@ def create_api(
     own_request_id: bool = True,
     background: Callable[[], Coroutine[Any, Any, None]] | None = None,
 ) -> FastAPI:
-    """The application before `service`.
+    """The application for `service`.
 
-    tokens: what /v1/* and /v2/* but health need; None asks for none.
-    own_request_id: whether to add x-request-id to answers (Ray Serve does so itself).
-    background: runs on the event loop as long as the application does.
+    tokens: required by /v1/* and /v2/*, except for health checks; None requires none.
+    own_request_id: whether to add x-request-id to responses (Ray Serve adds it itself).
+    background: runs on the event loop for the application's lifetime.
     """
 
     @asynccontextmanager
@@ -49,12 +49,12 @@ def create_api(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        redirect_slashes=False,  # it would lead from a front's https:// to http://, and a token after it
+        redirect_slashes=False,  # behind a proxy it would redirect https:// to http://, and leak the token
     )
     add_handlers(app)
-    app.add_middleware(Front, service=service, adds_request_id=own_request_id)
-    authorised = [] if tokens is None else [Depends(_bearer(tokens))]  # a dependency has its price for each request
-    _add_state_routes(app, service)
+    app.add_middleware(RequestMiddleware, service=service, adds_request_id=own_request_id)
+    authorised = [] if tokens is None else [Depends(_bearer(tokens))]  # each dependency costs time per request
+    _add_state_routes(app, service, authorised)
     _add_model_routes(app, service, authorised)
     oip.add_routes(app, service, authorised)
     playground.add_page_routes(app, service, authorised)
@@ -63,7 +63,7 @@ def create_api(
     return app
 
 
-def _add_state_routes(app: FastAPI, service: Service) -> None:
+def _add_state_routes(app: FastAPI, service: Service, authorised: list[Any]) -> None:
     @app.get("/healthz", summary="The process is up")
     async def healthz() -> dict[str, str]:
         return {"status": "up"}
@@ -72,39 +72,9 @@ def _add_state_routes(app: FastAPI, service: Service) -> None:
     async def readyz() -> dict[str, str]:
         return {"status": "ready", "purifier": service.models.purifier_sha256}
 
-
-def _add_model_routes(app: FastAPI, service: Service, authorised: list[Any]) -> None:
-    @app.post(
-        "/v1/purify",
-        summary="An image in, its purified form out",
-        dependencies=authorised,
-        response_class=Response,
-        openapi_extra=request_body.OPENAPI,
-        responses={**openapi_responses(*request_body.CODES), **responses.OPENAPI},
-    )
-    async def purify(request: Request) -> Response:
-        engine, form = service.engine, responses.wanted(request.headers.get("accept", ""))
-        async with request_body.image(request, service, engine, answered=form.dtype) as pixels:
-            purified = await engine.purify(await responses.prepared(pixels, form, engine))
-            return await responses.respond(purified, form, engine, version_headers(engine.models))
-
-    @app.post(
-        "/v1/classify",
-        summary="The classifier's best classes before and after purification, and how suspicious the difference is",
-        dependencies=authorised,
-        openapi_extra=request_body.OPENAPI,
-        responses=openapi_responses(*request_body.CODES, "no-classifier", "unsupported-size", "invalid-parameter"),
-    )
-    async def classify(request: Request, top_k: Annotated[int, Query(ge=1, le=1000)] = 5) -> JSONResponse:
-        engine = service.engine
-        engine.require_classifier()
-        async with request_body.image(request, service, engine, engine.models.most_classified_pixels) as pixels:
-            answer = await engine.classify(pixels)
-        return JSONResponse(_classified(answer, engine.models, top_k), headers=version_headers(engine.models))
-
     @app.get(
         "/v1/info",
-        summary="What is served, and within which limits",
+        summary="The served models and the endpoint's limits",
         dependencies=authorised,
         responses=openapi_responses("unauthorized", "not-ready"),
     )
@@ -123,24 +93,51 @@ def _add_model_routes(app: FastAPI, service: Service, authorised: list[Any]) -> 
         }
 
 
-def version_headers(models: Models) -> dict[str, str]:
-    """Which purifier answered."""
-    return {"x-maep-purifier": models.purifier_sha256}
+def _add_model_routes(app: FastAPI, service: Service, authorised: list[Any]) -> None:
+    @app.post(
+        "/v1/purify",
+        summary="Purify an image",
+        dependencies=authorised,
+        response_class=Response,
+        openapi_extra=request_body.OPENAPI,
+        responses={**openapi_responses(*request_body.CODES), **responses.OPENAPI},
+    )
+    async def purify(request: Request) -> Response:
+        engine, form = service.engine, responses.wanted(request.headers.get("accept", ""))
+        async with request_body.image(request, service, engine, output=form.dtype) as pixels:
+            purified = await engine.purify(await responses.prepared(pixels, form, engine))
+            return await responses.respond(purified, form, engine)
+
+    @app.post(
+        "/v1/classify",
+        summary="The classifier's best classes before and after purification, and a suspicion score",
+        dependencies=authorised,
+        openapi_extra=request_body.OPENAPI,
+        responses=openapi_responses(*request_body.CODES, "no-classifier", "unsupported-size", "invalid-parameter"),
+    )
+    async def classify(request: Request, top_k: Annotated[int, Query(ge=1, le=1000)] = 5) -> JSONResponse:
+        engine = service.engine
+        engine.require_classifier()
+        async with request_body.image(request, service, engine, engine.models.most_classified_pixels) as pixels:
+            comparison = await engine.classify(pixels)
+        document = _classified(comparison, engine.models, top_k)
+        return JSONResponse(document, headers=responses.version_headers(engine.models))
 
 
-def _classified(answer: Comparison, models: Models, top_k: int) -> dict[str, Any]:
-    calibration = models.calibration
+def _classified(comparison: Comparison, models: Models, top_k: int) -> dict[str, Any]:
+    score = comparison.score
+    scored = models.calibration if score is not None else None
     return {
-        "before": responses.top(answer.before, models.classes, top_k),
-        "after": responses.top(answer.after, models.classes, top_k),
-        "changed": answer.changed,
+        "before": responses.top(comparison.before, models.classes, top_k),
+        "after": responses.top(comparison.after, models.classes, top_k),
+        "changed": comparison.changed,
         "suspicion": {
-            "distance": answer.distance,
-            "class_changed": answer.changed,
-            "score": None if answer.score is None else round(answer.score, 6),
-            "suspected": answer.suspected,
-            "false_positive_rate": None if answer.score is None else FALSE_POSITIVE_RATE,
-            "calibrated_on": None if calibration is None or answer.score is None else calibration.images,
+            "distance": comparison.distance,
+            "class_changed": comparison.changed,
+            "score": None if score is None else round(score, 6),
+            "suspected": comparison.suspected,
+            "false_positive_rate": None if score is None else FALSE_POSITIVE_RATE,
+            "calibrated_on": None if scored is None else scored.images,
         },
         "purifier": models.purifier_sha256,
         "classifier": models.classifier_name,
@@ -151,6 +148,6 @@ def _bearer(tokens: Tokens) -> Callable[[Request], Awaitable[None]]:
     async def check(request: Request) -> None:
         if not tokens.allow(request.headers.get("authorization", "")):
             headers = {"WWW-Authenticate": "Bearer", **request_body.CLOSE}
-            raise Problem("unauthorized", "send Authorization: Bearer TOKEN", headers)
+            raise Problem("unauthorized", "send the header Authorization: Bearer TOKEN", headers)
 
     return check

@@ -1,4 +1,4 @@
-"""What every request passes first: its id, its count and its time."""
+"""The middleware that every request passes: request ids, and metrics of requests."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from maep_serve.engine.service import Service
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_GONE = 499  # the caller hung up: nginx's number for it
+_CLIENT_CLOSED = 499  # nginx's number for a caller that hung up
 
 
-class Front:
-    """Answers carry the caller's x-request-id, or a new one, unless something before this does so; all are measured."""
+class RequestMiddleware:
+    """Counts and times requests, and adds x-request-id (the caller's or a new one) unless a server in front does."""
 
     def __init__(self, app: ASGIApp, service: Service, adds_request_id: bool = True) -> None:
         self._app = app
@@ -24,14 +24,14 @@ class Front:
         self._adds_request_id = adds_request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         request_id = _request_id(scope) if self._adds_request_id else None
-        began, status = time.monotonic(), _GONE
+        started, status = time.monotonic(), _CLIENT_CLOSED
 
-        async def watched(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -40,15 +40,15 @@ class Front:
             await send(message)
 
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, receive, send_and_note)
         except Exception:
             status = 500
             raise
         finally:
-            # The route's template: of paths there are as many as callers like
+            # The route's template, because callers can make up any number of paths
             route, version = getattr(scope.get("route"), "path", "none"), self._service.version
             self._service.metrics.requests.labels(route, str(status), version).inc()
-            self._service.metrics.request_seconds.labels(route, version).observe(time.monotonic() - began)
+            self._service.metrics.request_seconds.labels(route, version).observe(time.monotonic() - started)
 
 
 def _request_id(scope: Scope) -> str:

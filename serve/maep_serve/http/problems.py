@@ -1,4 +1,4 @@
-"""Errors as `application/problem+json` (RFC 9457), each with a `code` that stays the same across versions."""
+"""Errors as `application/problem+json` (RFC 9457), each with a `code` that is stable across versions."""
 
 from __future__ import annotations
 
@@ -16,32 +16,44 @@ CONTENT_TYPE = "application/problem+json"
 # code -> (HTTP status, title)
 CODES: dict[str, tuple[int, str]] = {
     "not-an-image": (400, "The body is not a readable PNG, JPEG or WebP image"),
-    "invalid-request": (400, "The body is no request of the Open Inference Protocol"),
+    "invalid-request": (400, "The body is not an Open Inference Protocol request"),
     "unauthorized": (401, "A bearer token is required"),
-    "not-found": (404, "There is nothing at this address"),
-    "method-not-allowed": (405, "This address does not take this method"),
+    "not-found": (404, "Not found"),
+    "method-not-allowed": (405, "Method not allowed"),
     "body-timeout": (408, "The body did not arrive in time"),
     "length-required": (411, "A body with a Content-Length is required"),
-    "body-too-large": (413, "The body is larger than this endpoint takes"),
+    "body-too-large": (413, "The body is too large"),
     "unsupported-media-type": (415, "The body must be image/png, image/jpeg, image/webp or a tensor"),
-    "too-many-pixels": (422, "The image has more pixels than this endpoint takes"),
-    "unsupported-image": (422, "This kind of picture is not taken"),
-    "invalid-tensor": (422, "The tensor is not an image of the kind taken"),
-    "unsupported-size": (422, "The classifier cannot take an image of this size"),
-    "invalid-parameter": (422, "A parameter cannot be used"),
-    "queue-full": (429, "Too many requests are waiting"),
-    "internal-error": (500, "The endpoint failed"),
-    "no-classifier": (404, "This endpoint protects no classifier"),
-    "not-ready": (503, "The model is not loaded yet"),
-    "timeout": (504, "The image was not purified in time"),
+    "too-many-pixels": (422, "The image has too many pixels"),
+    "unsupported-image": (422, "This kind of image is not supported"),
+    "invalid-tensor": (422, "The tensor is not a valid image"),
+    "unsupported-size": (422, "The classifier does not support images of this size"),
+    "invalid-parameter": (422, "A parameter is invalid"),
+    "queue-full": (429, "Too many requests"),
+    "internal-error": (500, "Internal error"),
+    "no-classifier": (404, "This endpoint has no classifier"),
+    "not-ready": (503, "The endpoint is not ready"),
+    "timeout": (504, "The request timed out"),
 }
 
 _PROTOCOL = "/v2/"
 _HTTP_CODES = {404: "not-found", 405: "method-not-allowed"}
+_SCHEMA = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail", "code"],
+    "properties": {
+        "type": {"type": "string", "format": "uri"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "code": {"type": "string", "enum": sorted(CODES)},
+    },
+}
+_log = logging.getLogger(__name__)
 
 
 class Problem(Exception):
-    """An answer other than 2xx: a `code` of CODES, one line of detail, and headers."""
+    """A response other than 2xx: a `code` of CODES, one line of detail, and headers."""
 
     def __init__(self, code: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
@@ -51,7 +63,7 @@ class Problem(Exception):
         self.headers = dict(headers or {})
 
     def response(self, path: str = "") -> Response:
-        """The problem document. Below /v2 it has the member `error` too, which the protocol's clients show."""
+        """The problem document. Under /v2 it also has the member `error`, which the protocol's clients show."""
         body = {
             "type": f"urn:maep:problem:{self.code}",
             "title": self.title,
@@ -65,57 +77,39 @@ class Problem(Exception):
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Makes every error of `app`, also its framework's own, a problem document."""
+    """Turn every error of `app`, also those of its framework, into a problem document."""
 
-    def answer(request: Request, error: Problem) -> Response:
+    async def handle(request: Request, error: Exception) -> Response:
         path = request.url.path.removeprefix(request.scope.get("root_path", ""))
-        return error.response(path)
+        return _problem(request, error).response(path)
 
-    async def problem(request: Request, error: Exception) -> Response:
-        assert isinstance(error, Problem)
-        return answer(request, error)
+    for kind in (Problem, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, handle)
 
-    async def invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
+
+def _problem(request: Request, error: Exception) -> Problem:
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, RequestValidationError):
         first: dict[str, Any] = dict(error.errors()[0])
         where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
-        return answer(request, Problem("invalid-parameter", f"{where}: {first['msg']}"))
-
-    async def http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
+        return Problem("invalid-parameter", f"{where}: {first['msg']}")
+    if isinstance(error, HTTPException):
         code = _HTTP_CODES.get(error.status_code, "internal-error")
-        return answer(request, Problem(code, f"{request.method} {request.url.path}", error.headers))
-
-    async def internal(request: Request, error: Exception) -> Response:
-        logging.getLogger(__name__).error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return answer(request, Problem("internal-error", "the endpoint's log says more"))
-
-    app.add_exception_handler(Problem, problem)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, internal)
+        return Problem(code, f"{request.method} {request.url.path}", error.headers)
+    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return Problem("internal-error", "see the endpoint's log")
 
 
 def openapi_responses(*codes: str) -> dict[int | str, dict[str, Any]]:
-    """The `responses` entry of a route that may answer with the problems `codes`."""
-    schema = {
-        "type": "object",
-        "required": ["type", "title", "status", "detail", "code"],
-        "properties": {
-            "type": {"type": "string", "format": "uri"},
-            "title": {"type": "string"},
-            "status": {"type": "integer"},
-            "detail": {"type": "string"},
-            "code": {"type": "string", "enum": sorted(CODES)},
-        },
-    }
+    """The `responses` entry of a route that may respond with the problems `codes`."""
     by_status: dict[int, list[str]] = {}
     for code in codes:
         by_status.setdefault(CODES[code][0], []).append(code)
     return {
         status: {
             "description": " or ".join(f"`{code}`" for code in names),
-            "content": {CONTENT_TYPE: {"schema": schema}},
+            "content": {CONTENT_TYPE: {"schema": _SCHEMA}},
         }
         for status, names in sorted(by_status.items())
     }

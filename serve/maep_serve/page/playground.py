@@ -1,9 +1,13 @@
-"""The page and what only it needs: sample pictures, and attacks to try."""
+"""The playground: the page, its sample images, and attacks to try on them."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import functools
+import hashlib
+import importlib.resources
+import re
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query, Request
@@ -15,7 +19,6 @@ from maep_serve.engine.service import Service
 from maep_serve.http import images, request_body
 from maep_serve.http.problems import Problem, openapi_responses
 from maep_serve.http.responses import top
-from maep_serve.page import page_policy
 from maep_serve.page.samples import Sample, load_samples
 
 _ATTACK_MAX_PIXELS = 256 * 256
@@ -38,19 +41,19 @@ def add_page_routes(app: FastAPI, service: Service, authorised: list[Any]) -> No
 
     @app.get("/", summary="The page", response_class=HTMLResponse)
     async def page() -> HTMLResponse:
-        text, policy = page_policy.page()
+        text, policy = page_and_policy()
         return HTMLResponse(text, headers={"Content-Security-Policy": policy})
 
-    @app.get("/v1/samples", summary="The page's sample pictures", dependencies=authorised)
+    @app.get("/v1/samples", summary="The page's sample images", dependencies=authorised)
     async def list_samples() -> list[dict[str, Any]]:
         return [{"id": number, "name": sample.name} for number, sample in enumerate(await samples())]
 
     @app.get("/v1/samples/{number}", dependencies=authorised, response_class=Response, responses=_PNG)
     async def sample(number: int) -> Response:
-        pictures = await samples()
-        if not 0 <= number < len(pictures):
-            raise Problem("not-found", f"sample {number}: there are {len(pictures)}, counted from 0")
-        return Response(images.encode_png(pictures[number].pixels), media_type="image/png")
+        known = await samples()
+        if not 0 <= number < len(known):
+            raise Problem("not-found", f"sample {number} does not exist: there are {len(known)}, counted from 0")
+        return Response(images.encode_png(known[number].pixels), media_type="image/png")
 
 
 def add_attack_route(app: FastAPI, service: Service, authorised: list[Any]) -> None:
@@ -73,20 +76,31 @@ def add_attack_route(app: FastAPI, service: Service, authorised: list[Any]) -> N
         engine = service.engine
         config = AttackConfig(name=attack, eps=eps / 255, steps=1 if attack == "fgsm" else steps)
         async with request_body.image(request, service, engine, _ATTACK_MAX_PIXELS) as pixels:
-            given = images.to_uint8(pixels) if pixels.is_floating_point() else pixels
-            result = await engine.attack(given, config)
-        names = ("clean", "attacked", "purified")
-        pictures = (result.clean, result.attacked, result.purified)
+            result = await engine.attack(images.to_uint8(pixels) if pixels.is_floating_point() else pixels, config)
+        classes = engine.models.classes
+        shown = {"clean": result.clean, "attacked": result.attacked, "purified": result.purified}
+        tops = [top(probabilities, classes, top_k) for probabilities in result.probabilities]
         return {
             "threat": "oblivious",
             "label": result.label,
             "purifier": engine.models.purifier_sha256,
-            "images": {
-                name: base64.b64encode(images.encode_png(picture)).decode()
-                for name, picture in zip(names, pictures, strict=True)
-            },
-            "top": {
-                name: top(row, engine.models.classes, top_k)
-                for name, row in zip(names, result.probabilities, strict=True)
-            },
+            "images": {name: base64.b64encode(images.encode_png(image)).decode() for name, image in shown.items()},
+            "top": dict(zip(shown, tops, strict=True)),
         }
+
+
+@functools.cache
+def page_and_policy() -> tuple[str, str]:
+    """The page's HTML and its Content-Security-Policy (level 3): only its own script and style, by their sha256."""
+    text = importlib.resources.files("maep_serve").joinpath("page/index.html").read_text(encoding="utf-8")
+    policy = (
+        f"default-src 'none'; script-src {_hashes(text, 'script')}; style-src {_hashes(text, 'style')}; "
+        "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return text, policy
+
+
+def _hashes(text: str, element: str) -> str:
+    inside = re.findall(rf"<{element}>(.*?)</{element}>", text, re.S)
+    digests = (base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in inside)
+    return " ".join(f"'sha256-{digest}'" for digest in digests)

@@ -1,7 +1,7 @@
-"""How requests reach the replicas: through HAProxy, straight to each replica's own HTTP server.
+"""How requests reach the replicas: through HAProxy, directly to each replica's own HTTP server.
 
-Ray Serve's default, a proxy in Python, costs 8 ms of processor time a request. Ray reads these settings from the
-environment when its processes start, so on a cluster they are set on every node (see configs/cluster.yaml).
+Ray Serve's default, a proxy in Python, costs 8 ms of processor time per request. Ray reads these settings from the
+environment when its processes start, so on a cluster set them on every node (see configs/cluster.yaml).
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from maep.errors import UnavailableError
 _THROUGHPUT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    # A replica that leaves stays open so long, for whoever does not know yet
+    # A stopping replica accepts requests for so long, from proxies that do not know yet
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
-    # So long may a caller be silent who owes a part of a body or does not take his answer; else he holds a place for an
-    # hour. It does not run while he waits.
+    # Timeout for a caller that neither sends its body nor reads the response; Ray's own is an hour. It does not run
+    # while the caller waits for a response.
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "15",
-    # A purification can be asked for again: a connection that broke without an answer is tried at another replica
+    # Purification is idempotent: if a connection breaks without a response, HAProxy retries at another replica
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # its own; a line of log for each request
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # HAProxy's own metrics, which log a line per request
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
 }
 _NUM_REPLICA_PORTS = 100
-_BEFORE_AND_AFTER_S = 15  # HAProxy itself waits for the beginning of a body, and sends the answer
+_HAPROXY_EXTRA_S = 15  # for HAProxy to wait for the start of a body, and to send the response
 _BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _WRAPPER = "haproxy-that-ends-with-ray"
 _PROGRAM = Path(__file__).with_name("haproxy.py")
@@ -46,14 +46,14 @@ _FILES = {
 
 
 def prepare(folder: Path, most: int, longest_s: float) -> None:
-    """Sets what a Ray that is started next shall do, where the user has not; HAProxy's files go into `folder`.
+    """Set the environment of the Ray that starts next, except what the user set; HAProxy's files go into `folder`.
 
-    most: requests that are worked on at once, for each replica; HAProxy refuses more than that by itself.
-    longest_s: what a replica needs at most for one; a HAProxy that is replaced ends what it has begun.
+    most: requests in flight per replica; HAProxy refuses more than that itself.
+    longest_s: the longest time of one request in a replica, which a HAProxy that is being replaced still waits for.
 
-    Without HAProxy (Ray brings it along on Linux) Ray Serve's own proxy is used.
+    Without HAProxy (Ray ships it on Linux), Ray Serve's own proxy is used.
     """
-    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # a busy machine needs more than 5 s
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # a busy machine exceeds the default of 5 s
     binary = _haproxy()
     if binary is None:
         return
@@ -64,13 +64,13 @@ def prepare(folder: Path, most: int, longest_s: float) -> None:
     os.environ[_BINARY] = str(wrapper)
     for name, value in _THROUGHPUT.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", str(math.ceil(longest_s + _BEFORE_AND_AFTER_S)))
+    os.environ.setdefault("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", str(math.ceil(longest_s + _HAPROXY_EXTRA_S)))
     for name, file in _FILES.items():
         os.environ[name] = str(folder / file)
     os.environ["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"] = str(folder)
     for name in ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"):
-        os.environ[name] = str(_free_port())  # else two endpoints on a machine share one
-    # Nor may a replica of one get a port that the other's HAProxy still takes for its own, whose replica has gone
+        os.environ[name] = str(_free_port())  # otherwise two endpoints on one machine share them
+    # Nor may a replica get a port that another endpoint's HAProxy still assigns to a replica that is gone
     first = _free_ports(range(25000, 32700), _NUM_REPLICA_PORTS)
     os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] = str(first)
     os.environ["RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"] = str(first + _NUM_REPLICA_PORTS - 1)
@@ -89,19 +89,19 @@ def _haproxy() -> str | None:
 
 
 def _free_port() -> int:
-    """A port that nobody has, and that nobody gets by chance before HAProxy is there to take it.
+    """A free port that nobody gets by chance before HAProxy binds it.
 
-    The system gives outgoing connections ports of 32768 and up, and Ray has those to 19999.
+    Outgoing connections get ports from 32768 up, and Ray uses those up to 19999.
     """
     return _free_ports(range(20000, 25000), 1)
 
 
 def _free_ports(among: range, count: int) -> int:
-    """The first of `count` ports in a row that nobody has, at a random place of `among`. Raises UnavailableError."""
-    places = range(among.start, among.stop, count)
-    for first in random.SystemRandom().sample(places, len(places)):
+    """The first of `count` consecutive free ports, at random among `among`. Raises UnavailableError."""
+    candidates = range(among.start, among.stop, count)
+    for first in random.SystemRandom().sample(candidates, len(candidates)):
         with contextlib.suppress(OSError), contextlib.ExitStack() as held:
             for port in range(first, first + count):
                 held.enter_context(contextlib.closing(socket.socket())).bind(("127.0.0.1", port))
             return first
-    raise UnavailableError(f"of {len(among)} ports from {among.start} on no {count} in a row are free on this machine")
+    raise UnavailableError(f"ports: no {count} consecutive ports are free in {among.start} to {among.stop - 1}")

@@ -78,7 +78,7 @@ def test_health_and_metadata(triton, models):
     assert told["outputs"] == [{"name": "purified", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}]
     with pytest.raises(module.InferenceServerException, match="unauthorized"):
         client.get_model_metadata("purifier")
-    with pytest.raises(module.InferenceServerException, match="not-found: model 'other'"):
+    with pytest.raises(module.InferenceServerException, match="not-found"):
         client.get_model_metadata("other", headers=dict(AUTH))
 
 
@@ -104,7 +104,7 @@ def test_a_bad_request_is_the_clients_exception(triton):
     client, module = triton
     tensor = module.InferInput("images", [1, 2, 2, 3], "FP32")
     tensor.set_data_from_numpy(np.full((1, 2, 2, 3), np.nan, "f4"))
-    with pytest.raises(module.InferenceServerException, match="invalid-tensor: values are nan") as caught:
+    with pytest.raises(module.InferenceServerException, match="invalid-tensor") as caught:
         client.infer("purifier", [tensor], headers=dict(AUTH))
     assert caught.value.status() == "422"
 
@@ -188,9 +188,22 @@ def test_texts_among_the_numbers_cost_no_more_than_they_are():
     sent = json.dumps(body(data=["x" * 100_000, *[""] * 5_000])).encode()
     tracemalloc.start()
     try:
-        with pytest.raises(Problem, match="numbers are needed"):
+        with pytest.raises(Problem, match="data"):
             oip.parse(sent, None)
         assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("wrong", [{"inputs": [{}] * 100_000}, body(shape=["x"] * 200_000), body(parameters=["x"] * 9)])
+def test_a_request_of_many_mistakes_costs_no_more_than_one(wrong):
+    sent = json.dumps(wrong).encode()
+    as_json = 60 * len(sent)  # as Python objects
+    tracemalloc.start()
+    try:
+        with pytest.raises(Problem):
+            oip.parse(sent, None)
+        assert tracemalloc.get_traced_memory()[1] < as_json
     finally:
         tracemalloc.stop()
 

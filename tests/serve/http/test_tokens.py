@@ -22,7 +22,7 @@ PNG = {"content-type": "image/png"}
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A changed file is seen at once."""
-    monkeypatch.setattr(tokens, "_LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(tokens, "_CHECK_INTERVAL_S", 0.0)
 
 
 def write(file: Path, text: str) -> None:
@@ -85,27 +85,27 @@ def test_a_damaged_file_leaves_the_last_tokens_and_is_told_without_what_it_holds
         write(file, damage)
     with caplog.at_level(logging.ERROR):
         assert "old" in known
-    assert "the tokens stay as they were" in caplog.text
+    assert str(file) in caplog.text
     assert "secret-in-the-clear" not in caplog.text
 
 
 def test_an_unusable_file_is_refused_at_first_in_one_line(config, tmp_path: Path):
     for text, match in (
-        ("token\n", "line 1 .* is no `NAME SHA256`"),
-        ("# none\n", "there is none"),
-        (f"team {digest_of('')}\n", "line 1 .* empty token"),
+        ("token\n", "line 1 "),
+        ("# none\n", "tokens_file"),
+        (f"team {digest_of('')}\n", "line 1 "),
     ):
         (tmp_path / "tokens").write_text(text)
         with pytest.raises(ConfigError, match=match):
             endpoint_tokens(dataclasses.replace(config, tokens_file=str(tmp_path / "tokens")))
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(ConfigError, match="absent"):
         endpoint_tokens(dataclasses.replace(config, tokens_file=str(tmp_path / "absent")))
 
 
 def test_off_loopback_there_must_be_one(config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert endpoint_tokens(config) == ()
     outside = dataclasses.replace(config, host="0.0.0.0")
-    with pytest.raises(ConfigError, match=r"0\.0\.0\.0 can be reached .* MAEP_SERVE_TOKEN"):
+    with pytest.raises(ConfigError, match=r"host: .*MAEP_SERVE_TOKEN"):
         endpoint_tokens(outside)
     monkeypatch.setenv("MAEP_SERVE_TOKEN", "a, b,")
     assert endpoint_tokens(outside) == (digest_of("a"), digest_of("b"))
