@@ -1,4 +1,4 @@
-"""The page of an evaluation, beside its result: figures from the rows, pictures made anew from its images."""
+"""Writes the page of an evaluation beside its result, with example images made again from its configuration."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _STEPS = 20
 
 
 def write(result: Result, settings: EvaluateConfig, artifacts: Mapping[str, Artifact], command: str) -> Path:
-    """Writes `report.html` into the folder of `result`, and says where."""
+    """Writes `report.html` into the folder of `result` and returns its path."""
     path = result.folder / REPORT
     write_report(result, path, strips(settings, artifacts), command)
     return path
 
 
 def strips(settings: EvaluateConfig, artifacts: Mapping[str, Artifact]) -> dict[str, bytes]:
-    """Two PNGs for each purifier before the first classifier: attacked without, and with, knowledge of the purifier.
+    """Two PNGs per purifier with the first classifier, attacked obliviously and adaptively, by their description.
 
-    PGD-20 at the oblivious budget, on the evaluation's first image of each of four classes.
+    PGD-20 at the oblivious budget, on the first image of each of four classes.
     """
     bench, spec = _bench(settings, artifacts), settings.classifiers[0]
     where = f"PGD-{_STEPS} at {eps_label(settings.oblivious_eps)}"
@@ -39,12 +39,12 @@ def strips(settings: EvaluateConfig, artifacts: Mapping[str, Artifact]) -> dict[
         for threat, source in (("oblivious", Source(None, spec)), ("adaptive", Source(name, spec))):
             data = io.BytesIO()
             _strip(bench, name, source, num_images=4).save(data, "PNG", optimize=True)
-            found[f"{name} before {bench.classifier(spec).name}, {threat} {where}"] = data.getvalue()
+            found[f"{name} in front of {bench.classifier(spec).name}, {threat} {where}"] = data.getvalue()
     return found
 
 
 def write_strip(settings: EvaluateConfig, purifier: Artifact, path: Path) -> Path:
-    """Writes a PNG: the first image of each of six classes, attacked by PGD-20 on the last classifier, purified."""
+    """Writes a PNG of the first image of each of six classes, attacked (PGD-20, last classifier) and purified."""
     bench = _bench(settings, {"purifier": purifier})
     path.parent.mkdir(parents=True, exist_ok=True)
     _strip(bench, "purifier", Source(None, settings.classifiers[-1]), num_images=6).save(path)

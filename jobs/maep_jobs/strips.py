@@ -1,4 +1,4 @@
-"""Pictures of what a model in training does: image, what it was given, what it made of it."""
+"""Example images of a model in training: the image, the input, and the output."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _IMAGES, _SIDE = 8, 64
 
 
 def reconstruction_strip(saved: Artifact, data: DataConfig) -> Image.Image | None:
-    """Rows of eight `dev` images: as they are, given to the model, and its output; None for other models.
+    """Rows of eight `dev` images, model inputs and outputs; None for models other than autoencoders and purifiers.
 
-    An autoencoder is given the visible patches (mask ratio as trained), a purifier the image with noise of
-    standard deviation 8/255.
+    The input of an autoencoder is the visible patches (mask ratio as trained), that of a purifier the image with noise
+    of standard deviation 8/255.
     """
     values = saved.config.get("model", {})
     if values.get("name") not in ("mae", "purifier", "conv"):
         return None
-    with seeding.GLOBAL_GENERATOR:  # initial weights are drawn, and a step may be under way
+    with seeding.GLOBAL_GENERATOR:  # initial weights are drawn while a training step may run
         model = load_weights(build_model(values), saved).eval()
     images = _shown(data, data_uri(data))
     keys = torch.arange(len(images))
@@ -55,7 +55,7 @@ def reconstruction_strip(saved: Artifact, data: DataConfig) -> Image.Image | Non
 
 @functools.lru_cache(maxsize=1)
 def _shown(data: DataConfig, root: str) -> torch.Tensor:
-    """float32 [8, 3, H, W] in [0, 1], fewer where dev has fewer: the same for each checkpoint of a run."""
+    """float32 [8, 3, H, W] in [0, 1], fewer if dev has fewer; the same for each checkpoint of a run."""
     if not is_remote(root):
         images = load(data, "dev")
         return images.batch(range(min(_IMAGES, len(images))))[0]

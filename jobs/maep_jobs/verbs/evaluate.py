@@ -35,15 +35,23 @@ _EXAMPLES = """  maep evaluate --config cifar10/evaluate --purifier maep=bundled
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb."""
-    made = parser("evaluate", "Evaluate purifiers; killed and started again it repeats nothing.", _EXAMPLES)
+    made = parser(
+        "evaluate",
+        "Evaluate purifiers under each threat model; run it again after a kill to resume.",
+        _EXAMPLES,
+    )
     made.add_argument(
-        "--purifier", action="append", default=[], metavar="NAME=URI", help="what to evaluate; may be repeated"
+        "--purifier",
+        action="append",
+        default=[],
+        metavar="NAME=URI",
+        help="a purifier and its name; may be repeated",
     )
     made.add_argument(
         "--compare",
         nargs=2,
         metavar="FOLDER[:PURIFIER]",
-        help="evaluate nothing; set two purifiers of finished evaluations side by side, with a paired test",
+        help="compare two purifiers of finished evaluations by a paired test, evaluating nothing",
     )
     made.add_argument("--markdown", action="store_true", help="print the tables as Markdown on standard output")
     job = parse(made, EvaluateConfig, argv, default="cifar10/evaluate")
@@ -73,9 +81,9 @@ def _measure(job: Job[EvaluateConfig], argv: Sequence[str]) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    """Prints two purifiers side by side; writes nothing."""
+    """Prints the comparison of two purifiers."""
     if options.purifier:
-        raise ConfigError("--purifier and --compare: what is compared was evaluated before, name it FOLDER:PURIFIER")
+        raise ConfigError("--purifier and --compare: choose one; --compare takes finished evaluations, FOLDER:PURIFIER")
     (a, a_name), (b, b_name) = (_side(text) for text in options.compare)
     if options.dry_run:
         print(f"# compare {a_name or 'the purifier'} of {a} with {b_name or 'the purifier'} of {b}")
@@ -91,7 +99,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def run_evaluation(settings: EvaluateConfig, artifacts: dict[str, Artifact], output: Path) -> Result:
-    """Evaluates with progress shown."""
+    """Evaluates with a progress bar."""
     bar = Bar("evaluate")
 
     def show(progress: Progress) -> None:
@@ -104,7 +112,7 @@ def run_evaluation(settings: EvaluateConfig, artifacts: dict[str, Artifact], out
 
 
 def plan(settings: EvaluateConfig, purifiers: Iterable[str], output: Path) -> list[str]:
-    """What would be measured, a line each: of the first purifier, as one that draws nothing."""
+    """The lines of the plan: what is measured of the first purifier, assuming that it is not randomised."""
     names = [*settings.baselines, *purifiers]
     traits = [Traits(name, baseline=False, differentiable=True, randomised=False) for name in purifiers]
     total = min(len(named(settings.images)), settings.num_images or len(named(settings.images)))
@@ -125,15 +133,15 @@ def plan(settings: EvaluateConfig, purifiers: Iterable[str], output: Path) -> li
 def _named(text: str) -> tuple[str, PurifierRef]:
     name, equals, uri = text.partition("=")
     if not equals or not name or not uri:
-        raise UserError(f"--purifier {text!r} is written NAME=URI, such as mine=outputs/purifier/model")
+        raise UserError(f"--purifier {text!r}: write NAME=URI, such as mine=outputs/purifier/model")
     return name, PurifierRef.parse(uri)
 
 
 def _side(text: str) -> tuple[Path, str | None]:
-    """A folder, and the purifier behind the last colon; a folder whose own name has a colon stays whole."""
+    """The folder, and the purifier after the last colon unless the whole text is a folder."""
     folder, colon, name = text.rpartition(":")
     if not colon or Path(text).is_dir():
         return Path(text), None
     if not folder or not name:
-        raise UserError(f"--compare {text!r} is written FOLDER or FOLDER:PURIFIER, such as outputs/evaluate:conv")
+        raise UserError(f"--compare {text!r}: write FOLDER or FOLDER:PURIFIER, such as outputs/evaluate:conv")
     return Path(folder), name

@@ -1,4 +1,4 @@
-"""Pictures of what a purifier does: clean, attacked and purified images, the differences, and what is seen in them."""
+"""Example images of a purifier: clean, attacked and purified, with differences and predicted classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from maep.data.image_set import ImageSet, to_float, to_uint8
 from maep.evaluate.measure import Batch, attack_images, round_to_budget
 
 GAIN = 8
-_HEADS = ("clean", "attacked", "purified", f"attack x{GAIN}", f"what is left x{GAIN}")
+_HEADS = ("clean", "attacked", "purified", f"attack x{GAIN}", f"remaining x{GAIN}")
 _RIGHT, _WRONG, _INK, _PAPER = (20, 120, 50), (190, 30, 30), (40, 40, 40), (255, 255, 255)
 _SIDE, _GAP, _LINE, _FONT = 112, 10, 20, 13
 
@@ -28,11 +28,10 @@ def strip(
     labels: Sequence[int],
     classes: Sequence[str],
 ) -> Image.Image:
-    """One row for each image: clean, attacked, purified, and what attack and purifier leave of the difference.
+    """One row per image: clean, attacked, purified, and the differences of the last two from the clean image.
 
-    `clean` and `attacked` are uint8 [N, H, W, 3]. Under each of the first three stands what `classifier` sees
-    there: green if that is the label, else red and underlined. Differences are to the clean image, times 8, grey is
-    none.
+    `clean` and `attacked` are uint8 [N, H, W, 3]. The class that `classifier` predicts is below each of the first
+    three: green if correct, red and underlined if wrong. Differences are amplified 8 times around grey.
     """
     with torch.no_grad():
         purified = to_uint8(purifier(to_float(torch.from_numpy(attacked)))).numpy()
@@ -59,26 +58,26 @@ def strip(
 
 
 def one_of_each(images: ImageSet, count: int) -> ImageSet:
-    """The first image of each of the first `count` classes there are."""
+    """The first image of each of the first `count` classes."""
     classes = np.unique(images.labels)[:count]
     return images.select([int(np.flatnonzero(images.labels == label)[0]) for label in classes])
 
 
 def attacked(model: nn.Module, images: ImageSet, config: AttackConfig, seed: int) -> NDArray[np.uint8]:
-    """uint8 [N, H, W, 3]: `images` attacked on `model` (images to logits) as an evaluation of that seed does it."""
+    """uint8 [N, H, W, 3]: `images` attacked on `model` (images to logits) as in an evaluation with that seed."""
     clean, labels = images.batch(range(len(images)))
     found = attack_images(model, Batch(clean, labels, torch.from_numpy(images.indices)), config, seed)
     return to_uint8(round_to_budget(found, clean, config.eps)).numpy()
 
 
 def difference(images: NDArray[np.uint8], originals: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8 [N, H, W, 3]: the difference times 8 around mid-grey, cut to what a pixel can show."""
+    """uint8 [N, H, W, 3]: the difference times 8 around mid-grey, clipped."""
     change = images.astype(np.int16) - originals.astype(np.int16)
     return np.clip(128 + GAIN * change, 0, 255).astype(np.uint8)
 
 
 def _filter(side: int) -> Image.Resampling:
-    """Small images are shown with their pixels, large ones smoothly."""
+    """Enlarges small images without smoothing."""
     return Image.Resampling.NEAREST if side < _SIDE else Image.Resampling.LANCZOS
 
 
@@ -96,5 +95,5 @@ def _write(
     length = draw.textlength(text, font)
     start = left + (_SIDE - length) / 2
     draw.text((start, top), text, colour, font)
-    if colour == _WRONG:  # seen without colours too
+    if colour == _WRONG:  # visible without colour
         draw.line((start, top + _FONT + 3, start + length, top + _FONT + 3), colour)

@@ -1,4 +1,4 @@
-"""One row for each image x purifier x classifier x threat x attack x eps: what every figure is computed from."""
+"""The rows of an evaluation (image x purifier x classifier x threat x attack x eps): every figure comes from them."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ SCHEMA = pa.schema(
         ("seed", pa.int64()),
         ("prediction", pa.int64()),
         ("correct", pa.bool_()),
-        ("num_draws", pa.int64()),  # fresh draws of a randomised purifier, else 1; prediction is what most say
-        ("num_right", pa.int64()),  # draws of which the answer is right
+        ("num_draws", pa.int64()),  # fresh draws of a randomised purifier, else 1; prediction is their majority vote
+        ("num_right", pa.int64()),  # draws with the correct prediction
         ("loss", pa.float32()),  # cross-entropy of the label, mean over draws
-        ("change", pa.float32()),  # what the attack changed, in `norm` (see `change`)
-        ("inherited", pa.bool_()),  # not attacked: wrong on the clean image, or after an earlier attack of the cascade
+        ("change", pa.float32()),  # size of the perturbation in `norm` (see `change`)
+        ("inherited", pa.bool_()),  # not attacked: wrong on the clean image or after an earlier attack of the cascade
     ]
 )
 _COST = b"maep.cost"
@@ -49,7 +49,7 @@ _COST = b"maep.cost"
 
 @dataclass(frozen=True)
 class Cost:
-    """What a part took: images that went forward through the attacked model, and seconds of one thread."""
+    """The cost of a part: forward passes of single images, and core-seconds."""
 
     forward_passes: int = 0
     seconds: float = 0.0
@@ -59,7 +59,7 @@ class Cost:
 
 
 def make(constants: Mapping[str, Any], columns: Mapping[str, Any]) -> pa.Table:
-    """Rows from values that all share and columns [N]; together they are exactly the schema."""
+    """Rows from shared values and columns [N], which together fill the schema."""
     length = len(next(iter(columns.values())))
     arrays = {
         field.name: pa.array(columns[field.name], field.type)
@@ -71,8 +71,9 @@ def make(constants: Mapping[str, Any], columns: Mapping[str, Any]) -> pa.Table:
 
 
 def change(difference: Tensor, norm: str) -> Tensor:
-    """float32 [B]: size of the change [B, 3, H, W] in `norm`; of a patch, the share of pixels that are changed, of a
-    spatial attack the largest change of a pixel.
+    """float32 [B]: size of the perturbation [B, 3, H, W] in `norm`.
+
+    For a patch it is the share of changed pixels, for a spatial attack the largest change of a pixel.
     """
     if norm == "patch":
         return (difference.abs().amax(dim=1) > 0).flatten(1).float().mean(dim=1)
@@ -80,13 +81,13 @@ def change(difference: Tensor, norm: str) -> Tensor:
 
 
 def encode_part(rows: pa.Table, cost: Cost) -> bytes:
-    """One finished task as a file."""
+    """A finished task as the bytes of a file."""
     note = json.dumps([cost.forward_passes, cost.seconds]).encode()
     return encode(rows.replace_schema_metadata({_COST: note}))
 
 
 def decode_part(data: bytes) -> tuple[pa.Table, Cost]:
-    """The rows of a finished task and what they took."""
+    """The rows of a finished task and their cost."""
     table = pq.read_table(io.BytesIO(data))
     forward_passes, seconds = json.loads(table.schema.metadata[_COST])
     return table.replace_schema_metadata(None), Cost(forward_passes, seconds)
@@ -100,12 +101,12 @@ def encode(rows: pa.Table) -> bytes:
 
 
 def read(path: str | Path) -> pa.Table:
-    """The rows of images.parquet. Raises DataError where that is no such file."""
+    """The rows of images.parquet. Raises DataError where it cannot be read."""
     try:
         table = pq.read_table(path, partitioning=None)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: cannot read the rows of an evaluation: {' '.join(str(error).split())}") from None
-    if "linf" in table.column_names:  # schema 1, which had no draws and no other norm
+    if "linf" in table.column_names:  # schema 1, without draws and other norms
         once = pa.array([1] * len(table), pa.int64())
         right = table["correct"].cast(pa.int64())
         table = table.append_column("num_draws", once).append_column("num_right", right)
@@ -117,7 +118,7 @@ def read(path: str | Path) -> pa.Table:
 
 
 def part_name(words: Sequence[object]) -> str:
-    """A file name that stands for these words: readable, and unique by a digest."""
+    """A readable file name for these words, made unique by a digest."""
     text = "|".join(str(word) for word in words)
     readable = "".join(c if c.isalnum() or c in "-." else "-" for c in text.replace("|", "_"))
     return f"{readable[:80]}.{hashlib.sha256(text.encode()).hexdigest()[:8]}"
