@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from processes import memory_mib
 
+from maep.data.pack.build import RECORD
 from maep.data.sets.imagenet import synsets
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -59,6 +60,12 @@ Reading = tuple[int, float, float]
 """Shards that are finished, seconds since the first was seen, MiB of the process."""
 
 
+def recorded(work: Path) -> list[str]:
+    """The shards that a run has finished so far."""
+    record = work / RECORD
+    return list(json.loads(record.read_bytes())["files"]) if record.exists() else []
+
+
 def packing(source: Path, root: Path, until: Callable[[int], bool]) -> tuple[int, str, list[Reading]]:
     """Runs the command, killing it once `until` of the finished shards; its status, its answer, and what was seen."""
     line = ["data", "pack", "imagenet", "--source", str(source), "--root", str(root), "--shards", str(SHARDS), "--json"]
@@ -67,7 +74,7 @@ def packing(source: Path, root: Path, until: Callable[[int], bool]) -> tuple[int
         try:
             while process.poll() is None:
                 assert time.monotonic() < began + DEADLINE_S
-                finished = len(list(work.glob("train-*.json")))
+                finished = len(recorded(work))
                 if finished:
                     seen.append((finished, time.monotonic() - began, memory_mib(process.pid)))
                 if until(finished):
@@ -86,14 +93,14 @@ def test_ten_thousand_images_at_a_steady_memory_and_through_a_kill(source: Path,
     assert status == -signal.SIGKILL
     assert list(folder.glob("*.parquet")) == []  # no loader takes a part for the whole
     work = folder / ".train-packing"
-    finished = {entry.stem: (work / f"{entry.stem}.parquet").stat().st_mtime_ns for entry in work.glob("train-*.json")}
+    finished = {name: (work / name).stat().st_mtime_ns for name in recorded(work)}
     assert KILL_AT <= len(finished) < SHARDS
 
     status, said, seen = packing(source, root, lambda finished: False)
     assert status == 0
     told = json.loads(said)
     assert (told["images"], told["shards"], told["corrupt"]) == (NUM, SHARDS, 0)
-    assert {name: (folder / f"{name}.parquet").stat().st_mtime_ns for name in finished} == finished  # not made again
+    assert {name: (folder / name).stat().st_mtime_ns for name in finished} == finished  # not made again
     rows = [row for file in sorted(folder.glob("train-*.parquet")) for row in _named(file)]
     assert len(rows) == len(set(rows)) == NUM
 

@@ -14,17 +14,10 @@ def plan(**values: Any) -> BatchPlan:
     return BatchPlan(SIZES, Sampling(**{"batch_size": 8, **values}))
 
 
-def images(pieces: list[tuple[int, range]]) -> list[tuple[int, int]]:
-    return [(group, row) for group, rows in pieces for row in rows]
-
-
 def test_an_epoch_takes_each_image_at_most_once_and_drops_less_than_a_batch() -> None:
     whole = plan()
     assert whole.steps_per_epoch == 6
-    epochs = [
-        [image for step in range(6 * epoch, 6 * epoch + 6) for image in images(whole.pieces(step))]
-        for epoch in range(2)
-    ]
+    epochs = [[image for step in range(6 * epoch, 6 * epoch + 6) for image in whole.images(step)] for epoch in range(2)]
     for taken in epochs:
         assert len(taken) == len(set(taken)) == 48
         assert all(row < SIZES[group] for group, row in taken)
@@ -36,9 +29,9 @@ def test_workers_take_the_same_batch_between_them(size: int) -> None:
     """As equally as it divides: of 8 images, three workers take 3, 3 and 2."""
     for step in (0, 3, 5, 6, 100):
         parts = [plan(rank=rank, size=size) for rank in range(size)]
-        taken = [image for part in parts for image in images(part.pieces(step))]
-        assert taken == images(plan().pieces(step))
-        shares = [len(images(part.pieces(step))) for part in parts]
+        taken = [image for part in parts for image in part.images(step)]
+        assert taken == plan().images(step)
+        shares = [len(part.images(step)) for part in parts]
         assert shares == [part.sampling.share for part in parts]
         assert max(shares) - min(shares) <= 1
         assert sorted(np.concatenate([part.places() for part in parts])) == list(range(8))
@@ -54,6 +47,6 @@ def test_a_worker_has_places_in_every_part_of_a_batch() -> None:
 
 def test_any_step_can_be_the_first() -> None:
     once = plan(rank=1, size=2)
-    walked = [once.pieces(step) for step in range(20)]
-    assert [plan(rank=1, size=2).pieces(step) for step in reversed(range(20))] == walked[::-1]
-    assert [plan(rank=1, size=2, seed=1).pieces(step) for step in range(20)] != walked
+    walked = [once.images(step) for step in range(20)]
+    assert [plan(rank=1, size=2).images(step) for step in reversed(range(20))] == walked[::-1]
+    assert [plan(rank=1, size=2, seed=1).images(step) for step in range(20)] != walked

@@ -1,1 +1,1 @@
-"""ImageNet's archives packed into shuffled Parquet shards."""
+"""ImageNet's archives packed into shuffled Parquet shards for streaming."""

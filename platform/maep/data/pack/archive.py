@@ -1,10 +1,10 @@
-"""ILSVRC2012's images as they come, in a folder or a tar: listed once, then read by position.
+"""ILSVRC2012's images as they are distributed, in a folder or a tar: listed once, then read by position.
 
   folder  SYNSET/NAME.JPEG; or NAME.JPEG and a file of labels
   tar     SYNSET.tar (the official training images), SYNSET/NAME.JPEG; or NAME.JPEG (the official validation images) and
           a file of labels
 
-A tar is read where it lies: one pass over its headers notes where each image begins, nothing is unpacked.
+A tar is not unpacked: one pass over its headers notes where each image begins.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from maep.data.reading.decoding import SUFFIXES
 from maep.errors import DataError, few
 
 Tick = Callable[[int, int, float | None], None]
-"""Done, all, seconds left if known: how far a piece of work is, in units of its own."""
+"""Called with the work done, all work (in any unit) and, if known, the seconds left."""
 
 
 class ArchivedImage(NamedTuple):
-    """One image: its path in the folder or tar, its synset ('' if the path does not say), where it begins, its size."""
+    """One image: path in the folder or tar, synset ('' if the path does not say), where it begins, bytes."""
 
     path: str
     synset: str
@@ -43,7 +43,7 @@ class ArchivedImage(NamedTuple):
 class Archive:
     """The images of a folder or tar, sorted by synset and name.
 
-    paths    where each lies in the folder or tar
+    paths    in the folder or tar
     synsets  the class of each
     starts   int64 [N], where each begins in the tar; 0 in a folder
     sizes    int64 [N], bytes
@@ -59,12 +59,12 @@ class Archive:
         return len(self.paths)
 
     def name(self, row: int) -> str:
-        """SYNSET/NAME: the same for an image in whatever form it came."""
+        """SYNSET/NAME: the same for an image in any form."""
         return f"{self.synsets[row]}/{PurePosixPath(self.paths[row]).name}"
 
     @contextmanager
     def reader(self) -> Iterator[Callable[[int], bytes]]:
-        """A function from row to bytes, which threads may share. It raises OSError for what cannot be read."""
+        """A thread-safe function from row to bytes, which raises OSError for what cannot be read."""
         if self.source.is_dir():
             yield lambda row: (self.source / self.paths[row]).read_bytes()
             return
@@ -72,7 +72,7 @@ class Archive:
             yield lambda row: os.pread(file.fileno(), int(self.sizes[row]), int(self.starts[row]))
 
     def digest(self) -> str:
-        """Hex sha256 of the names and sizes: what tells these images from others without reading them."""
+        """Hex sha256 of the names and sizes, which identifies the images without reading them."""
         digest = hashlib.sha256()
         for row in range(len(self)):
             digest.update(f"{self.name(row)} {self.sizes[row]}\n".encode())
@@ -80,9 +80,9 @@ class Archive:
 
 
 def open_archive(source: Path, labels: Path | None = None, tick: Tick | None = None) -> Archive:
-    """Lists the images of a folder or tar, of which `labels` gives the synsets, one a line, where no folder does.
+    """List the images of a folder or tar; `labels` gives their synsets, one a line, where no folder does.
 
-    Raises DataError when there are none, for what is no tar or is cut short, and for labels that do not fit.
+    Raises DataError when there are none, for a file that is no whole tar, and for labels that do not fit.
     """
     if not source.exists():
         raise DataError(f"{source} does not exist: name the folder or the tar that holds the images")
@@ -143,17 +143,19 @@ def _in_tar(source: Path, tick: Tick | None) -> Iterator[ArchivedImage]:
 
 
 def _members(file: BinaryIO, source: Path, end: int, start: int = 0) -> Iterator[tarfile.TarInfo]:
-    """The files of the tar that lies from `start` to `end` of `file`."""
+    """The files of the tar between `start` and `end` of `file`."""
     file.seek(start)
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None and member.offset < end:
-                # It would keep every header: a gigabyte of them for ImageNet.
+                # Otherwise it keeps every header: a gigabyte for ImageNet.
                 tar.members.clear()  # type: ignore[attr-defined]
                 if member.size < 0:
-                    raise DataError(f"{source}: {member.name} has {member.size} bytes: not a sound tar, fetch it again")
+                    raise DataError(
+                        f"{source}: {member.name} has {member.size} bytes: the tar is damaged, fetch it again"
+                    )
                 if member.offset_data + member.size > end:
-                    raise DataError(f"{source} ends inside {member.name}: it is cut short, fetch it again")
+                    raise DataError(f"{source} ends inside {member.name}: it is truncated, fetch it again")
                 if member.isreg():
                     yield member
     except tarfile.TarError as error:
@@ -163,9 +165,9 @@ def _members(file: BinaryIO, source: Path, end: int, start: int = 0) -> Iterator
 
 
 def _labelled(found: list[ArchivedImage], labels: Path, source: Path) -> list[ArchivedImage]:
-    """`found` with the synsets that the file gives, in the order of the names."""
+    """`found` with the synsets of the file, which are in the order of the names."""
     if any(each.synset for each in found):
-        raise DataError(f"{source} has class folders, which say the label already: leave --labels out")
+        raise DataError(f"{source} has class folders, which give the labels already: omit --labels")
     try:
         lines = labels.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
@@ -173,8 +175,8 @@ def _labelled(found: list[ArchivedImage], labels: Path, source: Path) -> list[Ar
         raise DataError(f"--labels {labels}: {reason}: it must hold one synset a line") from None
     if any(line.isdecimal() for line in lines):
         raise DataError(
-            f"--labels {labels}: numbers say nothing without the order they count in (the official ones follow the "
-            "development kit, not the synsets): give one synset (n01440764) a line"
+            f"--labels {labels}: numbers are ambiguous (the official ones follow the development kit, not the sorted "
+            "synsets): give one synset (n01440764) a line"
         )
     if len(lines) != len(found):
         raise DataError(f"--labels {labels}: {len(lines):,} labels for the {len(found):,} images of {source}")

@@ -1,11 +1,11 @@
-"""ImageNet's archives packed into Parquet shards: what `maep data pack` does.
+"""Pack ImageNet's archives into Parquet shards: what `maep data pack` does.
 
-  <root>/imagenet/train-00000-of-00512.parquet ...  columns image (the bytes as they came), label, index, synset, name
-  <root>/imagenet/train-manifest.json               the plan, and of each shard rows, size, sha256, what was left out
+  <root>/imagenet/train-00000-of-00512.parquet ...  columns image (the original bytes), label, index, synset, name
+  <root>/imagenet/train-manifest.json               the plan, and for each shard rows, size, sha256, images left out
 
-An image's place among all rows is a hash of its name and the seed, so each shard, and each row group, is a sample of
-the whole, and a folder and a tar of the same images make the same bytes. Finished shards wait in a folder beside until
-all are there: what `<root>/imagenet` holds is complete. Each has an entry of its own, so a run that was killed goes on.
+An image's place among all rows is a hash of its name and the seed, so that each shard and each row group is a sample of
+the whole, and a folder and a tar of the same images make the same bytes. Finished shards stay in a work folder until
+all are done: what `<root>/imagenet` holds is complete. The work folder records them, so that a killed run resumes.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from maep.errors import DataError, WriteError
 T = TypeVar("T")
 Read = Callable[[int], bytes]
 """Row of an archive -> the bytes of the image."""
-SCHEMA, KIND, PLAN = 1, "imagenet-shards", "plan.json"
+SCHEMA, KIND, RECORD = 1, "imagenet-shards", "packed.json"
 NUM_READERS = 16
-"""Threads that read and check images: on a network's file system each waits for most of its time."""
+"""Threads that read and check images: on a network file system each waits most of the time."""
 COLUMNS = pa.schema(
     {"image": pa.binary(), "label": pa.int64(), "index": pa.int64(), "synset": pa.string(), "name": pa.string()}
 )
@@ -54,14 +54,18 @@ class PackedShard:
     corrupt: tuple[str, ...]
 
 
-def pack(plan: PackPlan, max_corrupt: int = 0, tick: Tick | None = None) -> dict[str, PackedShard]:
-    """Makes the shards that are not there yet, then the manifest; returns all shards by file name.
+PackedShards = dict[str, PackedShard]
+"""By file name."""
 
-    Every image's header and end are read, and what looks damaged is decoded. What does not decode is left out; more
-    than `max_corrupt` such images are a DataError, which comes at the end, when all of them are known and the shards
-    are kept, so that allowing them costs no second reading. One row group is held in memory.
-    Raises DataError too where another packing is in the way, WriteError for a disk that is full or not writable,
-    UnavailableError while another process packs into the same place.
+
+def pack(plan: PackPlan, max_corrupt: int = 0, tick: Tick | None = None) -> PackedShards:
+    """Make the shards that are missing, then the manifest; return all shards.
+
+    Every image's header and end are read, and what looks damaged is decoded. Images that do not decode are left out.
+    More than `max_corrupt` of them raise DataError at the end, when all are known and the shards are kept, so that
+    allowing them takes no second reading. One row group is held in memory.
+    Also raises DataError where another packing is in the way, WriteError for a disk that is full or not writable,
+    UnavailableError while another process packs into the same folder.
     """
     _refuse_others(plan)
     try:
@@ -69,15 +73,15 @@ def pack(plan: PackPlan, max_corrupt: int = 0, tick: Tick | None = None) -> dict
     except OSError as error:
         raise WriteError(f"cannot write to {plan.folder}: {error.strerror}: choose another --root") from None
     with storage.lock_folder(plan.work):
-        _claim(plan)
-        clock = _Clock(len(plan.archive), tick)
-        done = _kept(plan, clock)
+        pace = _Pace(len(plan.archive), tick)
+        done = _resume(plan, pace)
         _refuse_full_disk(plan, done)
-        clock.start()
+        pace.start()
         with plan.archive.reader() as read, ThreadPoolExecutor(NUM_READERS) as pool:
             for name in plan.shards:
                 if name not in done:
-                    done[name] = _make(plan, name, read, pool, clock)
+                    done[name] = _make(plan, name, read, pool, pace)
+                    _write_record(plan.work / RECORD, plan, done)
         shards = {name: done[name] for name in plan.shards}
         _refuse_corrupt(plan, shards, max_corrupt)
         _publish(plan, shards)
@@ -89,8 +93,8 @@ def left_out(shards: Mapping[str, PackedShard]) -> list[str]:
     return sorted(line for shard in shards.values() for line in shard.corrupt)
 
 
-class _Clock:
-    """Tells `tick` how many images are done, and how long the rest will take at the pace since `start`."""
+class _Pace:
+    """Reports to `tick` how many images are done, and the time left at the pace since `start`."""
 
     def __init__(self, total: int, tick: Tick | None) -> None:
         self._total, self._tick = total, tick
@@ -104,14 +108,13 @@ class _Clock:
         self._done += num
         eta = None
         if self._since is not None:
-            pace = (time.monotonic() - self._since) / (self._done - self._before)
-            eta = pace * (self._total - self._done)
+            eta = (time.monotonic() - self._since) / (self._done - self._before) * (self._total - self._done)
         if self._tick is not None:
             self._tick(self._done, self._total, eta)
 
 
-def _make(plan: PackPlan, name: str, read: Read, pool: ThreadPoolExecutor, clock: _Clock) -> PackedShard:
-    """Writes one shard, then its entry."""
+def _make(plan: PackPlan, name: str, read: Read, pool: ThreadPoolExecutor, pace: _Pace) -> PackedShard:
+    """Write one shard."""
     corrupt: list[str] = []
     num_rows = 0
     rows = plan.shards[name]
@@ -123,13 +126,11 @@ def _make(plan: PackPlan, name: str, read: Read, pool: ThreadPoolExecutor, clock
             if good:
                 writer.write_table(_table(plan, good))
             num_rows += len(good)
-            clock.add(len(group))
+            pace.add(len(group))
     if not num_rows:
-        raise DataError(f"{plan.archive.source}: not one of {len(rows):,} images can be used: {'; '.join(corrupt[:3])}")
+        raise DataError(f"{plan.archive.source}: none of {len(rows):,} images can be used: {'; '.join(corrupt[:3])}")
     written = plan.work / name
-    shard = PackedShard(num_rows, written.stat().st_size, storage.sha256_file(written), tuple(corrupt))
-    storage.write_bytes(_entry(plan, name), _json(asdict(shard)))
-    return shard
+    return PackedShard(num_rows, written.stat().st_size, storage.sha256_file(written), tuple(corrupt))
 
 
 def _writer(file: BinaryIO) -> pq.ParquetWriter:
@@ -165,24 +166,38 @@ def _load(read: Read, row: int) -> bytes | str:
     return data
 
 
-def _claim(plan: PackPlan) -> None:
-    """Notes which plan the finished shards are of, and refuses to go on with another."""
-    finished = plan.manifest.exists()
-    begun = _read_json(plan.manifest if finished else plan.work / PLAN).get("plan")
-    if begun is None:
-        storage.write_bytes(plan.work / PLAN, _json({"plan": plan.identity}))
-    elif begun != plan.identity:
-        differ = ", ".join(f"{key} {begun.get(key)}" for key, value in plan.identity.items() if begun.get(key) != value)
-        raise DataError(
-            f"{plan.folder}: {plan.part} was packed otherwise ({differ}): give the same again, or remove "
-            f"{plan.manifest if finished else plan.work}"
-        )
+def _resume(plan: PackPlan, pace: _Pace) -> PackedShards:
+    """The shards of an earlier run that are as it recorded them. Raises DataError if it had another plan."""
+    recorded: dict[str, dict[str, Any]] = {}
+    for record in (plan.manifest, plan.work / RECORD):  # a shard remade after it was published is in the second
+        held = _read_json(record)
+        begun = held.get("plan", plan.identity)
+        if begun != plan.identity:
+            differ = ", ".join(
+                f"{key} {begun.get(key)}" for key in plan.identity if begun.get(key) != plan.identity[key]
+            )
+            raise DataError(
+                f"{plan.folder}: {plan.part} was packed with {differ}: give the same again, or remove "
+                f"{record if record == plan.manifest else plan.work}"
+            )
+        recorded |= held.get("files", {})
     for torn in plan.work.glob(".*.parquet.*"):  # of a run that was killed
         torn.unlink()
+    kept = {}
+    for name, rows in plan.shards.items():
+        file = _place(plan, name)
+        if name not in recorded or not file.exists():
+            continue
+        shard = PackedShard(**{**recorded[name], "corrupt": tuple(recorded[name]["corrupt"])})
+        if file.stat().st_size == shard.size and storage.sha256_file(file) == shard.sha256:
+            kept[name] = shard
+            pace.add(len(rows))
+    _write_record(plan.work / RECORD, plan, kept)
+    return kept
 
 
 def _refuse_others(plan: PackPlan) -> None:
-    """Loaders read every PART*.parquet of the folder."""
+    """Raise DataError for files of another packing: loaders read every PART*.parquet of the folder."""
     others = sorted({file.name for file in plan.folder.glob(f"{plan.part}*.parquet")} - set(plan.shards))
     if others:
         raise DataError(
@@ -191,8 +206,8 @@ def _refuse_others(plan: PackPlan) -> None:
         )
 
 
-def _refuse_full_disk(plan: PackPlan, done: Mapping[str, PackedShard]) -> None:
-    """Now, not after hours."""
+def _refuse_full_disk(plan: PackPlan, done: PackedShards) -> None:
+    """Raise WriteError now if the missing shards do not fit, not after hours."""
     needed = sum(int(plan.archive.sizes[rows].sum()) for name, rows in plan.shards.items() if name not in done)
     free = shutil.disk_usage(plan.work).free
     if needed > free:
@@ -202,7 +217,7 @@ def _refuse_full_disk(plan: PackPlan, done: Mapping[str, PackedShard]) -> None:
         )
 
 
-def _refuse_corrupt(plan: PackPlan, shards: Mapping[str, PackedShard], max_corrupt: int) -> None:
+def _refuse_corrupt(plan: PackPlan, shards: PackedShards, max_corrupt: int) -> None:
     lines = left_out(shards)
     if len(lines) > max_corrupt:
         raise DataError(
@@ -211,55 +226,36 @@ def _refuse_corrupt(plan: PackPlan, shards: Mapping[str, PackedShard], max_corru
         )
 
 
-def _kept(plan: PackPlan, clock: _Clock) -> dict[str, PackedShard]:
-    """The shards of an earlier run that are there as their entries say."""
-    entries = _read_json(plan.manifest).get("files", {})
-    kept = {}
-    for name, rows in plan.shards.items():
-        entry = _read_json(_entry(plan, name)) or entries.get(name)
-        file = _place(plan, name)
-        if not entry or not file.exists():
-            continue
-        shard = PackedShard(entry["rows"], entry["size"], entry["sha256"], tuple(entry["corrupt"]))
-        if file.stat().st_size == shard.size and storage.sha256_file(file) == shard.sha256:
-            kept[name] = shard
-            clock.add(len(rows))
-    return kept
-
-
-def _publish(plan: PackPlan, shards: Mapping[str, PackedShard]) -> None:
-    """Puts the shards where loaders look for them, then the manifest."""
+def _publish(plan: PackPlan, shards: PackedShards) -> None:
+    """Move the shards to where loaders look for them, then write the manifest."""
     for name in shards:
         if (plan.work / name).exists():
             os.replace(plan.work / name, plan.folder / name)
-    files = {name: asdict(shard) for name, shard in shards.items()}
-    images = sum(shard.rows for shard in shards.values())
-    manifest = {"schema": SCHEMA, "kind": KIND, "images": images, "plan": plan.identity, "files": files}
-    storage.write_bytes(plan.manifest, _json(manifest))
+    _write_record(plan.manifest, plan, shards)
     shutil.rmtree(plan.work)
 
 
 def _place(plan: PackPlan, name: str) -> Path:
-    """Where a finished shard lies: one that was made anew counts before one that was published."""
+    """Where a finished shard is; one that was remade counts before the published one."""
     beside = plan.work / name
     return beside if beside.exists() else plan.folder / name
 
 
-def _entry(plan: PackPlan, name: str) -> Path:
-    return (plan.work / name).with_suffix(".json")
+def _write_record(path: Path, plan: PackPlan, shards: PackedShards) -> None:
+    """The manifest, or in the work folder the record of what is done so far."""
+    files = {name: asdict(shard) for name, shard in shards.items()}
+    images = sum(shard.rows for shard in shards.values())
+    record = {"schema": SCHEMA, "kind": KIND, "images": images, "plan": plan.identity, "files": files}
+    storage.write_bytes(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    """What a file of ours holds; {} where there is none, or one that was damaged."""
+    """A record; {} if there is none, or it is damaged."""
     try:
         held = json.loads(file.read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
     return held if isinstance(held, dict) else {}
-
-
-def _json(values: Mapping[str, Any]) -> bytes:
-    return (json.dumps(values, indent=2) + "\n").encode()
 
 
 def _pairs(rows: NDArray[np.int64], images: Sequence[bytes | str], kind: type[T]) -> list[tuple[int, T]]:

@@ -20,12 +20,12 @@ from maep.errors import ConfigError, DataError, few
 
 OfficialPart = Literal["train", "val"]
 OFFICIAL = {"train": 1_281_167, "val": 50_000}
-"""How many images ILSVRC2012 has."""
+"""Number of images in ILSVRC2012."""
 SHARD_BYTES = 256 * 2**20
-"""About the size of a shard: some 550 for all of train, enough to deal out to many workers, few enough to list."""
+"""Approximate size of a shard: some 550 for all of train, enough for many workers, few enough to list."""
 ROWS_PER_GROUP = 32
-"""A streaming loader reads and shuffles whole row groups: 32 images are about 3.5 MB, one read that is worth its
-latency, and so few that the groups a worker holds at a time mix well."""
+"""A streaming loader reads and shuffles whole row groups: 32 images are about 3.5 MB, enough to be worth the latency
+of a read, and few enough for the groups that a worker holds at a time to mix well."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class PackPlan:
 
     @cached_property
     def shards(self) -> dict[str, NDArray[np.int64]]:
-        """For each file name, which rows of the archive it holds, in order."""
+        """For each file name, the rows of the archive that it holds, in order."""
         indices = torch.tensor([index_of(self.archive.name(row)) for row in range(len(self.archive))])
         draws = seeding.draws(seeding.mix(self.seed), indices).numpy().view(np.uint64)
         parts = np.array_split(np.argsort(draws, kind="stable"), self.num_shards)
@@ -53,7 +53,7 @@ class PackPlan:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What makes two runs the same: shards of unlike plans must not be mixed."""
+        """What two runs must share for their shards to be mixed."""
         return {
             "part": self.part,
             "seed": self.seed,
@@ -65,30 +65,30 @@ class PackPlan:
 
     @property
     def manifest(self) -> Path:
-        """Written last."""
+        """The manifest's path; it is written last."""
         return self.folder / manifest_name(self.part)
 
     @property
     def work(self) -> Path:
-        """Where finished shards and their entries wait for the others."""
+        """The folder that keeps finished shards until all are done."""
         return self.folder / f".{self.part}-packing"
 
 
 def plan_pack(
     archive: Archive, root: Path, part: OfficialPart, num_shards: int | None = None, seed: int = 0
 ) -> PackPlan:
-    """How `archive` is packed into `root`/imagenet; by default into shards of about SHARD_BYTES.
+    """Plan the packing of `archive` into `root`/imagenet, by default into shards of about SHARD_BYTES.
 
     Raises DataError for a class that ImageNet-1k does not have, ConfigError for more shards than images.
     """
     unknown = sorted(set(archive.synsets) - set(synsets()))
     if unknown:
         raise DataError(
-            f"{archive.source}: {few(unknown)}: no synset of ImageNet-1k: name the folder or tar whose class folders "
+            f"{archive.source}: {few(unknown)}: no synset of ImageNet-1k: give the folder or tar whose class folders "
             "are n01440764 and so on"
         )
     if num_shards is None:
         num_shards = max(1, round(int(archive.sizes.sum()) / SHARD_BYTES))
     if not 1 <= num_shards <= len(archive):
-        raise ConfigError(f"--shards {num_shards}: at least 1 and at most one an image, {len(archive):,}")
+        raise ConfigError(f"--shards {num_shards}: must be in 1..{len(archive)}, the number of images")
     return PackPlan(archive, root / "imagenet", part, num_shards, seed)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -133,6 +135,27 @@ def open_image_set(
         lossless=rows.lossless[kept],
         corrupt=corrupt,
     )
+
+
+def first_images(
+    shards: Shards, count: int, side: int, keep: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None
+) -> NDArray[np.uint8]:
+    """The first images, at most `count`, whose indices `keep` marks: uint8 [n, side, side, 3]; for a picture.
+
+    Reads no more groups than needed, and skips corrupt images. Raises DataError if there is none, and as `Shards.read`.
+    """
+    found: list[NDArray[np.uint8]] = []
+    for group in range(len(shards.sizes)):
+        encoded = shards.read(group)
+        rows = range(len(encoded.images)) if keep is None else np.flatnonzero(keep(encoded.indices)).tolist()
+        for row in rows:
+            with suppress(Undecodable):
+                found.append(decode_centre(encoded.images[row], side))
+            if len(found) == count:
+                return np.stack(found)
+    if not found:
+        raise DataError(f"{shards.root}: no image can be decoded: fetch the files again")
+    return np.stack(found)
 
 
 def _damage(rows: Rows, num_classes: int, row: int) -> str:

@@ -12,7 +12,6 @@ either layout, local or on S3 (`train_shards`). `maep data pack` makes such Parq
 from __future__ import annotations
 
 import functools
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -23,9 +22,7 @@ from maep import seeding, storage
 from maep.data.image_set import ImageSet, Split
 from maep.data.reading import store
 from maep.data.reading.class_folder import find_class_folder
-from maep.data.reading.cropping import decode_centre
-from maep.data.reading.decoding import Undecodable
-from maep.data.reading.encoded import open_image_set, open_rows
+from maep.data.reading.encoded import first_images, open_image_set, open_rows
 from maep.data.reading.parquet import find_parquet, open_parquet
 from maep.data.reading.shards import Shards
 from maep.errors import DataError
@@ -65,22 +62,9 @@ def first_of_dev(root: str, count: int, image_size: int = IMAGE_SIZE, timeout_s:
     `root` may be s3://: only the groups that hold them are read, and no image of test is decoded. Corrupt images are
     skipped. Raises as `train_shards` does, and DataError where there are none.
     """
-    return first_of(_part_shards(root, "val", timeout_s), "dev", count, image_size)
-
-
-def first_of(source: Shards, split: Split, count: int, image_size: int) -> NDArray[np.uint8]:
-    """The first images of a split in the shards of its part, as `first_of_dev` gives them."""
-    found: list[NDArray[np.uint8]] = []
-    for group in range(len(source.sizes)):
-        rows = source.read(group)
-        for row in np.flatnonzero(of_split(rows.indices, split)):
-            with suppress(Undecodable):
-                found.append(decode_centre(rows.images[row], image_size))
-            if len(found) == count:
-                return np.stack(found)
-    if not found:
-        raise DataError(f"{source.place(0, 0)}: neither this image nor any other of {split} can be decoded")
-    return np.stack(found)
+    return first_images(
+        _part_shards(root, "val", timeout_s), count, image_size, lambda indices: of_split(indices, "dev")
+    )
 
 
 def _part_shards(root: str, part: str, timeout_s: float = 60.0) -> Shards:

@@ -1,1 +1,1 @@
-"""Training batches: which images a step takes, and the loaders that bring them augmented to the device."""
+"""Training batches: which images each step takes, and the loaders that bring them, augmented, to the device."""

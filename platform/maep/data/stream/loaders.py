@@ -1,12 +1,11 @@
-"""Loaders: the images of each step, augmented and on the device, whatever they are read from and whoever decodes them.
+"""Choose a loader, which brings the images of each step, augmented, to the device.
 
   resident   the whole set decoded in memory, on the device where it fits; crop and flip on the device
-  stream     groups of encoded images read and decoded by threads of this process, some parts ahead
+  stream     groups of encoded images, read and decoded ahead of need by threads of this process
   ray        the same parts, read and decoded outside the training processes (maep.train.ray.loader)
-  synthetic  random images made once: what is left when nothing is read or decoded, the upper bound
+  synthetic  random images made once, for the rate of training without input: the upper bound
 
-`stream` and `ray` give the same bits. A run is input-bound where it waits for its data (`data_s` in its metrics);
-`loader_rate` is what a loader gives when nothing else runs.
+`stream` and `ray` give the same bits. A run is input-bound if it waits for its data (`data_s` in its metrics).
 """
 
 from __future__ import annotations
@@ -25,57 +24,58 @@ from numpy.typing import NDArray
 from maep.data import datasets
 from maep.data.config import DataConfig, LoaderConfig
 from maep.data.image_set import ImageSet
+from maep.data.reading.encoded import first_images
 from maep.data.sets import imagenet
 from maep.data.stream.plan import BatchPart, Sampling
-from maep.data.stream.resident import SyntheticImages, noise
+from maep.data.stream.resident import SyntheticImages
 from maep.data.stream.streaming import StreamedImages
 from maep.errors import ConfigError
 
 
 class Loader(Protocol):
-    """Gives the parts of steps, in order."""
+    """This worker's parts of the steps' batches, in order."""
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches."""
+        """Number of whole batches."""
 
     def parts(self, first_step: int, stop_step: int) -> Generator[BatchPart, None, None]:
-        """The parts of steps first_step..stop_step-1; close it to end what works ahead.
+        """The parts of steps first_step..stop_step-1. Closing the generator stops the work ahead.
 
-        Raises DataError where more images are corrupt than may be, UnavailableError where storage gives up.
+        Raises DataError when more images are corrupt than may be, UnavailableError where storage fails.
         """
 
 
 Images = ImageSet | StreamedImages | SyntheticImages
-"""What a run is trained on."""
+"""What a run trains on."""
 
 
 def resolved(loader: LoaderConfig, data: DataConfig, on_ray: bool) -> LoaderConfig:
-    """`loader` with its kind chosen. Raises ConfigError for a kind that does not fit the data or the place.
+    """`loader` with its kind chosen. Raises ConfigError for a kind that does not fit the data or the machine.
 
-    What is small is resident and ImageNet streamed, on any machine: how images are augmented must not follow from how
-    much memory there happens to be.
+    Small data sets are resident and ImageNet is streamed on any machine: how images are augmented must not depend on
+    how much memory there is.
     """
     kind = loader.kind
     if kind == "auto":
         kind = "resident" if data.name != "imagenet" else "ray" if on_ray else "stream"
     if kind in ("stream", "ray") and data.name != "imagenet":
-        raise ConfigError(f"loader.kind: {kind} streams imagenet; {data.name} fits in memory: use resident")
+        raise ConfigError(f"loader.kind: {kind} streams imagenet only; {data.name} fits in memory: use resident")
     if kind == "ray" and not on_ray:
-        raise ConfigError("loader.kind: ray needs Ray Train workers: give workers.num_workers, or use stream")
+        raise ConfigError("loader.kind: ray needs Ray Train workers: set workers.num_workers, or use stream")
     if kind in ("stream", "ray") and data.max_corrupt and not data.max_corrupt_share:
         warnings.warn(
-            f"data.max_corrupt: {data.max_corrupt} is for the images of dev; those that are streamed go by"
+            f"data.max_corrupt: {data.max_corrupt} applies to the images of dev only; for streamed images, set"
             f" data.max_corrupt_share, now {data.max_corrupt_share:g}",
             stacklevel=2,
         )
     if kind == "resident" and data.train_files is not None:
-        raise ConfigError("data.train_files: only stream and ray read them: leave out loader.kind resident")
+        raise ConfigError("data.train_files: loader.kind resident does not read them: use stream or ray")
     return replace(loader, kind=kind)
 
 
 def open_images(loader: LoaderConfig, data: DataConfig) -> Images:
-    """What `loader` (resolved) trains on. Raises DataError when it is missing, empty or damaged."""
+    """The training images for `loader` (resolved). Raises DataError when it is missing, empty or damaged."""
     side = data.image_size or imagenet.IMAGE_SIZE
     match loader.kind:
         case "synthetic":
@@ -90,14 +90,14 @@ def open_images(loader: LoaderConfig, data: DataConfig) -> Images:
 
 
 def sample(images: Images, count: int) -> NDArray[np.uint8]:
-    """uint8 [n, H, W, 3], n <= count: some images as they are, not augmented."""
+    """uint8 [n, H, W, 3], n <= count: some images, not augmented."""
     match images:
         case ImageSet():
             return images.pixels(np.arange(min(len(images), count)))
         case SyntheticImages():
-            return noise(images, count).numpy()
+            return images.draw(count).numpy()
         case StreamedImages(shards, side):
-            return imagenet.first_of(shards, "train", count, side)
+            return first_images(shards, count, side)
 
 
 def part_bytes(sampling: Sampling, image_shape: tuple[int, int]) -> int:
@@ -106,7 +106,7 @@ def part_bytes(sampling: Sampling, image_shape: tuple[int, int]) -> int:
 
 
 def loader_rate(loader: Loader, share: int, steps: int, first_step: int = 0) -> float:
-    """Images a second of a loader alone, over `steps` parts of `share` images after a first one, on this worker."""
+    """Images per second of a loader alone on this worker: `steps` parts of `share` images, after a first one."""
     with closing(loader.parts(first_step, first_step + 1 + steps)) as parts:
         _finished(next(parts))
         began = time.perf_counter()

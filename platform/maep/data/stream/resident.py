@@ -1,4 +1,4 @@
-"""Loaders of what is in memory: a whole set, decoded once, and random images that nothing is read for."""
+"""Loaders of images in memory: a whole data set, decoded once, and random images that nothing is read for."""
 
 from __future__ import annotations
 
@@ -20,18 +20,8 @@ from maep.errors import DataError
 _CHUNK = 1024
 
 
-@dataclass(frozen=True)
-class SyntheticImages:
-    """Stands for the images of a data set without reading it: `synthetic`."""
-
-    name: str
-    image_shape: tuple[int, int]
-    classes: tuple[str, ...]
-    fingerprint: str = "synthetic"
-
-
 class ResidentLoader:
-    """The whole set in memory: each epoch in a fresh order, this worker's part every n-th image of a batch."""
+    """A whole set in memory: each epoch in a fresh order; this worker takes every n-th image of a batch."""
 
     def __init__(self, images: ImageSet, sampling: Sampling, device: torch.device, memory_share: float = 0.5) -> None:
         self.images, self.sampling, self.device = images, sampling, device
@@ -44,7 +34,7 @@ class ResidentLoader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches."""
+        """Number of whole batches."""
         return len(self.images) // self.sampling.batch_size
 
     def positions(self, step: int) -> NDArray[np.int64]:
@@ -57,7 +47,7 @@ class ResidentLoader:
         return self._order[1][start : start + sampling.batch_size][sampling.rank :: sampling.size]
 
     def part(self, step: int) -> BatchPart:
-        """The part of one step."""
+        """This worker's part of one step."""
         sampling, positions = self.sampling, self.positions(step)
         epoch = step // self.steps_per_epoch
         chosen = torch.from_numpy(positions).to(self.pixels.device)
@@ -71,35 +61,39 @@ class ResidentLoader:
         return BatchPart(pixels, labels, indices, places, epoch)
 
     def parts(self, first_step: int, stop_step: int) -> Generator[BatchPart, None, None]:
-        """The parts, made when they are asked for."""
-        for step in range(first_step, stop_step):
-            yield self.part(step)
+        """The parts of steps first_step..stop_step-1, each made when it is asked for."""
+        yield from map(self.part, range(first_step, stop_step))
+
+
+@dataclass(frozen=True)
+class SyntheticImages:
+    """Random images in place of a data set, which is not read."""
+
+    name: str
+    image_shape: tuple[int, int]
+    classes: tuple[str, ...]
+    fingerprint: str = "synthetic"
+
+    def draw(self, count: int) -> Tensor:
+        """uint8 [count, H, W, 3], the same at every call."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(0, 256, (count, *self.image_shape, 3), dtype=torch.uint8, generator=generator)
 
 
 class SyntheticLoader:
-    """The same random part for ever."""
+    """The same random part at every step."""
+
+    steps_per_epoch = 1
 
     def __init__(self, images: SyntheticImages, sampling: Sampling, device: torch.device) -> None:
-        self.sampling = sampling
         places = torch.arange(sampling.rank, sampling.batch_size, sampling.size, device=device)
         labels = places % len(images.classes)
-        self.part = BatchPart(noise(images, sampling.share).to(device), labels, places, places, 0)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """One: it ends when it is asked no more."""
-        return 1
+        self.part = BatchPart(images.draw(sampling.share).to(device), labels, places, places, 0)
 
     def parts(self, first_step: int, stop_step: int) -> Generator[BatchPart, None, None]:
-        """As many as are asked for."""
+        """The parts of steps first_step..stop_step-1."""
         for step in range(first_step, stop_step):
             yield replace(self.part, epoch=step)
-
-
-def noise(images: SyntheticImages, count: int) -> Tensor:
-    """uint8 [count, H, W, 3], always the same."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (count, *images.image_shape, 3), dtype=torch.uint8, generator=generator)
 
 
 def _in_memory(images: ImageSet, memory_share: float) -> NDArray[np.uint8]:
@@ -107,7 +101,7 @@ def _in_memory(images: ImageSet, memory_share: float) -> NDArray[np.uint8]:
     if isinstance(images.images, np.ndarray):
         return images.images
     shape = images.images.shape
-    size, room = int(np.prod(shape, dtype=np.int64)), int(memory_share * free_memory())
+    size, room = int(np.prod(shape, dtype=np.int64)), int(memory_share * _free_memory())
     if size > room:
         raise DataError(
             f"{images.name} takes {size / 2**30:.1f} GiB in memory, where {room / 2**30:.1f} may be used:"
@@ -120,8 +114,8 @@ def _in_memory(images: ImageSet, memory_share: float) -> NDArray[np.uint8]:
     return pixels
 
 
-def free_memory() -> int:
-    """Bytes that this process may still take: of the machine, or of its container where that has less."""
+def _free_memory() -> int:
+    """Bytes that this process may still allocate: of the machine, or of its container where that has fewer."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):

@@ -1,4 +1,4 @@
-"""Loaders of what is too large for memory: groups of encoded images, decoded and augmented some parts ahead."""
+"""Loaders of images that do not fit in memory: groups of encoded images, read, decoded and augmented ahead of need."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import os
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -27,14 +27,15 @@ from maep.errors import DataError
 
 Loaded = dict[str, NDArray[Any]]
 """One worker's part of a step on the CPU: pixels uint8 [b, H, W, 3], labels and indices int64 [b], corrupt str [b]."""
+ReadGroup = Callable[[int], EncodedGroup]
 
 _GROUPS_KEPT = 8
-_LOOKS = 16
+_ATTEMPTS = 16
 
 
 @dataclass(frozen=True)
 class StreamedImages:
-    """Shards, and how their images become pixels."""
+    """Images of a collection as squares of `side` pixels."""
 
     shards: Shards
     side: int
@@ -55,7 +56,7 @@ class StreamedImages:
 
     @property
     def fingerprint(self) -> str:
-        """Of the shards."""
+        """Of the collection."""
         return self.shards.fingerprint
 
     @property
@@ -64,31 +65,27 @@ class StreamedImages:
         return self.side, self.side
 
 
-def assemble(
-    images: StreamedImages, plan: BatchPlan, step: int, read: Callable[[int], EncodedGroup] | None = None
-) -> Loaded:
+def assemble(images: StreamedImages, plan: BatchPlan, step: int, read: ReadGroup) -> Loaded:
     """This worker's part of a step, read, decoded and augmented.
 
     A corrupt image (undecodable, or its label out of range) is replaced by the next sound one after it in the
-    collection; `corrupt` says at its place which it was and why. Raises DataError where _LOOKS in a row are corrupt.
+    collection; `corrupt` says at its place which it was and why. Raises DataError for _ATTEMPTS corrupt ones in a row.
     """
-    read = read or images.shards.read
-    pixels = np.empty((plan.sampling.share, images.side, images.side, 3), dtype=np.uint8)
-    labels, indices = np.empty((2, plan.sampling.share), dtype=np.int64)
-    corrupt, epoch = [], plan.epoch(step)
-    for place, (group, row) in enumerate((group, row) for group, rows in plan.pieces(step) for row in rows):
-        found = _sound(images, plan, epoch, group, row, read)
-        pixels[place], labels[place], indices[place] = found[:3]
-        corrupt.append(found[3])
-    return {"pixels": pixels, "labels": labels, "indices": indices, "corrupt": np.array(corrupt, dtype=object)}
+    share, epoch = plan.sampling.share, plan.epoch(step)
+    pixels = np.empty((share, images.side, images.side, 3), dtype=np.uint8)
+    labels, indices = np.empty((2, share), dtype=np.int64)
+    corrupt = np.empty(share, dtype=object)
+    for k, (group, row) in enumerate(plan.images(step)):
+        pixels[k], labels[k], indices[k], corrupt[k] = _sound_image(images, plan, epoch, group, row, read)
+    return {"pixels": pixels, "labels": labels, "indices": indices, "corrupt": corrupt}
 
 
-def _sound(
-    images: StreamedImages, plan: BatchPlan, epoch: int, group: int, row: int, read: Callable[[int], EncodedGroup]
+def _sound_image(
+    images: StreamedImages, plan: BatchPlan, epoch: int, group: int, row: int, read: ReadGroup
 ) -> tuple[NDArray[np.uint8], int, int, str]:
-    """Pixels, label and index of an image, or of the next sound one and then what is wrong with this."""
+    """Pixels, label and index of an image and ''; if it is corrupt, of the next sound one and what is wrong with it."""
     wrong = ""
-    for _ in range(_LOOKS):
+    for _ in range(_ATTEMPTS):
         encoded = read(group)
         try:
             pixels = _pixels(encoded, row, images, plan.sampling, epoch)
@@ -97,7 +94,7 @@ def _sound(
             group, row = (group, row + 1) if row + 1 < plan.sizes[group] else ((group + 1) % len(plan.sizes), 0)
         else:
             return pixels, int(encoded.labels[row]), int(encoded.indices[row]), wrong
-    raise DataError(f"{wrong}, and so are the {_LOOKS - 1} images after it: pack or fetch them anew")
+    raise DataError(f"{wrong}; the {_ATTEMPTS - 1} images after it are corrupt too: fetch or pack the files again")
 
 
 def _pixels(
@@ -111,40 +108,8 @@ def _pixels(
     return decode_crop(encoded.images[row], images.side, functools.partial(crop_box, index, sampling.seed, epoch))
 
 
-def delivered(
-    loaded: Iterable[Loaded], first_step: int, images: StreamedImages, plan: BatchPlan, device: torch.device
-) -> Iterator[BatchPart]:
-    """Parts from `loaded` ones, whose steps begin at `first_step`: on the device, their corrupt images counted.
-
-    Raises DataError once more of an epoch's images were corrupt than its share allows.
-    """
-    places = torch.from_numpy(plan.places()).to(device)
-    limit = int(images.max_corrupt_share * plan.steps_per_epoch * plan.sampling.share)
-    epoch, total = -1, 0
-    for step, each in enumerate(loaded, first_step):
-        if plan.epoch(step) != epoch:
-            epoch, total = plan.epoch(step), 0
-        reasons = [line for line in each["corrupt"] if line]
-        total += len(reasons)
-        if total > limit:
-            raise DataError(
-                f"{reasons[-1]}: {total} corrupt in epoch {epoch}, {limit} may be: repair or remove the image, or"
-                f" raise data.max_corrupt_share, now {images.max_corrupt_share:g}"
-            )
-        pixels, labels, indices = (_moved(each[key], device) for key in ("pixels", "labels", "indices"))
-        yield BatchPart(pixels, labels, indices, places, epoch, len(reasons))
-
-
-def _moved(values: NDArray[Any], device: torch.device) -> Tensor:
-    if device.type != "cuda":
-        return torch.from_numpy(values if values.flags.writeable else values.copy())
-    pinned = torch.empty(values.shape, dtype=torch.uint8 if values.dtype == np.uint8 else torch.int64, pin_memory=True)
-    pinned.numpy()[...] = values
-    return pinned.to(device, non_blocking=True)  # the copy runs while the step before it does
-
-
 class StreamLoader(ABC):
-    """A loader of streamed images by a plan, whoever it is that decodes them."""
+    """A loader of streamed images by a plan, whatever decodes them."""
 
     def __init__(self, images: StreamedImages, sampling: Sampling, device: torch.device) -> None:
         self.images, self.device = images, device
@@ -152,13 +117,32 @@ class StreamLoader(ABC):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches."""
+        """Number of whole batches."""
         return self.plan.steps_per_epoch
 
     def parts(self, first_step: int, stop_step: int) -> Generator[BatchPart, None, None]:
-        """The parts; closing ends what decodes them. Raises UnavailableError where nothing can."""
+        """The parts of steps first_step..stop_step-1, on the device. Closing the generator stops the decoding.
+
+        Raises DataError when more images of an epoch are corrupt than may be, UnavailableError where storage fails.
+        """
+        places = torch.from_numpy(self.plan.places()).to(self.device)
+        limit = int(self.images.max_corrupt_share * self.plan.steps_per_epoch * self.plan.sampling.share)
+        epoch, total = -1, 0
         with closing(self._loaded(first_step, stop_step)) as loaded:
-            yield from delivered(loaded, first_step, self.images, self.plan, self.device)
+            for step, each in enumerate(loaded, first_step):
+                if self.plan.epoch(step) != epoch:
+                    epoch, total = self.plan.epoch(step), 0
+                reasons = [line for line in each["corrupt"] if line]
+                total += len(reasons)
+                if total > limit:
+                    raise DataError(
+                        f"{reasons[-1]}: {total} corrupt images in epoch {epoch}, where {limit} may be: repair or"
+                        f" remove them, or raise data.max_corrupt_share, now {self.images.max_corrupt_share:g}"
+                    )
+                pixels, labels, indices = (
+                    _to_device(each[key], self.device) for key in ("pixels", "labels", "indices")
+                )
+                yield BatchPart(pixels, labels, indices, places, epoch, len(reasons))
 
     @abstractmethod
     def _loaded(self, first_step: int, stop_step: int) -> Generator[Loaded, None, None]:
@@ -166,9 +150,9 @@ class StreamLoader(ABC):
 
 
 class ThreadLoader(StreamLoader):
-    """Parts decoded by threads, each one part; at most `threads` + `prefetch` of them are in memory.
+    """Parts decoded by threads, one part each; at most `threads` + `prefetch` parts are in memory.
 
-    Closing waits for what the threads are at.
+    Closing waits for the parts that are being decoded.
     """
 
     def __init__(
@@ -189,3 +173,11 @@ class ThreadLoader(StreamLoader):
                 yield loaded
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _to_device(values: NDArray[Any], device: torch.device) -> Tensor:
+    if device.type != "cuda":
+        return torch.from_numpy(values if values.flags.writeable else values.copy())
+    pinned = torch.empty(values.shape, dtype=torch.uint8 if values.dtype == np.uint8 else torch.int64, pin_memory=True)
+    pinned.numpy()[...] = values
+    return pinned.to(device, non_blocking=True)  # overlaps with the computation of the step before
