@@ -55,6 +55,17 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest
     monkeypatch.setenv("MAEP_CACHE", str(private / "cache"))
 
 
+@pytest.fixture
+def plain_attention() -> Iterator[None]:
+    """Attention without PyTorch's fused kernel, whose bf16 variant fails where ATEN_CPU_CAPABILITY is lowered."""
+    from timm.layers import set_fused_attn, use_fused_attn
+
+    fused = bool(use_fused_attn())
+    set_fused_attn(False)
+    yield
+    set_fused_attn(fused)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A real Chromium. No longer than a module: the driver keeps an event loop, beside which asyncio.run cannot be."""

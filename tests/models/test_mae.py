@@ -153,6 +153,7 @@ def test_other_sizes_than_trained_run() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.usefixtures("plain_attention")
 def test_other_dtypes(dtype: torch.dtype) -> None:
     output = small().to(dtype)(torch.rand(1, 3, 64, 32, dtype=dtype), 0.5)
     assert output.patches.dtype == output.loss.dtype == dtype
