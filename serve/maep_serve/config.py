@@ -1,4 +1,4 @@
-"""What the endpoint serves, where, and within which limits."""
+"""The configuration of an endpoint: what it serves, where, and within which limits."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from maep import config
 from maep.data.config import DataConfig
 
 TOKEN_VARIABLE = "MAEP_SERVE_TOKEN"
+_ABOVE_ZERO = (
+    *("max_batch_size", "num_replicas", "max_body_bytes", "max_pixels", "request_timeout_s"),
+    *("num_threads", "tile_size", "target_requests", "metrics_port"),  # where not null
+)
+_NOT_NEGATIVE = (
+    *("batch_wait_ms", "max_queued_requests", "follow_s", "min_replicas"),
+    *("upscale_delay_s", "downscale_delay_s"),
+)
 
 
 @dataclass(frozen=True)
@@ -107,45 +115,34 @@ class ServeConfig:
         """Raises ValueError naming the key that cannot be used."""
         if not 0 < self.port < 65536:
             raise ValueError(f"port: {self.port} is not between 1 and 65535")
-        for name in ("max_batch_size", "num_replicas", "max_body_bytes", "max_pixels", "request_timeout_s"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
+        for name in _ABOVE_ZERO:
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"{name}: {value} must be above 0")
+        for name in _NOT_NEGATIVE:
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"{name}: {value} must not be negative")
         if self.max_pixels_in_flight < self.max_pixels:
             raise ValueError(
                 f"max_pixels_in_flight: {self.max_pixels_in_flight} must be at least max_pixels, {self.max_pixels}"
             )
-        for name in (
-            "batch_wait_ms",
-            "max_queued_requests",
-            "follow_s",
-            "min_replicas",
-            "upscale_delay_s",
-            "downscale_delay_s",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
         if self.max_replicas is not None and self.max_replicas < max(self.min_replicas, 1):
-            raise ValueError(f"max_replicas: {self.max_replicas} must be at least 1 and min_replicas")
-        for name in ("num_threads", "tile_size", "target_requests", "metrics_port"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name}: {value} must be above 0, or null")
+            raise ValueError(f"max_replicas: {self.max_replicas} must be at least 1 and at least min_replicas")
         if self.playground and not is_loopback(self.host):
-            raise ValueError(f"playground: attacks are served on loopback only, and host is {self.host}")
+            raise ValueError(f"playground: attacks are served on loopback only, but host is {self.host}")
 
     @property
     def most_replicas(self) -> int:
-        """How many replicas there can be."""
+        """The largest possible number of replicas."""
         return self.num_replicas if self.max_replicas is None else self.max_replicas
 
     @property
     def most_in_flight(self) -> int:
-        """How many requests one replica takes at once."""
+        """The most requests in flight in one replica."""
         return self.max_queued_requests + self.max_batch_size
 
     @property
     def longest_s(self) -> float:
-        """How long a replica may be busy with one request: its body has request_timeout_s, and the work again."""
+        """The longest time of one request: request_timeout_s for its body, and again for the work."""
         return 2 * self.request_timeout_s
 
     @property
@@ -155,7 +152,7 @@ class ServeConfig:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
+    """Whether `host` can be reached from this machine only."""
     if host == "localhost":
         return True
     try:

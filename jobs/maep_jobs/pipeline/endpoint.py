@@ -1,4 +1,4 @@
-"""The last stage of the chain: the endpoint is started, and one golden request must answer as the champion does."""
+"""The last stage of the pipeline: start the endpoint and check one response against the champion's offline output."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from maep_serve.config import ServeConfig
 def check_endpoint(
     serve: ServeConfig, tracking: TrackingConfig, evaluation: EvaluateConfig, keep: bool = False
 ) -> dict[str, Any]:
-    """Starts the endpoint, compares one answer with the offline output byte for byte, and stops it (or keeps it).
+    """Start the endpoint, compare one response with the offline output byte for byte, and stop it (or `keep` it).
 
-    Raises JobFailed where they differ: what was evaluated would not be what is served.
+    Raises JobFailed if they differ: the served purifier would not be the evaluated one.
     """
     from maep_serve.ray.server import start
 
@@ -37,18 +37,21 @@ def check_endpoint(
     with start(dataclasses.replace(serve, model=str(champion.folder))) as server:
         pixels = _golden_image(evaluation)
         with Client(server.url, token_of_environment()) as client:
-            answer = np.asarray(Image.open(io.BytesIO(client.purify(_png(pixels)).image)).convert("RGB"))
-        identical = bool((answer == offline(champion, pixels)).all()) and server.purifier_sha256 == champion.sha256
+            served = np.asarray(Image.open(io.BytesIO(client.purify(_png(pixels)).image)).convert("RGB"))
+        identical = bool((served == offline(champion, pixels)).all()) and server.purifier_sha256 == champion.sha256
         if not identical:
-            raise JobFailed("the endpoint's answer differs from the champion's offline output")
+            raise JobFailed(
+                f"serve: the endpoint's output differs from the offline output of {champion.sha256[:12]}:"
+                " check that both use the same libraries"
+            )
         if keep:
-            print(f"the endpoint stays up at {server.url}/ (Ctrl-C stops it)", file=sys.stderr, flush=True)
+            print(f"the endpoint keeps running at {server.url}/ (Ctrl-C to stop)", file=sys.stderr, flush=True)
             server.wait()
         return {"url": server.url, "sha256": champion.sha256, "identical": identical}
 
 
 def offline(champion: Artifact, pixels: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3]: the purified image, as a batch of one in this process."""
+    """The purified image, uint8 [H, W, 3], computed as a batch of one in this process."""
     with torch.no_grad():
         purified = load_purifier_artifact(champion)(to_float(torch.from_numpy(pixels[None])))
     output: np.ndarray = to_uint8(purified).numpy()[0]

@@ -1,4 +1,4 @@
-"""`maep serve`: start the endpoint and keep it until Ctrl-C; or measure what its suspicion score is held against."""
+"""`maep serve`: run the endpoint until Ctrl-C; or measure the calibration of its suspicion score."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from maep.tracking.resolve import resolve
 from maep_jobs.arguments import Job, parse, parser, plan_text
 from maep_jobs.terminal.standard_output import print_json
 from maep_serve.config import ServeConfig
@@ -19,13 +18,13 @@ _EXAMPLES = """  maep serve --model bundled:cifar10 --classifier cifar10_resnet2
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the verb."""
+    """Run the verb."""
     made = parser("serve", "Serve a purifier over HTTP (loopback by default).", _EXAMPLES, output=False)
     made.add_argument(
         "--calibrate",
         type=Path,
         metavar="FILE",
-        help="measure clean dev images with the model and the classifier, write what --calibration takes, and end",
+        help="measure clean dev images with the model and the classifier, write a file for --calibration, and exit",
     )
     job = parse(made, ServeConfig, argv, default="serve")
     settings = job.settings
@@ -43,12 +42,13 @@ def main(argv: Sequence[str]) -> int:
     if job.options.json:
         print_json({"url": server.url, "purifier_sha256": server.purifier_sha256})
     else:
-        print(f"{server.url}/  purifier {server.purifier_sha256[:12]}  (Ctrl-C stops it)", flush=True)
+        print(f"{server.url}/  purifier {server.purifier_sha256[:12]}  (Ctrl-C to stop)", flush=True)
     server.wait()
     return 0
 
 
 def _calibrate(job: Job[ServeConfig]) -> int:
+    from maep.tracking.resolve import resolve
     from maep_serve.engine.calibration import measure
     from maep_serve.engine.suspicion import FALSE_POSITIVE_RATE, write
 
@@ -66,7 +66,7 @@ def _calibrate(job: Job[ServeConfig]) -> int:
         print_json(figures)
     else:
         print(
-            f"{figures['file']}: {figures['num_images']} clean images of {figures['images']},"
-            f" {figures['class_changed']} change class; {FALSE_POSITIVE_RATE:.0%} of such are suspected"
+            f"{figures['file']}: {figures['num_images']} clean images of {figures['images']}, of which"
+            f" {figures['class_changed']} change class; {FALSE_POSITIVE_RATE:.0%} of clean images will be suspected"
         )
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +38,11 @@ def save(path: Path, picture: np.ndarray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(path)
     return path
+
+
+def numbers(summary: str) -> list[int]:
+    """Files purified, skipped, failed (where there are any), from the line that ends a run."""
+    return [int(word) for word in re.findall(r"\b(\d+) ", summary.partition(":")[0])]
 
 
 def load(path: Path) -> np.ndarray:
@@ -97,14 +103,14 @@ def test_a_folder_through_the_purifier_and_again_at_once(
     assert (clean / "b.png").read_bytes() == cut
     assert np.array_equal(load(clean / "a.png"), offline(model, pixels(9)))
     assert (clean / "deep/er/c.png").stat().st_mtime_ns == before.st_mtime_ns
-    assert "3 were done already: clean" in maep(*line[:-1]).out
+    assert numbers(maep(*line[:-1]).out) == [0, 3]
 
 
 def test_another_purifier_does_it_anew(maep: Any, make_purifier: Callable[[int], Artifact], photos: Path) -> None:
     for seed in (0, 1):
         model = make_purifier(seed)
         ran = maep("purify", "photos", "-o", "clean", "--model", model.folder)
-        assert (ran.status, "3 purified: clean" in ran.out) == (0, True)
+        assert (ran.status, numbers(ran.out) == [3]) == (0, True)
         assert np.array_equal(load(photos.parent / "clean" / "b.png"), offline(model, pixels(1)))
 
 
@@ -122,9 +128,9 @@ def test_bad_files_are_named_and_counted_and_the_others_done(
     codes = {Path(entry["file"]).name: entry["code"] for entry in told["failed"]}
     assert codes == {"empty.png": "not-an-image", "cut.jpg": "not-an-image", "large.png": "too-many-pixels"}
     for entry in told["failed"]:
-        assert f"failed: {entry['file']}: {entry['reason']}" in ran.err
+        assert f"{entry['file']}: {entry['reason']}" in ran.err
     assert not list((photos.parent / "clean").glob("[!abd]*"))
-    assert "3 were done already, 3 failed: clean" in maep(*line).out
+    assert numbers(maep(*line).out) == [0, 3, 3]
 
 
 def test_one_file_and_images_of_other_sizes_and_kinds(
@@ -142,15 +148,15 @@ def test_what_would_be_lost_is_refused_before_anything_is_written(
     maep: Any, photos: Path, everything: Callable[[], set[str]]
 ) -> None:
     before = everything()
-    assert maep("purify", "nowhere", "-o", "clean").is_mistake("nowhere does not exist")
-    assert maep("purify", "photos", "-o", "photos").is_mistake("photos/a.png is itself", "another -o")
-    assert maep("purify", "photos/a.png", "-o", "photos/a.png").is_mistake("is itself to be purified")
+    assert maep("purify", "nowhere", "-o", "clean").is_mistake("nowhere")
+    assert maep("purify", "photos", "-o", "photos").is_mistake("photos/a.png")
+    assert maep("purify", "photos/a.png", "-o", "photos/a.png").is_mistake("photos/a.png")
     assert maep("purify", "photos").is_mistake("-o", "maep purify --help")
-    assert maep("purify", "photos", "-o", "x", "--server", "http://x", "--model", "y").is_mistake("--server or --model")
-    assert maep("purify", "photos", "-o", "x", "--in_flight", "0").is_mistake("in_flight: 0 must be above 0")
-    assert maep("purify", "photos", "-o", "x", "--model", "bundled:cifar").is_mistake("did you mean 'cifar10'")
+    assert maep("purify", "photos", "-o", "x", "--server", "http://x", "--model", "y").is_mistake("server")
+    assert maep("purify", "photos", "-o", "x", "--in_flight", "0").is_mistake("in_flight: 0")
+    assert maep("purify", "photos", "-o", "x", "--model", "bundled:cifar").is_mistake("cifar10")
     save(photos / "a.jpg", pixels(0))
-    assert maep("purify", "photos", "-o", "x").is_mistake("a.jpg and .*a.png would both become x/a.png")
+    assert maep("purify", "photos", "-o", "x").is_mistake("a.jpg .*a.png .*x/a.png")
     assert everything() == before | {"photos/a.jpg"}
 
 
@@ -160,11 +166,11 @@ def test_what_others_made_is_not_overwritten_in_a_folder(
     model = make_purifier(0).folder
     kept = save(photos.parent / "album" / "b.png", pixels(7)).read_bytes()
     refused = maep("purify", "photos", "-o", "album", "--model", model)
-    assert refused.is_mistake("album/b.png is there, and not made by maep purify")
+    assert refused.is_mistake("album/b.png")
     assert [path.name for path in (photos.parent / "album").iterdir()] == ["b.png"]
     assert (photos.parent / "album" / "b.png").read_bytes() == kept
     assert maep("purify", "photos/b.png", "-o", "album/b.png", "--model", model).status == 0  # it was named
-    assert "3 purified" in maep("purify", "photos", "-o", "album", "--model", make_purifier(1).folder).out
+    assert numbers(maep("purify", "photos", "-o", "album", "--model", make_purifier(1).folder).out) == [3]
 
 
 def test_a_dry_run_counts_and_writes_nothing(maep: Any, photos: Path, everything: Callable[[], set[str]]) -> None:
@@ -172,7 +178,7 @@ def test_a_dry_run_counts_and_writes_nothing(maep: Any, photos: Path, everything
     ran = maep("purify", "--server", "http://gone.invalid", "photos", "-o", "clean", "--dry-run")
     assert (ran.status, ran.err) == (0, "")
     assert "server: http://gone.invalid" in ran.out
-    assert "# purifies 3 images to clean by http://gone.invalid; 1 other files are left alone" in ran.out
+    assert re.search(r"# .* 3 .*clean .*http://gone.invalid.* 1 ", ran.out)
     assert everything() == before
 
 
@@ -180,8 +186,8 @@ def test_an_output_inside_its_own_input_is_not_purified_again(
     maep: Any, make_purifier: Callable[[int], Artifact], photos: Path
 ) -> None:
     line = ["purify", "photos", "-o", "photos/clean", "--model", make_purifier(0).folder]
-    assert "3 purified" in maep(*line).out
-    assert "0 purified, 3 were done already" in maep(*line).out
+    assert numbers(maep(*line).out) == [3]
+    assert numbers(maep(*line).out) == [0, 3]
 
 
 def test_several_folders_keep_their_names(photos: Path) -> None:
@@ -189,7 +195,7 @@ def test_several_folders_keep_their_names(photos: Path) -> None:
     shutil.copytree(photos, other)
     found = image_files.find([photos, other], Path("out"))
     assert [pair.target.as_posix() for pair in found.pairs][::3] == ["out/photos/a.png", "out/other/a.png"]
-    with pytest.raises(UserError, match=r"both become out/a\.png"):
+    with pytest.raises(UserError, match=r"out/a\.png"):
         image_files.find([photos / "a.png", other / "a.png"], Path("out"))
 
 
@@ -197,8 +203,8 @@ def test_a_wrong_token_and_a_server_that_is_gone_are_one_line(
     maep: Any, server: str, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MAEP_SERVE_TOKEN", "another")
-    assert maep("purify", "photos", "-o", "clean", "--server", server).is_mistake("401 unauthorized")
-    assert maep("purify", "photos", "-o", "clean", "--server", "http://127.0.0.1:9").is_mistake("does not serve after")
+    assert maep("purify", "photos", "-o", "clean", "--server", server).is_mistake("unauthorized")
+    assert maep("purify", "photos", "-o", "clean", "--server", "http://127.0.0.1:9").is_mistake("http://127.0.0.1:9 ")
     assert not (photos.parent / "clean").exists()
 
 
@@ -222,10 +228,10 @@ def test_a_server_that_goes_away_leaves_what_is_done(
         line = ["purify", "photos", "-o", "clean", "--server", url, "--in_flight", "1"]
         ran = maep(*line)
         assert (ran.status, ran.out) == (1, "")
-        assert "404 not-found" in ran.end.err
-        assert "2 of 3 are done, and the same line goes on from there" in ran.end.err
+        assert "not-found" in ran.end.err
+        assert "2 of 3 " in ran.end.err
         taken.clear()
-        assert "1 purified, 2 were done already" in maep(*line).out
+        assert numbers(maep(*line).out) == [1, 2]
 
 
 def test_the_stamp_is_a_chunk_that_decoders_know(tmp_path: Path) -> None:
