@@ -24,9 +24,9 @@ from maep.train.benchmark import estimate
 from maep.train.checkpoint.mirror import working_folder
 from maep.train.checkpoint.store import BEST, MODEL, RUN_KEY, Best
 from maep.train.config import ClassifierConfig, FinetuneConfig, PretrainConfig
-from maep.train.loop.run import Callback, Progress
+from maep.train.loop.callback import Callback, TrainingProgress
 from maep.train.ray.loader import store_bytes
-from maep.train.ray.workers import Settings, rooted, train
+from maep.train.ray.workers import Settings, train, with_absolute_paths
 from maep.train.validation import Validation
 from maep_jobs.arguments import Job, plan_text
 from maep_jobs.terminal.progress import Bar
@@ -76,7 +76,7 @@ def _located(settings: Settings, tracking: TrackingConfig) -> Settings:
         init = settings.init
         if init is not None and not Path(init).exists():
             settings = replace(settings, init=str(resolve(init, tracking).folder))
-    return rooted(settings) if settings.workers.num_workers else settings
+    return with_absolute_paths(settings) if settings.workers.num_workers else settings
 
 
 def plan(settings: Settings, output: str | Path) -> list[str]:
@@ -155,17 +155,14 @@ def _run_key(output: Path) -> str:
     return path.read_text(encoding="ascii")
 
 
-class _Shown:
+class _Shown(Callback):
     """Shows progress to a person."""
 
     def __init__(self, name: str) -> None:
         self._bar = Bar(name)
 
-    def on_step(self, progress: Progress) -> None:
+    def on_step(self, progress: TrainingProgress) -> None:
         self._bar.show(progress.samples_seen, progress.samples, progress.eta_s, progress.headline)
-
-    def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
-        pass
 
     def on_end(self, result: Artifact) -> None:
         self._bar.close()
@@ -179,7 +176,7 @@ class _Shown:
         self._bar.say(f"{self._bar.name}  validated after {samples_seen:,}  {values}")
 
 
-class _Tracked:
+class _Tracked(Callback):
     """Writes a run to MLflow: parameters, metrics by samples seen, every kept checkpoint, pictures."""
 
     def __init__(self, phase: str, name: str, settings: Settings, tracking: TrackingConfig, output: Path) -> None:
@@ -187,7 +184,7 @@ class _Tracked:
         key = _run_key(output) if tracking.enabled else ""
         self._run = open_run(tracking, name, key, config.to_dict(settings), {"maep.phase": phase})
 
-    def on_step(self, progress: Progress) -> None:
+    def on_step(self, progress: TrainingProgress) -> None:
         self._run.log_metrics(progress.metrics, progress.samples_seen)
 
     def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:

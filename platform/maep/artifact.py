@@ -62,9 +62,9 @@ class Artifact:
         return loaded
 
     def require_state(self) -> None:
-        """Raises ArtifactError where this is no checkpoint that a training could go on from."""
+        """Raises ArtifactError where this is no checkpoint to resume from."""
         if STATE not in self.files:
-            raise ArtifactError(f"{self.folder} holds no training state: it is a finished {self.kind}, name another")
+            raise ArtifactError(f"{self.folder} holds no training state: it is a finished {self.kind}, no checkpoint")
 
 
 def write(
@@ -78,7 +78,7 @@ def write(
 ) -> Artifact:
     """Writes an artifact beside `folder`, verifies it, and moves it into place: complete or not at all.
 
-    `extra` are further files by relative name (an evaluation, pictures); an older artifact at `folder` is replaced.
+    `extra` are further files by relative name (an evaluation, pictures). An older artifact at `folder` is replaced.
     """
     contents: dict[str, bytes] = {
         CONFIG: (json.dumps(dict(config), indent=2, sort_keys=True) + "\n").encode(),
@@ -151,7 +151,7 @@ def download(uri: str, folder: str | Path) -> Artifact:
 
 @contextmanager
 def _in_place_of(target: Path) -> Iterator[Path]:
-    """A folder beside `target` to fill: verified, then put in its place; gone if anything fails."""
+    """A folder beside `target` to fill: verified and moved to `target` at the end, deleted after an exception."""
     beside = target.with_name(f".{target.name}.new-{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
     try:
@@ -164,7 +164,7 @@ def _in_place_of(target: Path) -> Iterator[Path]:
 
 
 def _state_bytes(state: Mapping[str, Any]) -> bytes:
-    """The training state as torch saves it, once it is known to load again: at resume it would be too late."""
+    """The training state as torch saves it. Loading is tested here, for at resume it would be too late."""
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     buffer.seek(0)
@@ -178,7 +178,7 @@ def _state_bytes(state: Mapping[str, Any]) -> bytes:
 
 
 def _refuse_outside(names: Iterable[str], place: Path) -> None:
-    """A manifest from elsewhere must not make us read or write outside its folder."""
+    """Raises ArtifactError for names outside the folder: a manifest may come from elsewhere."""
     for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ArtifactError(f"{place} names {name!r}, which is outside the artifact")
@@ -197,7 +197,7 @@ def _read_manifest(root: Path) -> tuple[dict[str, Any], str]:
     try:
         manifest = json.loads(data)
         schema = manifest["schema"]
-        if isinstance(schema, int) and schema > SCHEMA:  # first, for a newer manifest may look like nothing we know
+        if isinstance(schema, int) and schema > SCHEMA:  # checked first: a newer manifest may look different
             raise ArtifactError(f"{path} has schema {schema}, this maep reads up to {SCHEMA}: upgrade maep")
         names = list(manifest["files"])
         assert isinstance(schema, int)

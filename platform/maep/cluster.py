@@ -1,4 +1,4 @@
-"""Reaching a Ray cluster, or starting one of our own on this machine."""
+"""Connect to a Ray cluster, or start a local one."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_worker_niceness": "0",  # Ray's 15 starves workers of a local cluster beside anything else that runs
+    "RAY_worker_niceness": "0",  # Ray's 15 starves workers beside other processes
 }
 
 
 @contextmanager
 def session(address: str | None = None, num_cpus: float = 0) -> Iterator[None]:
-    """A connection to the cluster at `address`, or (None) a local one of this process alone, ended afterwards.
+    """A connection to the cluster at `address`, or (None) to a local cluster that ends with the block.
 
-    A local one offers at least `num_cpus` logical CPUs, however few cores there are. Where Ray is up in this process
-    already, it is used and left alone. Raises UnavailableError where nothing answers at `address`, or a local one
-    does not come up.
+    A local cluster offers at least `num_cpus` logical CPUs, whatever the number of cores. An existing connection
+    of this process is used and left open. Raises UnavailableError where nothing answers at `address`, or no local
+    cluster starts.
     """
     prepare_environment()
     address = address or os.environ.get("RAY_ADDRESS")  # set inside a submitted job
@@ -58,19 +58,19 @@ def _start(num_cpus: int) -> None:
     import ray
 
     token_without_home()
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it warns that it asks for its token
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it warns about its own token
 
     try:
         ray.init(
             address="local",
             num_cpus=num_cpus,
-            include_dashboard=True,  # Ray Train asks it which of its workers' places are left behind
+            include_dashboard=True,  # Ray Train needs it to find leaked placement groups
             dashboard_host="127.0.0.1",
             log_to_driver=True,
             logging_level="warning",
         )
     except Exception as error:
-        if type(error) is not Exception:  # so Ray says that its processes were not up after half a minute
+        if type(error) is not Exception:  # Ray raises a plain Exception when its processes do not start in 30 s
             raise
         reason = str(error).splitlines()[0]
         raise UnavailableError(
@@ -80,13 +80,13 @@ def _start(num_cpus: int) -> None:
 
 
 def prepare_environment() -> None:
-    """Sets what Ray reads when it is imported, where the user has not."""
+    """Sets environment variables that Ray reads at import, unless the user has."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
 
 
 def is_here(address: str) -> bool:
-    """Whether `address` is of this machine's loopback."""
+    """Whether `address` is on loopback."""
     host = address.split("://", 1)[-1].split("/", 1)[0].rpartition(":")[0]
     return host in ("127.0.0.1", "localhost", "[::1]")
 
@@ -106,21 +106,21 @@ def check_address(address: str, default_port: int = 6379) -> None:
 
 
 def token_without_home() -> None:
-    """Where the home folder cannot be written, and so Ray not leave its token there, a token of this process alone."""
+    """Sets a token in the environment where Ray cannot write one to the home folder."""
     named = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     if not (named or (Path.home() / ".ray" / "auth_token").is_file() or os.access(Path.home(), os.W_OK)):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def close_token_file() -> None:
-    """Makes Ray's token file readable for its owner alone: Ray writes it for everyone."""
+    """Makes Ray's token file readable by its owner only; Ray creates it readable by everyone."""
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
     if token.is_file():
         token.chmod(0o600)
 
 
 def resources() -> dict[str, Any]:
-    """What the connected cluster has, by name (CPU, GPU, memory)."""
+    """Resources of the connected cluster, by name (CPU, GPU, memory)."""
     import ray
 
     total: dict[str, Any] = ray.cluster_resources()
@@ -128,9 +128,9 @@ def resources() -> dict[str, Any]:
 
 
 def on_each_machine(function: Callable[..., Any], *args: Any) -> dict[str, Any]:
-    """What `function` of `args` returns on each machine of the connected cluster that is up, by address.
+    """The result of `function(*args)` on each live node of the connected cluster, by address.
 
-    Where there is one machine alone, it is called here. Machines that go meanwhile are left out.
+    On a single node it is called in this process. Nodes that fail meanwhile are left out.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -151,7 +151,7 @@ def on_each_machine(function: Callable[..., Any], *args: Any) -> dict[str, Any]:
 
 
 def machines() -> list[dict[str, Any]]:
-    """The same of each of its machines that are up."""
+    """Per-node resources of live nodes."""
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]

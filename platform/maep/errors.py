@@ -1,4 +1,4 @@
-"""What can be wrong with what a user gave us: one clear line each, and exit status 2 at the command line."""
+"""User errors: one clear line each, and exit status 2 at the command line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ NAMES_SHOWN = 3
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave (a key, a file, an address). The message says what, where and the cure."""
+    """A mistake of the user (a key, a file, an address). The message says what, where, and what would be right."""
 
 
 class ConfigError(UserError):
@@ -25,7 +25,7 @@ class ArtifactError(UserError):
 
 
 class UnavailableError(UserError):
-    """A service that was named does not answer (MLflow, Ray, S3), or a port that is taken."""
+    """A service (MLflow, Ray, S3) that does not answer, or a port that is in use."""
 
 
 class WriteError(UserError, OSError):
@@ -33,24 +33,24 @@ class WriteError(UserError, OSError):
 
 
 class Stopped(BaseException):
-    """A run that was told to end has ended, and the same call goes on from there: no mistake and no fault."""
+    """A run has stopped after a termination notice, with a checkpoint; not an error."""
 
     def __init__(self, samples_seen: int) -> None:
         super().__init__(samples_seen)
         self.samples_seen = samples_seen
 
     def __str__(self) -> str:
-        return f"stopped at {self.samples_seen:,} images, as was asked: the same line goes on from there"
+        return f"stopped at {self.samples_seen:,} images: run the same command again to resume"
 
 
 def few(names: Sequence[str], separator: str = ", ") -> str:
-    """The middle of an error line: 'a, b, c and 4 more', or as many as there are."""
+    """The first names for an error line: 'a, b, c and 4 more'."""
     rest = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
     return separator.join(names[:NAMES_SHOWN]) + rest
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """The tail of an error line: the closest of `options` to `name`, else all of them."""
+    """The end of an error line: the option closest to `name`, else all options."""
     names = sorted(options)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:

@@ -1,4 +1,4 @@
-"""What this process asks of the C library's allocator."""
+"""Settings of the C library's allocator."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed() -> None:
-    """Has glibc keep freed blocks for the next step, where it would hand large ones back to the system each time.
+    """Makes glibc keep freed blocks for the next step instead of returning large ones to the system.
 
-    A training step frees and asks for the same megabytes; given back, they come as new pages, each of which the system
-    clears: about 90,000 of them a step of `cifar10/finetune`, a tenth of its time. Results do not change. The process
-    keeps its peak size from then on, unless it gives back. Elsewhere than on glibc this does nothing.
+    A training step frees and allocates the same megabytes. Returned blocks come back as new pages, which the kernel
+    clears: 90,000 in a step of `cifar10/finetune`, a tenth of its time. Results do not change. The process stays at its
+    peak size until `give_back`. Without glibc this does nothing.
     """
     if (mallopt := _of_glibc("mallopt")) is not None:
         mallopt(_TRIM_THRESHOLD, _NEVER)
@@ -24,10 +24,9 @@ def keep_freed() -> None:
 
 
 def give_back() -> None:
-    """Hands what is free back to the system, for what comes next asks for blocks of other sizes.
+    """Returns free memory to the system, before the next model allocates blocks of other sizes.
 
-    A process that trains one model after another would grow by what fits none of them. Elsewhere than on glibc this
-    collects garbage alone.
+    A process that trains one model after another would otherwise grow. Without glibc this only collects garbage.
     """
     gc.collect()
     if (trim := _of_glibc("malloc_trim")) is not None:

@@ -1,9 +1,8 @@
-"""Random numbers as a pure function of their place: (seed, epoch, image, ...) in, the same number out.
+"""Counter-based random numbers: a pure function of (seed, epoch, image, ...).
 
-So what is drawn for an image depends neither on the batch it stands in nor on the number of workers, and
-nothing has to be saved to resume. The mixing function is splitmix64's finaliser (Steele, Lea and Flood, Fast
-Splittable Pseudorandom Number Generators, 2014, with Stafford's variant 13 of the constants), on int64 tensors of
-any device, whose arithmetic wraps around as uint64's does.
+The numbers for an image depend neither on its batch nor on the number of workers, and resuming needs no saved state.
+The mixing function is splitmix64's finaliser (Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators,
+2014, with Stafford's variant 13 of the constants) on int64 tensors of any device, whose arithmetic wraps like uint64's.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 GLOBAL_GENERATOR = threading.Lock()
-"""Held by what seeds torch's global generator for some draws, and by what draws from it in another thread meanwhile."""
+"""Lock for code that seeds torch's global generator, and for code that draws from it in another thread."""
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer
 _FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -29,15 +28,15 @@ def mix(*parts: int | Tensor) -> Tensor:
     state = torch.zeros((), dtype=torch.int64)
     for part in parts:
         if isinstance(part, Tensor):
-            state = state.to(part.device)  # what has met a tensor stays where that lies
+            state = state.to(part.device)  # stay on the device of the first tensor
         state = _finalise(state + part + _GOLDEN)
     return state
 
 
 def draws(keys: Tensor, counters: Tensor) -> Tensor:
-    """int64, 64 random bits each: output number `counters` of the generator that starts at `keys`; they broadcast.
+    """int64, 64 random bits each: output number `counters` of the generator seeded with `keys`; they broadcast.
 
-    For NumPy, `.numpy().view(numpy.uint64)` reads them without sign.
+    For unsigned NumPy values: `.numpy().view(numpy.uint64)`.
     """
     return _finalise(keys + counters * _GOLDEN)
 
@@ -54,7 +53,7 @@ def uniform(keys: Tensor, count: int) -> Tensor:
 
 
 def draw(key: int, counter: int) -> int:
-    """What `draws` gives for one key and counter, without sign, in plain Python: tensors of one number take longer."""
+    """`draws` for one key and counter, unsigned, in plain Python, which is faster than tensors of one element."""
     state = (key + counter * _GOLDEN) & _MASK
     state = ((state ^ (state >> 30)) * _FIRST) & _MASK
     state = ((state ^ (state >> 27)) * _SECOND) & _MASK
@@ -62,7 +61,7 @@ def draw(key: int, counter: int) -> int:
 
 
 def stream(key: int) -> Iterator[float]:
-    """In [0, 1), without end: one after the other what `uniform` draws for one key."""
+    """The values of `uniform` for one key, in [0, 1), one after the other without end."""
     counter = 0
     while True:
         counter += 1
@@ -85,5 +84,5 @@ def _finalise(state: Tensor) -> Tensor:
 
 
 def _shift_right(state: Tensor, count: int) -> Tensor:
-    """A logical shift: int64's own would carry the sign down."""
+    """A logical shift; int64's own shift is arithmetic."""
     return bits(state, count, 64 - count)

@@ -26,7 +26,7 @@ from maep.models.mae import MaskedAutoencoder
 from maep.train.benchmark import _random_images
 from maep.train.config import PretrainConfig
 from maep.train.loop.run import batch_of
-from maep.train.loop.step import Step
+from maep.train.loop.step import TrainingStep
 from maep.train.loop.stopwatch import Stopwatch
 from maep.train.objectives import Batch, Pretraining
 
@@ -57,7 +57,7 @@ def settings(preset: str, image_size: int, batch_size: int, decoder: tuple[int, 
 def ours(chosen: PretrainConfig, batch: Batch, compiled: bool = False) -> Run:
     objective = Pretraining(MaskedAutoencoder(chosen.model), chosen.mask_ratio)
     loop = replace(chosen.loop, compile=compiled)
-    update = Step(objective.to(memory_format=torch.channels_last).train(), loop, 1, CPU)
+    update = TrainingStep(objective.to(memory_format=torch.channels_last).train(), loop, 1, CPU)
     watch = Stopwatch(CPU)
     return lambda: update(batch, loop.lr, watch)
 

@@ -19,7 +19,8 @@ from maep.data.stream.plan import Sampling
 from maep.data.stream.resident import ResidentLoader
 from maep.errors import ConfigError
 from maep.train.checkpoint import history
-from maep.train.loop.run import Progress, Task, batch_of
+from maep.train.loop.callback import TrainingProgress
+from maep.train.loop.run import Task, batch_of
 from maep.train.objectives import Batch
 
 MAE = {
@@ -49,13 +50,13 @@ class Heard:
     """
 
     def __init__(self, stop_after_checkpoints: int | None = None, every: int = 96) -> None:
-        self.steps: list[Progress] = []
+        self.steps: list[TrainingProgress] = []
         self.checkpoints: list[int] = []
         self.ends: list[Artifact] = []
         self.failures: list[BaseException] = []
         self.stop_after, self.every, self.told = stop_after_checkpoints, every, threading.Semaphore(0)
 
-    def on_step(self, progress: Progress) -> None:
+    def on_step(self, progress: TrainingProgress) -> None:
         self.steps.append(progress)
         if self.stop_after is not None and (progress.samples_seen - 1) // self.every == self.stop_after:
             assert all(self.told.acquire(timeout=60) for _ in range(self.stop_after))
@@ -86,7 +87,7 @@ class Written:
         self.path, self.kill_at, self.fail_at, self.term_at = path, kill_at, fail_at, term_at
         self.kill_other_at = kill_other_at
 
-    def on_step(self, progress: Progress) -> None:
+    def on_step(self, progress: TrainingProgress) -> None:
         times = {"wall": time.perf_counter(), "cpu": time.process_time(), "thread": time.thread_time()}
         line = {"seen": progress.samples_seen, "pid": os.getpid(), **times, **progress.metrics}
         with open(self.path, "a") as file:
@@ -155,7 +156,7 @@ class TakingTurns(Written):
                 raise TimeoutError(f"{self.other} stands still")
             time.sleep(0.001)  # between two looks
 
-    def on_step(self, progress: Progress) -> None:
+    def on_step(self, progress: TrainingProgress) -> None:
         super().on_step(progress)
         self.steps += 1
         if self.steps % TURN == 0:

@@ -21,7 +21,7 @@ from maep.tracking.checkpoints import checkpoints
 from maep.tracking.resolve import cache_folder, resolve
 from maep.tracking.runs import TrackingConfig, open_run
 from maep.train.config import PretrainConfig
-from maep.train.loop.run import Progress
+from maep.train.loop.callback import TrainingProgress
 from maep.train.ray.workers import train
 from maep_jobs.training import make_callbacks
 
@@ -75,7 +75,7 @@ def test_a_training_through_whose_middle_mlflow_is_down_has_every_metric_and_one
     tracking = TrackingConfig(uri=server.uri, experiment="outage")
 
     class Outage(Heard):
-        def on_step(self, progress: Progress) -> None:
+        def on_step(self, progress: TrainingProgress) -> None:
             super().on_step(progress)
             if progress.samples_seen == 160:
                 server.kill()

@@ -123,7 +123,7 @@ def test_two_workers_on_ray_with_notice_and_a_fresh_machine(store: S3, unkilled:
     workers = ("--workers.num_workers", "2", "--workers.cpus_per_worker", "0.5")
     here = {"MAEP_CACHE": str(tmp_path / "a")}
     said = end(line(uri, *workers), tmp_path / "log", lambda: bool(uploaded(uri)), signal.SIGTERM, **here)
-    assert "as was asked: the same line goes on from there" in said
+    assert "stopped at" in said
     assert any(name.startswith("ray/") for name in storage.list_files(uri))
     history = check(uri, go_on(line(uri, *workers), MAEP_CACHE=str(tmp_path / "b")), unkilled, tmp_path)
     assert [each["event"] for each in history] == ["started", "stopped", "resumed", "finished"]
@@ -152,5 +152,5 @@ def test_a_bucket_that_is_missing_is_named(store: S3, tmp_path: Path, monkeypatc
     monkeypatch.setenv("MAEP_CACHE", str(tmp_path))
     uri = "s3://no-such-bucket/run"
     assert working_folder(uri).is_relative_to(tmp_path)
-    with pytest.raises(UnavailableError, match=r"s3://no-such-bucket/run/.*check bucket and keys"):
+    with pytest.raises(UnavailableError, match="s3://no-such-bucket/run/"):
         storage.write_bytes(f"{uri}/run-key", b"x")

@@ -26,7 +26,8 @@ from maep.train import validation
 from maep.train.build_tasks import pretraining, purification
 from maep.train.checkpoint.store import Best
 from maep.train.config import FinetuneConfig, WorkersConfig
-from maep.train.loop.run import Progress, run
+from maep.train.loop.callback import TrainingProgress
+from maep.train.loop.run import run
 from maep.train.ray.workers import train
 from maep.train.validation import Validation, validate
 
@@ -51,7 +52,7 @@ class StopOnceMeasured(Heard):
         super().__init__()
         self.until, self.heard = until, threading.Event()
 
-    def on_step(self, progress: Progress) -> None:
+    def on_step(self, progress: TrainingProgress) -> None:
         super().on_step(progress)
         if progress.samples_seen == self.until:
             assert self.heard.wait(240)

@@ -116,7 +116,7 @@ def test_a_notice_to_one_worker_stops_both_after_the_same_step(two: Any) -> None
     """At once: the step that was under way, in which the other could hear of it."""
     first, second = two[1]["told"]
     assert first["error"] == second["error"]
-    assert first["error"].startswith("stopped at 160 images, as was asked")
+    assert first["error"].startswith("stopped at 160 images")
     assert [line["event"] for line in read(two[0] / "told")] == ["started", "stopped"]
     assert Checkpoints(two[0] / "told" / "checkpoints", 2).newest() is not None
 

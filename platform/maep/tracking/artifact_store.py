@@ -1,4 +1,4 @@
-"""Putting artifacts where a run keeps its files, and getting them back: a folder, s3://, or through MLflow's server."""
+"""Upload artifacts to where a run keeps its files, and download them: a folder, s3://, or through MLflow's server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def direct(uri: str) -> str | None:
-    """`uri` as `maep.storage` takes it (a local path or s3://), or None where only MLflow's server reaches it."""
+    """`uri` for `maep.storage` (a local path or s3://), or None where only MLflow's server has access."""
     if uri.startswith("file:"):
         return unquote(uri.removeprefix("file://").removeprefix("file:"))
     if uri.startswith("mlflow-artifacts:") or ("://" in uri and not storage.is_remote(uri)):
@@ -44,7 +44,7 @@ def put(artifact: Artifact, uri: str, tracking_uri: str) -> None:
 
 
 def put_file(path: Path, uri: str, tracking_uri: str) -> None:
-    """Uploads one file to `uri`, which ends in the name it gets."""
+    """Uploads one file to `uri`, whose last part is its new name."""
     place = direct(uri)
     folder, _, name = uri.rpartition("/")
     if place is not None:
@@ -59,7 +59,7 @@ def put_file(path: Path, uri: str, tracking_uri: str) -> None:
 
 
 def get(uri: str, folder: Path, tracking_uri: str) -> Artifact:
-    """Downloads the artifact at `uri` into `folder` and verifies it. Raises ArtifactError for what is no artifact."""
+    """Downloads the artifact at `uri` into `folder` and verifies it. Raises ArtifactError for anything else."""
     from maep.artifact import download, read
 
     place = direct(uri)

@@ -1,4 +1,4 @@
-"""What a run's tags say of its uploaded checkpoints. Each has a tag of its own, so that recording one is atomic."""
+"""Uploaded checkpoints as tags of a run: one tag each, so that recording one is atomic."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _EACH = "maep.checkpoints."
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An uploaded artifact of a run: where it lies, its identity, and the training images seen when it was written."""
+    """An uploaded artifact of a run: its URI, its sha256, and the training images seen."""
 
     uri: str
     manifest_sha256: str

@@ -1,4 +1,4 @@
-"""Which revision of the code makes a run."""
+"""The git revision of the running code."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 @functools.cache
 def revision() -> str | None:
-    """The commit that maep runs from, as `commit_of` says it; asked once a process."""
+    """`commit_of` maep itself, cached."""
     return commit_of(Path(__file__).parents[1])
 
 
 def commit_of(folder: Path) -> str | None:
-    """The git commit of the checkout that the package in `folder` is of, and `-dirty` where files were changed since.
+    """The git commit of the checkout that contains the package in `folder`, with `-dirty` after local changes.
 
-    None for an installed wheel, also for one that lies below somebody's checkout, and where there is no git.
+    None for an installed wheel, also below some other checkout, and without git.
     """
     if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None
@@ -24,7 +24,7 @@ def commit_of(folder: Path) -> str | None:
 
 
 def _git(folder: Path, *words: str) -> str | None:
-    """What git says; None where it fails."""
+    """Output of git; None where it fails."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

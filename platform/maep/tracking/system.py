@@ -1,6 +1,6 @@
-"""What the machine does while a run goes on: processor, memory, disk, network and GPU, by MLflow's own monitors.
+"""System metrics of a run: processor, memory, disk, network and GPU, measured by MLflow's monitors.
 
-MLflow's own thread ends at the first outage; this one puts what it measures into the run's outbox, which keeps it.
+MLflow's own thread ends at the first outage; this one uses the run's metric queue, which survives outages.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ PREFIX = "system/"
 
 
 class SystemMetrics:
-    """A thread that calls `put(metrics, number)` each ten seconds, `number` counting from `first`.
+    """A thread that calls `put(metrics, number)` every ten seconds, `number` counting from `first`.
 
-    Names are MLflow's (system/cpu_utilization_percentage ...), so its pages show them under System Metrics; they are of
-    the machine that records the run. `watched` is what `monitors` gives.
+    Names are MLflow's (system/cpu_utilization_percentage ...), shown by its pages under System Metrics. They are of the
+    machine that records the run. `watched` comes from `monitors`.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class SystemMetrics:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends it, with what it has measured last."""
+        """Ends the thread after a last measurement."""
         self._ended.set()
         self._thread.join(self._every_s)
 

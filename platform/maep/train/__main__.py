@@ -1,10 +1,10 @@
-"""`python -m maep.train`: both phases on a machine that has PyTorch and no more, resumed from what it left before.
+"""`python -m maep.train`: both training phases on a machine that has PyTorch alone; run it again to resume.
 
     python -m maep.train --pretrain cifar10/pretrain.yaml --finetune cifar10/finetune.yaml --output out
 
-The files are those of `maep pretrain` and `maep finetune`; what they say of tracking and workers is left aside, and of
+The files are those of `maep pretrain` and `maep finetune`; their sections tracking and workers are ignored, and
 validation with a warning. Further words override keys of either phase: `--finetune.loop.samples 500000`. `--minutes M`
-stops cleanly after M minutes, and SIGTERM at once, with a checkpoint, and the same line goes on from there.
+stops after M minutes, SIGTERM at once, with a checkpoint; the same command resumes.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from maep.artifact import Artifact
 from maep.errors import ConfigError, Stopped, UserError
 from maep.train.build_tasks import pretraining, purification
 from maep.train.config import FinetuneConfig, PretrainConfig, WorkersConfig
-from maep.train.loop.run import Progress, run
+from maep.train.loop.callback import Callback, TrainingProgress
+from maep.train.loop.run import run
 from maep.train.loop.termination import Notice, on_sigterm
 
 T = TypeVar("T", PretrainConfig, FinetuneConfig)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the phases; the exit status is 0 done, 1 failed, 2 a mistake in what was given."""
+    """Runs the phases; exit status 0 done, 1 failed, 2 wrong input."""
     parser = argparse.ArgumentParser(
         prog="python -m maep.train", description=__doc__.split("\n\n")[0], allow_abbrev=False
     )
@@ -41,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, overrides = parser.parse_known_args(argv)
     deadline = time.monotonic() + 60 * arguments.minutes if arguments.minutes else math.inf
     try:
-        with on_sigterm() as told:
-            _phases(arguments, overrides, lambda: told() or time.monotonic() > deadline)
+        with on_sigterm() as notice:
+            _phases(arguments, overrides, lambda: notice() or time.monotonic() > deadline)
     except UserError as error:
         print(f"maep.train: {error}", file=sys.stderr)
         return 2
@@ -80,7 +81,7 @@ def _load(cls: type[T], path: Path, over: dict[str, Any]) -> T:
     if settings.validation.every_checkpoint:
         best = f" and loop.keep_best {settings.loop.keep_best}" if settings.loop.keep_best else ""
         print(
-            f"maep.train: warning: {path}: validation.every_checkpoint{best} does nothing here: only maep pretrain and"
+            f"maep.train: warning: {path}: validation.every_checkpoint{best} has no effect here: only maep pretrain and"
             " maep finetune measure checkpoints",
             file=sys.stderr,
         )
@@ -95,13 +96,13 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-class _Lines:
-    """Says in plain lines how a phase goes on."""
+class _Lines(Callback):
+    """Prints progress as plain lines."""
 
     def __init__(self, phase: str) -> None:
         self.phase = phase
 
-    def on_step(self, progress: Progress) -> None:
+    def on_step(self, progress: TrainingProgress) -> None:
         """One line."""
         values = "  ".join(f"{name} {value:.4g}" for name, value in progress.headline.items())
         print(
@@ -109,15 +110,9 @@ class _Lines:
             flush=True,
         )
 
-    def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
-        """Nothing to say."""
-
     def on_end(self, result: Artifact) -> None:
-        """Names the result."""
+        """Prints the result."""
         print(f"{self.phase}: {result.folder} (sha256 {result.sha256[:12]})", flush=True)
-
-    def on_failure(self, error: BaseException) -> None:
-        """`main` says it."""
 
 
 if __name__ == "__main__":

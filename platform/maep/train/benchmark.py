@@ -1,9 +1,9 @@
-"""`python -m maep.train.benchmark`: how fast this machine pretrains, where a step's time goes, whether data keep up.
+"""`python -m maep.train.benchmark`: images/s of pretraining on this machine, time of a step by phase, loader speed.
 
     python -m maep.train.benchmark --preset B/16 --image_size 224 --batch_size 256 --steps 50
 
-Needs PyTorch and no more; the images are random, or with `--loader stream` those of `--data.root`. Further words
-override keys of `maep pretrain`:
+Needs PyTorch alone. Images are random, or with `--loader stream` those of `--data.root`. Further words override keys of
+`maep pretrain`:
 `--loop.precision fp32 --loop.compile true --model.decoder_width 256`.
 """
 
@@ -34,7 +34,7 @@ from maep.models.mae import MaskedAutoencoder
 from maep.train.config import PretrainConfig
 from maep.train.hardware import peak_flops, peak_memory_mib
 from maep.train.loop.run import batch_of, open_loader, pick_device
-from maep.train.loop.step import Step, pick_dtype
+from maep.train.loop.step import TrainingStep, pick_dtype
 from maep.train.loop.stopwatch import Stopwatch
 from maep.train.objectives import Pretraining
 
@@ -45,7 +45,7 @@ _TRIAL_S = 0.5
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured, and of what."""
+    """The result of a measurement."""
 
     device: str
     precision: str
@@ -56,19 +56,19 @@ class Measured:
     """Of a training step, by formula (maep.models.flops)."""
     images_per_s: float
     peak_tflops: float
-    """Of matrix products on this device: MFU is counted against it."""
+    """Peak of matrix products on this device, against which MFU is computed."""
     mfu: float
     split_s: dict[str, float]
     """Seconds of a step by phase."""
     loader_images_per_s: float
     """Of the loader alone."""
     loader_ratio: float
-    """That over the rate of the steps without a loader: above 1, training does not wait for data."""
+    """loader_images_per_s over the rate of steps without a loader: above 1, training does not wait for data."""
     peak_memory_mib: float
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints what was measured; the exit status is 0 done, 2 a mistake in what was given."""
+    """Prints the result; exit status 0 done, 2 wrong input."""
     parser = argparse.ArgumentParser(
         prog="python -m maep.train.benchmark", description=__doc__.split("\n\n")[0], allow_abbrev=False
     )
@@ -99,14 +99,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(settings: PretrainConfig, steps: int, kind: Kind = "synthetic") -> Measured:
-    """Takes `steps` training steps of `settings`, in one process, after two to warm up, on random images.
+    """Times `steps` training steps of `settings` in one process, after two steps of warm-up.
 
-    `kind` synthetic is one batch over and over, the most that any loader could give; `stream` reads the data set.
+    `kind` synthetic repeats one batch of random images, the upper bound of any loader; `stream` reads the data set.
     """
     loop = settings.loop
     device = pick_device(loop.device)
     objective = Pretraining(MaskedAutoencoder(settings.model), settings.mask_ratio)
-    update = Step(objective.to(device).to(memory_format=torch.channels_last).train(), loop, 1, device)
+    update = TrainingStep(objective.to(device).to(memory_format=torch.channels_last).train(), loop, 1, device)
     loader = _open(settings, kind, device)
     watch = Stopwatch(device)
 
@@ -145,8 +145,9 @@ def measure(settings: PretrainConfig, steps: int, kind: Kind = "synthetic") -> M
 
 
 def estimate(settings: PretrainConfig) -> tuple[float, str]:
-    """Images a second that this machine trains at, and how that is known: from few steps of as many images as take
-    about a second, or where one image takes longer, from the rate of matrix products.
+    """Images/s of training on this machine, and how they were estimated.
+
+    From two steps of about a second in all, or, where one image takes longer, from the rate of matrix products.
     """
     device = pick_device(settings.loop.device)
     possible = peak_flops(device, pick_dtype(settings.loop, device)) / flops.training(
@@ -161,7 +162,7 @@ def estimate(settings: PretrainConfig) -> tuple[float, str]:
 
 
 def text(measured: Measured) -> str:
-    """For a person."""
+    """The result for people."""
     split = "  ".join(f"{phase} {seconds * 1000:.1f}" for phase, seconds in measured.split_s.items())
     rate = f"{measured.images_per_s:,.1f}"
     return "\n".join(
@@ -177,7 +178,7 @@ def text(measured: Measured) -> str:
 
 
 def _seconds(work: Callable[[int], None], count: int, device: torch.device) -> float:
-    """Mean seconds of a call, the device's work included."""
+    """Mean seconds of a call, including the device's work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -189,7 +190,7 @@ def _seconds(work: Callable[[int], None], count: int, device: torch.device) -> f
 
 
 def _open(settings: PretrainConfig, kind: Kind, device: torch.device) -> Loader:
-    """The loader to measure: of a batch of random images, or of the data set where it is streamed."""
+    """The loader to measure: of random images, or of the data set for kind stream."""
     loop, (height, width) = settings.loop, settings.model.image_size
     images: Images = _random_images(loop.batch_size, height, width)
     if kind == "synthetic":

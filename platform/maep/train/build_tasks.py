@@ -1,4 +1,4 @@
-"""The two phases as tasks for the loop: from configuration, data and classifiers to an objective."""
+"""Build the task of a training phase from its configuration: model, data, classifiers, objective."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from maep.train.objectives import Pretraining, Purification, check_classifier
 
 
 def pretraining(settings: PretrainConfig) -> Task:
-    """MAE pretraining as a task; its artifact is of kind `mae`."""
+    """The task of MAE pretraining; its artifact is of kind `mae`."""
     loader, images = _open(settings)
     _check_size(images, settings.model.image_size)
     model = _build(config.to_dict(settings.model), settings.loop.seed)
@@ -45,9 +45,10 @@ def pretraining(settings: PretrainConfig) -> Task:
 
 
 def purification(settings: FinetuneConfig) -> Task:
-    """Fine-tuning as a purifier as a task; its artifact is of kind `purifier`.
+    """The task of fine-tuning a purifier; its artifact is of kind `purifier`.
 
-    With `lora`, what `init` gives is frozen (all of a purifier, the autoencoder of a new one) beside its adapters.
+    With `lora`, the weights from `init` are frozen (a whole purifier, or the autoencoder of a new one) and adapters are
+    trained.
     """
     loader, images = _open(settings)
     model_config = settings.model
@@ -93,14 +94,12 @@ def _build(values: dict[str, Any], seed: int) -> nn.Module:
 
 def _opened(init: str) -> Artifact:
     if is_vitmae(init):
-        raise ArtifactError(
-            f"init: {init} is Hugging Face's ViTMAE: first make it an artifact, maep convert {init} -o DIR"
-        )
+        raise ArtifactError(f"init: {init} is a Hugging Face ViTMAE: convert it first, maep convert {init} -o DIR")
     return artifact.read(init)
 
 
 def _start_from(model: nn.Module, start: Artifact) -> nn.Module:
-    """Puts the weights of `start` into `model`, and returns the part of it that they fill."""
+    """Loads the weights of `start` into `model`; returns the part of the model that they fill."""
     part, where = model, "model"
     if isinstance(model, Purifier) and start.kind == "mae":
         part, where = model.mae, "model.mae"
@@ -119,7 +118,7 @@ def _start_from(model: nn.Module, start: Artifact) -> nn.Module:
 
 
 def _check_alike(mine: Mapping[str, Any], theirs: Mapping[str, Any], where: str, start: Artifact) -> None:
-    """Refuses a model of another shape than that of `start`, naming the first key that differs."""
+    """Raises ConfigError where the model has another shape than `start`, naming the first key that differs."""
     names = {"mae": "autoencoder"}
     for key, value in mine.items():
         if isinstance(value, Mapping) and isinstance(theirs.get(key), Mapping):
@@ -130,7 +129,7 @@ def _check_alike(mine: Mapping[str, Any], theirs: Mapping[str, Any], where: str,
 
 
 def _adapt(model: Purifier, adapters: LoraConfig, trained: nn.Module, seed: int) -> str:
-    """Attaches adapters, drawn from `seed`; what the card says of them."""
+    """Attaches adapters, initialised from `seed`; returns their description for the card."""
     count = sum(parameter.numel() for parameter in model.parameters())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -146,7 +145,7 @@ def _check_size(images: Images, size: tuple[int, int]) -> None:
 
 
 def _stored(settings: PretrainConfig | FinetuneConfig, images: Images) -> dict[str, Any]:
-    """What an artifact says of its training: all that decides the weights, nothing of where or when it ran."""
+    """The configuration stored in an artifact: every key that decides the weights, and no other."""
     values = config.deciding(settings)
     model = values.pop("model")
     values.pop("init", None)

@@ -1,4 +1,4 @@
-"""Training a classifier to protect, for those who have none: a CIFAR ResNet or a thin VGG on digits or CIFAR-10."""
+"""Train a classifier to protect: a CIFAR ResNet or a thin VGG on digits or CIFAR-10."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Classification(Objective):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, batch: Batch) -> Losses:
-        """The loss of one batch, and its share of right answers."""
+        """The loss and accuracy of one batch."""
         logits = self.model((batch.images - self.mean) / self.std)
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
         right = (logits.argmax(dim=1) == batch.labels).float().mean()
@@ -43,7 +43,7 @@ class Classification(Objective):
 
 
 def classification(settings: ClassifierConfig) -> Task:
-    """Classifier training as a task; its artifact is of kind `classifier` and a spec for `load_classifier`."""
+    """The task of training a classifier; its artifact, of kind `classifier`, can be passed to `load_classifier`."""
     loader = resolved(settings.loader, settings.data, settings.workers.num_workers != 0)
     images = open_images(loader, settings.data)
     with torch.random.fork_rng(devices=[]):
@@ -74,7 +74,7 @@ def classification(settings: ClassifierConfig) -> Task:
 
 
 def dev_accuracy(trained: Artifact, data: DataConfig) -> float:
-    """Share of `dev` images that the trained classifier gets right. Raises ArtifactError for another kind."""
+    """Accuracy of the trained classifier on `dev`. Raises ArtifactError for another kind of artifact."""
     if trained.kind != "classifier":
         raise ArtifactError(f"{trained.folder} holds a {trained.kind}, not a classifier")
     images = load(data, "dev")

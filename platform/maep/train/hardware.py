@@ -1,4 +1,4 @@
-"""What the device can do: its peak rate of matrix products, and how much memory a run has taken at most."""
+"""The device: its peak rate of matrix products, and the peak memory of this process."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import time
 import torch
 
 _DENSE_BF16 = {"H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12}
-"""Floating-point operations a second by a part of the device's name (NVIDIA's data sheets, without sparsity)."""
+"""FLOP/s by a part of the device's name (NVIDIA's data sheets, without sparsity)."""
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second that MFU is counted against: a GPU's bf16 by its data sheet, all else as measured here.
+    """FLOP/s against which MFU is computed: from the data sheet for bf16 on a GPU, else measured.
 
-    Measured once in a process; on a CPU it is the rate at the present number of threads.
+    Measured once in a process; on a CPU for the current number of threads.
     """
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
@@ -30,7 +30,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 def _measured(device: torch.device, dtype: torch.dtype, num_threads: int) -> float:
     if device.type == "cuda":
         size, count = 8192, 4
-    else:  # few threads: short ones, of which some run undisturbed on a busy machine
+    else:  # for few threads short products, of which some run undisturbed on a busy machine
         size, count = (512, 20) if num_threads < 8 else (2048, 8)
     left = torch.full((size, size), 0.5, device=device, dtype=dtype)
     fastest = float("inf")
@@ -44,7 +44,7 @@ def _measured(device: torch.device, dtype: torch.dtype, num_threads: int) -> flo
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """MiB: most that tensors have taken on a GPU; on a CPU, most that this process has."""
+    """MiB: peak of tensors on a GPU; on a CPU, peak of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 1 if sys.platform == "darwin" else 2**10

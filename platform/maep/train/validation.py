@@ -35,7 +35,7 @@ from maep.models.mae import MaskedAutoencoder
 from maep.models.purifier import defend
 from maep.train.checkpoint.store import Best, hold
 from maep.train.config import FinetuneConfig, PretrainConfig
-from maep.train.loop.run import Progress
+from maep.train.loop.callback import Callback, TrainingProgress
 
 Settings = PretrainConfig | FinetuneConfig
 Report = Callable[[Mapping[str, float], int], None]
@@ -111,7 +111,7 @@ def _batches(count: int) -> Iterator[np.ndarray]:
         yield np.arange(start, min(start + _BATCH, count))
 
 
-class Validation:
+class Validation(Callback):
     """A callback that has checkpoints measured while the steps go on: one at a time, then the newest that waits.
 
     It has a thread of its own, so no step waits for it, and what goes wrong there is a warning. What was measured is
@@ -130,7 +130,7 @@ class Validation:
         self._thread = threading.Thread(target=self._work, name="maep-validation", daemon=True)
         self._thread.start()
 
-    def on_step(self, progress: Progress) -> None:
+    def on_step(self, progress: TrainingProgress) -> None:
         """Nothing, but that a step was taken."""
         self._trained = True
 

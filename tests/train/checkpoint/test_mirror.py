@@ -19,7 +19,8 @@ from maep.train.checkpoint.history import read
 from maep.train.checkpoint.mirror import Mirror, working_folder
 from maep.train.checkpoint.resume import starting_point
 from maep.train.checkpoint.store import Best
-from maep.train.loop.run import Callback, go_on
+from maep.train.loop.callback import Callback
+from maep.train.loop.run import run_from
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def on(machine: Path, store: Path) -> Mirror:
 def train(settings: Any, mirror: Mirror, *callbacks: Callback) -> Artifact:
     task = pretraining(settings)
     start = starting_point(task.config, mirror.folder, mirror=mirror)
-    result = go_on(start, task, mirror.folder, [mirror, *callbacks])
+    result = run_from(start, task, mirror.folder, [mirror, *callbacks])
     mirror.finish()
     return result
 
@@ -127,7 +128,7 @@ def test_what_is_newer_here_stays_and_is_taken_there(pretrain: Make, store: Path
     task = pretraining(pretrain())
     start = starting_point(task.config, tmp_path / "a")
     with pytest.raises(KeyboardInterrupt):  # to 288, without the mirror
-        go_on(start, task, tmp_path / "a", [Heard(stop_after_checkpoints=2, every=144)])
+        run_from(start, task, tmp_path / "a", [Heard(stop_after_checkpoints=2, every=144)])
     assert there(store) == ["000000000096"]
     mirror = on(tmp_path / "a", store)
     start = starting_point(task.config, mirror.folder, mirror=mirror)

@@ -19,7 +19,7 @@ from maep.models.conv import ConvPurifier
 from maep.train.build_tasks import pretraining, purification
 from maep.train.config import LoopConfig, PretrainConfig
 from maep.train.loop.run import Task, run
-from maep.train.loop.step import Step, compile_blocks, learning_rate, make_optimizer, micro_batches, pick_dtype
+from maep.train.loop.step import TrainingStep, compile_blocks, learning_rate, make_optimizer, micro_batches, pick_dtype
 from maep.train.loop.stopwatch import Stopwatch
 from maep.train.loop.weight_average import MovingAverage
 from maep.train.objectives import Batch, Losses
@@ -33,7 +33,7 @@ def gradient(task: Task, micro_batch: int | None, rank: int = 0, size: int = 1) 
     Of a worker of several it is what the worker has before the exchange.
     """
     loop = replace(task.loop, micro_batch=micro_batch, clip=None)
-    update = Step(task.objective, loop, size, CPU)
+    update = TrainingStep(task.objective, loop, size, CPU)
     before = [parameter.detach().clone() for parameter in update.model.parameters()]
     update.optimizer = torch.optim.SGD(update.model.parameters(), lr=1.0)
     losses = update(task.objective.craft(batch_at(task, 0, rank, size)), 1.0, Stopwatch(CPU))
@@ -174,7 +174,7 @@ def test_bf16_on_a_cpu_without_amx_trains_and_warns(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     heard = Heard()
-    with pytest.warns(UserWarning, match="bf16 is about twice as slow as fp32 on this CPU"):
+    with pytest.warns(UserWarning, match="bf16"):
         result = run(pretraining(pretrain(precision="bf16", samples=1600, lr=5e-3)), tmp_path, [heard])
     assert heard.steps[-1].metrics["loss"] < heard.steps[0].metrics["loss"]
     assert {tensor.dtype for tensor in result.weights().values()} == {torch.float32}
@@ -197,16 +197,16 @@ def test_compiled_blocks_learn_the_same_under_the_same_names(
 def test_no_compiler_is_one_line(pretrain: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(ConfigError, match=r"loop\.compile: true needs a C\+\+ compiler, g\+\+ or clang\+\+ on"):
+    with pytest.raises(ConfigError, match=r"loop\.compile.*clang\+\+"):
         compile_blocks(pretraining(pretrain()).objective.model, CPU)
-    with pytest.raises(ConfigError, match=r"loop\.compile: true needs"):
+    with pytest.raises(ConfigError, match=r"loop\.compile"):
         run(pretraining(pretrain(compile=True)), tmp_path / "out")
 
 
 def test_fsdp_is_for_autoencoders_and_for_several(pretrain: Make, finetune: Make, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"loop\.parallel: fsdp shards an autoencoder in maep pretrain"):
+    with pytest.raises(ConfigError, match=r"loop\.parallel: fsdp"):
         run(purification(finetune(parallel="fsdp")), tmp_path / "a")
-    with pytest.warns(UserWarning, match="fsdp has no effect with one worker"):
+    with pytest.warns(UserWarning, match=r"loop\.parallel: fsdp"):
         run(pretraining(pretrain(parallel="fsdp")), tmp_path / "b")
 
 
@@ -221,7 +221,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is(pretrain
         return losses._replace(loss=losses.loss + edge) if len(calls) == 3 else losses
 
     task.objective.forward = steep  # type: ignore[method-assign]
-    with pytest.raises(FloatingPointError, match=r"the gradient's norm is (nan|inf) at step 2, first images \[\d+, "):
+    with pytest.raises(FloatingPointError, match=r"(nan|inf) at step 2, .*\[\d+, "):
         run(task, tmp_path)
     assert not (tmp_path / "model").exists()
 

@@ -32,7 +32,7 @@ from maep.train.checkpoint.store import (
     local_name,
     read_if_exists,
 )
-from maep.train.loop.meter import Progress
+from maep.train.loop.callback import Callback
 
 _SMALL = (HISTORY, "config.yaml")
 
@@ -52,7 +52,7 @@ def mirror_of(output: str | Path, keep: int) -> Mirror | None:
     return Mirror(str(output), working_folder(output), keep) if storage.is_remote(output) else None
 
 
-class Mirror:
+class Mirror(Callback):
     """The copy at `uri` of the run in `folder`; a callback that uploads each checkpoint.
 
     Everything raises UnavailableError, naming the file, where S3 does not answer within its deadline.
@@ -106,16 +106,10 @@ class Mirror:
         self._push_small()
         self._there.remove()
 
-    def on_step(self, progress: Progress) -> None:
-        """Does nothing."""
-
     def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
         """Uploads it."""
         self._there.put(saved)
         self._push_small()
-
-    def on_end(self, result: Artifact) -> None:
-        """Does nothing: `finish` comes after the other callbacks."""
 
     def on_failure(self, error: BaseException) -> None:
         """Uploads the history, if S3 answers."""

@@ -1,4 +1,4 @@
-"""Numbers that are no longer finite: one error that names step and images, the same on every worker."""
+"""Losses and gradients that are not finite: one error that names step and images, the same on every worker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 _SHOWN = 5
 OF_ALL = "the gradient's norm"
-"""How the message of an error begins that is of all workers together; a loss is one worker's own."""
+"""Start of an error message about all workers together; a loss error is of one worker."""
 
 
 def anywhere(error: FloatingPointError | None, num_workers: int, device: torch.device) -> bool:
@@ -22,9 +22,9 @@ def anywhere(error: FloatingPointError | None, num_workers: int, device: torch.d
 
 
 def named(error: FloatingPointError, step: int, images: Sequence[int], num_workers: int) -> FloatingPointError:
-    """The same error on every worker, of the first that knows its own images to blame; all must call.
+    """The same error on every worker: of the first whose own images cause it; all must call.
 
-    `images` are the official indices of this worker's part of the step; an `error` without words knows nothing.
+    `images` are the official indices of this worker's part of the batch; an `error` without message knows no cause.
     """
     mine = str(error), list(images[:_SHOWN])
     found: list[tuple[str, list[int]]] = [mine]

@@ -1,8 +1,8 @@
-"""The training loop: plain PyTorch, one process of one or many, told by callbacks what a person or a tracker wants.
+"""The training loop in plain PyTorch, in one process or as one of many workers.
 
-It knows neither Ray nor MLflow. Where a run stands is one number, the steps done: order, augmentation and every
-draw follow from it, so a killed run that is started again goes on exactly where its newest checkpoint was, and on
-the CPU ends with the same bits.
+It imports neither Ray nor MLflow; callbacks report to people and trackers. Its whole position is the number of steps
+done: order, augmentation and all random draws follow from it, so a killed run resumes exactly at its newest checkpoint,
+and on the CPU ends with the same bits.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -30,50 +30,30 @@ from maep.train.checkpoint.resume import World, starting_point
 from maep.train.checkpoint.store import CHECKPOINTS, MODEL, Checkpoints, snapshot
 from maep.train.config import LoopConfig
 from maep.train.loop import nonfinite
-from maep.train.loop.meter import Meter, Progress
-from maep.train.loop.step import Step, check_shares, learning_rate
+from maep.train.loop.callback import Callback
+from maep.train.loop.meter import TrainingMeter
+from maep.train.loop.step import TrainingStep, check_shares, learning_rate
 from maep.train.loop.stopwatch import Stopwatch
-from maep.train.loop.termination import Agreement, Notice, never
+from maep.train.loop.termination import Notice, StopVote, never
 from maep.train.objectives import Batch, Losses, Objective
-
-__all__ = ["Callback", "Progress", "Task", "World", "go_on", "learning_rate", "pick_device", "run"]
 
 _STEP, _IMAGE = 101, 102
 _LOG_POINTS = 200
 
 
-class Callback(Protocol):
-    """What wants to know of a run; called in the process of rank 0 only."""
-
-    def on_step(self, progress: Progress) -> None:
-        """About 200 times a run."""
-
-    def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
-        """After a checkpoint lies complete on disk, where it stays until this returns.
-
-        In a thread of its own, for one after the other, while steps and further checkpoints go on.
-        """
-
-    def on_end(self, result: Artifact) -> None:
-        """After the result lies complete on disk; also where it lay there already."""
-
-    def on_failure(self, error: BaseException) -> None:
-        """Where the run ends without a result: a mistake, a fault, Ctrl-C, a notice. A killed process says nothing."""
-
-
 @dataclass(frozen=True)
 class Task:
-    """What a phase hands to the loop: `objective.model` is trained on `images` and becomes an artifact of `kind`."""
+    """One training: `objective.model` is trained on `images` and becomes an artifact of `kind`."""
 
     kind: str
     objective: Objective
     images: Images
     loop: LoopConfig
     config: dict[str, Any]
-    """What is stored with the weights; a run goes on only from checkpoints of the same."""
+    """Stored with the weights; a run resumes only from checkpoints of the same configuration."""
     card: str
     loader: LoaderConfig = field(default_factory=LoaderConfig)
-    """How `images`, which were opened for it, reach the steps."""
+    """How `images`, opened for it, are loaded."""
 
 
 def run(
@@ -84,19 +64,19 @@ def run(
     resume: Artifact | None = None,
     notice: Notice = never,
 ) -> Artifact:
-    """Trains to the end and returns the artifact at `output/model` (of several workers, where rank 0 is).
+    """Trains to the end and returns the artifact at `output/model` (of several workers, on the machine of rank 0).
 
-    A finished `output` is returned as it is; an unfinished one goes on from its newest sound checkpoint, else from
-    the checkpoint `resume`. Raises ConfigError where either is of another configuration, FloatingPointError, naming
-    the step, where the loss is no longer finite, and Stopped, with a checkpoint at that step, after a `notice` or at
+    A finished `output` is returned as it is; an unfinished one is resumed from its newest valid checkpoint, else from
+    the checkpoint `resume`. Raises ArtifactError where either is of another configuration, FloatingPointError, naming
+    the step, where the loss is not finite, and Stopped, with a checkpoint at that step, after a `notice` or at
     `loop.pause_at`.
     """
     world = world or World()
     check_shares(task.loop, world.size)
-    return go_on(starting_point(task.config, output, resume, world), task, output, callbacks, world, notice)
+    return run_from(starting_point(task.config, output, resume, world), task, output, callbacks, world, notice)
 
 
-def go_on(
+def run_from(
     start: Artifact | None,
     task: Task,
     output: Path,
@@ -107,20 +87,20 @@ def go_on(
     """`run` from `start`, which must be its `starting_point`."""
     world = world or World()
     checkpoints = Checkpoints(output / CHECKPOINTS, task.loop.keep_checkpoints)
-    heard = callbacks if world.rank == 0 else ()
+    listeners = callbacks if world.rank == 0 else ()
     try:
         if start is not None and artifact.STATE not in start.files:
-            result = start  # no checkpoint: it lay there already
+            result = start  # finished before
         else:
-            result = _Run(task, checkpoints, heard, world, notice).to_end(start, output)
-        for callback in heard:
+            result = _Run(task, checkpoints, listeners, world, notice).to_end(start, output)
+        for callback in listeners:
             callback.on_end(result)
     except BaseException as error:
-        for callback in heard:
+        for callback in listeners:
             callback.on_failure(error)
         raise
     if world.rank == 0:
-        checkpoints.remove()  # here too where a kill fell between the result and this
+        checkpoints.remove()  # also after a kill between writing the result and this
     return result
 
 
@@ -135,19 +115,19 @@ class _Run:
         self.writer = CheckpointWriter(checkpoints, self._notify)
         self.device = pick_device(loop.device)
         memory.keep_freed()
-        self.agreement = Agreement(notice, world.size, self.device)
+        self.stop_vote = StopVote(notice, world.size, self.device)
         self.objective = task.objective.to(self.device).to(memory_format=torch.channels_last).train()  # 2x on CPUs
-        self.update = Step(self.objective, loop, world.size, self.device)
+        self.update = TrainingStep(self.objective, loop, world.size, self.device)
         self.watch = Stopwatch(self.device)
         self.step = 0
         sampling = Sampling(loop.batch_size, loop.seed, loop.augment, world.rank, world.size)
         self.loader = open_loader(task.images, task.loader, sampling, self.device)
 
     def to_end(self, newest: Artifact | None, output: Path) -> Artifact:
-        """All the steps that are left, then the result."""
+        """Takes the remaining steps and writes the result."""
         if newest is not None:
             self._restore(newest)
-            if self.task.loop.num_steps > self.step >= self.task.loop.last_step:  # killed between its pause and its end
+            if self.task.loop.num_steps > self.step >= self.task.loop.last_step:  # killed at its pause
                 raise Stopped(self.step * self.task.loop.batch_size)
         if self.world.rank == 0:
             self.checkpoints.claim()
@@ -157,15 +137,15 @@ class _Run:
             return self._finish(output)
 
     def _steps(self, history: History) -> None:
-        """Takes, reports and saves the steps that are left. Raises Stopped after a notice."""
+        """Takes and reports the remaining steps, saving checkpoints. Raises Stopped after a notice."""
         loop = self.task.loop
         self.update.connect()
-        meter = Meter(self.step, loop, self.update, self.watch)
+        meter = TrainingMeter(self.step, loop, self.update, self.watch)
         log_every = max(1, loop.num_steps // _LOG_POINTS)
         with closing(self.loader.parts(self.step, loop.num_steps)) as parts:
             self.watch.start()
             for part in parts:
-                self.agreement.ask()
+                self.stop_vote.begin()
                 losses = self._take_step(part)
                 self.step += 1
                 history.at(self.step)
@@ -176,10 +156,10 @@ class _Run:
                         callback.on_step(progress)
                 self.writer.check()
                 before, after = (s * loop.batch_size // loop.checkpoint_every for s in (self.step - 1, self.step))
-                told = self.agreement.answer() or self.step == loop.last_step
-                if (after > before or told) and self.step < loop.num_steps:
+                stop = self.stop_vote.result() or self.step == loop.last_step
+                if (after > before or stop) and self.step < loop.num_steps:
                     self._save()
-                    if told:
+                    if stop:
                         self.writer.wait()
                         raise Stopped(self.step * loop.batch_size)
                 self.watch.start()
@@ -198,7 +178,7 @@ class _Run:
         return losses
 
     def _craft(self, batch: Batch) -> Batch:
-        """The batch with what the objective makes of it. Raises FloatingPointError on all workers, if on any."""
+        """The batch with its crafted (attacked) images. Raises FloatingPointError on all workers, if on any."""
         if not self.objective.crafts:
             return batch
         error = None
@@ -207,16 +187,16 @@ class _Run:
         except FloatingPointError as found:
             error = found
         if nonfinite.anywhere(error, self.world.size, self.device):
-            raise error or FloatingPointError()  # another worker will say which
+            raise error or FloatingPointError()  # another worker names the images
         self.watch.lap("craft")
         return batch
 
     def _save(self) -> None:
-        """Begins to save where the run stands."""
+        """Starts to save a checkpoint."""
         weights, state = self.update.result(), self.update.state() | {"step": self.step}
         if self.world.rank:
             return
-        self.writer.wait()  # else two copies are held
+        self.writer.wait()  # so that memory holds one copy at a time
         seen = self.step * self.task.loop.batch_size
         self.writer.put(snapshot(seen, self.task.config, weights, state))
 
@@ -244,9 +224,9 @@ class _Run:
 
 
 def open_loader(images: Images, loader: LoaderConfig, sampling: Sampling, device: torch.device) -> Loader:
-    """The loader (its kind `resolved`) of this worker's part of each step.
+    """The loader (of a `resolved` kind) of this worker's part of each batch.
 
-    Raises ConfigError where there are fewer images than in a batch, DataError where they do not fit in memory.
+    Raises ConfigError for fewer images than one batch, DataError where they do not fit in memory.
     """
     match images:
         case SyntheticImages():
@@ -260,12 +240,12 @@ def open_loader(images: Images, loader: LoaderConfig, sampling: Sampling, device
         case _:
             made = ThreadLoader(images, sampling, device, loader.threads, loader.prefetch)
     if not made.steps_per_epoch:
-        raise ConfigError(f"loop.batch_size: {sampling.batch_size} is more than the {len(images)} images there are")
+        raise ConfigError(f"loop.batch_size: {sampling.batch_size} is more than the {len(images)} images there")
     return made
 
 
 def batch_of(part: BatchPart, step: int, loop: LoopConfig) -> Batch:
-    """What the objective is given of a step."""
+    """The objective's input for one step."""
     return Batch(
         images=to_float(part.pixels, torch.channels_last),
         labels=part.labels,
@@ -278,7 +258,7 @@ def batch_of(part: BatchPart, step: int, loop: LoopConfig) -> Batch:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; `auto` is a GPU where there is one. Raises ConfigError where it is not there."""
+    """The device of that name; `auto` is a GPU if available. Raises ConfigError where the device is missing."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():

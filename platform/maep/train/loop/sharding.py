@@ -1,7 +1,7 @@
-"""Weights in shares: FSDP2 over all workers, and whole tensors out of shares and back.
+"""Sharded weights: FSDP2 over all workers, and conversion between shards and whole tensors.
 
-A checkpoint holds whole tensors by the names and places that one process gives them, so that a run goes on with
-another number of workers, sharded or not.
+A checkpoint holds whole tensors under single-process names, so that a run can resume with another number of workers,
+sharded or not.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 
 def shard(model: nn.Module, method: str, device: torch.device, num_workers: int) -> None:
-    """Divides each block's weights, and the rest's, among the workers, in place; `model` is called by `method` alone.
+    """Shards the weights of each block, and the rest, over the workers, in place. `model` is called by `method` alone.
 
-    Weights must be the same on all workers before.
+    Weights must be equal on all workers before.
     """
-    from torch.distributed.device_mesh import init_device_mesh  # seconds to import, for those who need it
+    from torch.distributed.device_mesh import init_device_mesh  # imports take seconds
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(device.type, (num_workers,))
@@ -31,7 +31,7 @@ def shard(model: nn.Module, method: str, device: torch.device, num_workers: int)
 
 
 def whole(value: Any) -> Any:
-    """`value` with every share in it, in dicts and lists too, gathered into a whole tensor; all workers must call."""
+    """`value` with every shard in it, also in dicts and lists, gathered into a whole tensor; all must call."""
     if hasattr(value, "full_tensor"):  # a DTensor
         return value.full_tensor()
     if isinstance(value, Mapping):
@@ -40,7 +40,7 @@ def whole(value: Any) -> Any:
 
 
 def like(tensor: Tensor, other: Tensor) -> Tensor:
-    """The whole `tensor`, or this worker's share of it, as `other` is held."""
+    """The whole `tensor`, or this worker's shard of it, like `other`."""
     if not hasattr(other, "full_tensor"):
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor

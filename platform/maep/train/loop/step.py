@@ -1,8 +1,7 @@
-"""One update of the weights: precision, micro-batches, the gradients of all workers, clipping, AdamW, the average.
+"""One training step: precision, micro-batches, gradients over all workers, clipping, AdamW, the moving average.
 
-The batch is that of all workers together. Each takes its part through the model in micro-batches. Parts and
-micro-batches are weighted by their images: every loss here is a mean over images that count alike, so the gradient is
-that of the whole batch, however it is divided.
+A batch is divided among the workers, and each part into micro-batches. All are weighted by their images: every loss is
+a mean over images, so the gradient is that of the whole batch, however it is divided.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from maep.train.loop.weight_average import MovingAverage
 from maep.train.objectives import Batch, Losses, Objective
 
 
-class Step:
-    """Updates `objective.model`; all workers must call alike. `objective` lies on `device` already."""
+class TrainingStep:
+    """Updates `objective.model`, which is on `device` already; all workers must make the same calls."""
 
     def __init__(self, objective: Objective, loop: LoopConfig, num_workers: int, device: torch.device) -> None:
         self.objective, self.loop, self.num_workers, self.device = objective, loop, num_workers, device
@@ -48,7 +47,7 @@ class Step:
         self.average = MovingAverage(self.model, loop.ema) if loop.ema is not None else None
 
     def connect(self) -> None:
-        """Ties the workers together; to be called once, when the weights are those to start from."""
+        """Wraps the objective for several workers; call once, when the initial weights are loaded."""
         if self.num_workers > 1 and self.loop.parallel == "ddp":
             self.parallel = DistributedDataParallel(
                 self.objective,
@@ -58,9 +57,9 @@ class Step:
             )
 
     def __call__(self, batch: Batch, lr: float, watch: Stopwatch) -> Losses:
-        """One update. The losses are those of this worker's part of the batch, with `grad_norm`, that of all.
+        """One update. Returns the losses of this worker's part of the batch, and the `grad_norm` of the whole.
 
-        Raises FloatingPointError where a loss or a gradient is not finite: on all workers, if on any.
+        Raises FloatingPointError where a loss or gradient is not finite: on all workers, if on any.
         """
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._backward(batch, watch)
@@ -77,8 +76,9 @@ class Step:
         return losses._replace(parts=losses.parts | {"grad_norm": norm})
 
     def communication_s(self) -> float | None:
-        """Seconds a step that the backward pass waits for other workers, as DDP samples them: from the end of this
-        worker's own gradients to the end of the last exchange. None where there is nobody to wait for, or with FSDP.
+        """Seconds of a step in which the backward pass waits for other workers, as sampled by DDP.
+
+        From the end of this worker's own gradients to the end of the last exchange. None for one worker, or FSDP.
         """
         if not isinstance(self.parallel, DistributedDataParallel):
             return None
@@ -92,21 +92,21 @@ class Step:
         return found
 
     def result(self) -> dict[str, Tensor]:
-        """The weights that training is for: the moving average where there is one; all workers must call."""
+        """The trained weights: the moving average where there is one; all workers must call."""
         if self.average is None:
             return self.weights()
         found: dict[str, Tensor] = whole(self.average.weights)
         return found
 
     def state(self) -> dict[str, Any]:
-        """What `load` takes besides `result`, whole; all workers must call."""
+        """The training state for `load`, besides `result`, whole; all workers must call."""
         state: dict[str, Any] = {"optimizer": whole(self.optimizer.state_dict())}
         if self.average is not None:
             state |= {"averaged": self.weights(), "updates": self.average.updates}
         return state
 
     def load(self, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Goes on from `weights` (a `result`) and `state`, of any number of workers, sharded or not."""
+        """Restores `weights` (a `result`) and `state`, of any number of workers, sharded or not."""
         present = self.model.state_dict()
         if self.average is not None:
             held = self.average.weights
@@ -117,7 +117,7 @@ class Step:
 
     def _backward(self, batch: Batch, watch: Stopwatch) -> Losses:
         total: Losses | None = None
-        weight = self.num_workers * len(batch.images) / batch.size  # 1 for equal parts: what workers have is averaged
+        weight = self.num_workers * len(batch.images) / batch.size  # 1 for equal parts; DDP averages over workers
         parts = list(micro_batches(batch, self.loop.micro_batch))
         for number, part in enumerate(parts):
             share = len(part.images) / len(batch.images)
@@ -125,7 +125,7 @@ class Step:
                 with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
                     losses: Losses = self.parallel(part)
                 watch.lap("forward")
-                torch.autograd.backward(weight * share * _felt_by_all(losses.loss))
+                torch.autograd.backward(weight * share * _spread_nan(losses.loss))
                 watch.lap("backward")
             total = _sum(total, losses, share)
         assert total is not None
@@ -141,7 +141,7 @@ class Step:
         return waiting
 
     def _clipped(self) -> Tensor:
-        """The norm of the whole gradient, which is then at most `clip`."""
+        """The norm of the whole gradient before it is clipped to `clip`."""
         trained = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         if self.loop.clip is not None:
             norm = nn.utils.clip_grad_norm_(trained, self.loop.clip)
@@ -152,14 +152,14 @@ class Step:
 
     def _shard(self) -> None:
         if self.objective.shards_by is None:
-            raise ConfigError("loop.parallel: fsdp shards an autoencoder in maep pretrain; here take ddp")
+            raise ConfigError("loop.parallel: fsdp shards an autoencoder in maep pretrain only: use ddp")
         if self.num_workers == 1:
             warnings.warn("loop.parallel: fsdp has no effect with one worker", stacklevel=2)
         else:
             shard(self.model, self.objective.shards_by, self.device, self.num_workers)
 
     def _shares(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """An optimizer's whole state as its parameters are held."""
+        """An optimizer's whole state, sharded like its parameters."""
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         shares = {
             place: {
@@ -172,23 +172,24 @@ class Step:
 
 
 def check_shares(loop: LoopConfig, num_workers: int) -> None:
-    """Raises ConfigError for a batch that leaves a worker without an image, or, sharded, with fewer than others have:
-    all must call the sharded model equally often.
+    """Raises ConfigError for a batch with fewer images than workers, or, for FSDP, that does not divide evenly.
+
+    All workers must call a sharded model equally often.
     """
     if loop.batch_size < num_workers:
         raise ConfigError(
-            f"loop.batch_size: {loop.batch_size} is not one image for each of {num_workers} workers: raise it, or lower"
+            f"loop.batch_size: {loop.batch_size} is fewer than {num_workers} workers: raise it, or lower"
             " workers.num_workers"
         )
     if loop.parallel == "fsdp" and loop.batch_size % num_workers:
         raise ConfigError(
-            f"loop.batch_size: {loop.batch_size} does not divide among {num_workers} workers, as loop.parallel fsdp"
-            " wants it: choose a multiple, or ddp"
+            f"loop.batch_size: {loop.batch_size} is no multiple of {num_workers} workers, as loop.parallel fsdp"
+            " requires: choose a multiple, or ddp"
         )
 
 
 def micro_batches(batch: Batch, most: int | None) -> Iterator[Batch]:
-    """`batch` in parts of at most `most` images; None: as it is."""
+    """`batch` in parts of at most `most` images; None does not divide it."""
     count = len(batch.images)
     if most is None or most >= count:
         yield batch
@@ -206,7 +207,7 @@ def micro_batches(batch: Batch, most: int | None) -> Iterator[Batch]:
 
 
 def pick_dtype(loop: LoopConfig, device: torch.device) -> torch.dtype:
-    """What products are computed in. Warns of bf16 where it only costs time: on a CPU that has no units for it."""
+    """The dtype of matrix products. Warns of bf16 on a CPU without AMX, where it is slower."""
     if loop.precision == "fp32" or (loop.precision == "auto" and device.type == "cpu"):
         return torch.float32
     if device.type == "cpu" and not torch.cpu.get_capabilities().get("amx_bf16", False):
@@ -215,12 +216,12 @@ def pick_dtype(loop: LoopConfig, device: torch.device) -> torch.dtype:
 
 
 def compile_blocks(model: nn.Module, device: torch.device) -> None:
-    """Compiles the model's repeated blocks, each by itself and in place, so that no weight changes its name.
+    """Compiles each repeated block of the model in place, so that weights keep their names.
 
-    Block by block takes a fraction of the whole model's time, and fits however the model is called (attacks call its
-    parts). Raises ConfigError where there is no compiler.
+    This takes a fraction of the time that the whole model would, and works however the model is called (attacks call
+    its parts). Raises ConfigError without a compiler.
     """
-    on_gpu = device.type == "cuda"  # where Triton makes the kernels and C code that starts them
+    on_gpu = device.type == "cuda"  # Triton generates C code that launches its kernels
     variable, usual = ("CC", ("gcc", "clang", "cc")) if on_gpu else ("CXX", ("g++", "clang++", "c++"))
     named = os.environ.get(variable)
     if not any(shutil.which(name) for name in ((named,) if named else usual)):
@@ -236,14 +237,14 @@ def compile_blocks(model: nn.Module, device: torch.device) -> None:
 
 
 def learning_rate(progress: float, loop: LoopConfig) -> float:
-    """Linear rise over `warmup`, then half a cosine to zero (Loshchilov and Hutter 2017), by share of samples seen."""
+    """Linear warm-up over `warmup`, then half a cosine to zero (Loshchilov and Hutter 2017), by share of samples."""
     if progress < loop.warmup:
         return loop.peak_lr * min(1.0, (progress + 1 / loop.num_steps) / loop.warmup)
     return loop.peak_lr * 0.5 * (1 + math.cos(math.pi * (progress - loop.warmup) / (1 - loop.warmup)))
 
 
 def make_optimizer(model: nn.Module, loop: LoopConfig, fused: bool = True) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019), one pass over memory where `fused`; biases and norms do not decay."""
+    """AdamW (Loshchilov and Hutter 2019); no weight decay for biases and norms."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": loop.weight_decay},
@@ -252,14 +253,14 @@ def make_optimizer(model: nn.Module, loop: LoopConfig, fused: bool = True) -> to
     return torch.optim.AdamW(groups, lr=loop.peak_lr, betas=loop.betas, fused=fused)
 
 
-def _felt_by_all(loss: Tensor) -> Tensor:
-    """`loss`, whose gradient is NaN throughout where it is not finite: through the exchange all workers learn of it."""
+def _spread_nan(loss: Tensor) -> Tensor:
+    """`loss` with an all-NaN gradient where it is not finite: through the exchange all workers see it."""
     value = loss.detach()
     return loss * (1 + (value - value))
 
 
 def _sum(total: Losses | None, losses: Losses, share: float) -> Losses:
-    """`total` with `share` of `losses`."""
+    """`total` plus `share` of `losses`."""
     loss, parts = share * losses.loss.detach(), {name: share * part for name, part in losses.parts.items()}
     if total is None:
         return Losses(loss, parts)

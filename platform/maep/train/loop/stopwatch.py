@@ -1,7 +1,7 @@
-"""Where a step's time goes, phase by phase, at no cost that could be measured.
+"""Time of a step by phase, at no measurable cost.
 
-On a CPU every step is timed by the clock. A GPU works behind the program's back: there every sixteenth step leaves
-events in its stream, which are read when somebody asks; time that the GPU waits for data falls to `data`.
+On a CPU every step is timed by the clock. A GPU runs asynchronously: every sixteenth step records events in its stream,
+which `read` evaluates; time in which the GPU waits for data counts as `data`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Stopwatch:
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     def start(self) -> None:
-        """A step begins."""
+        """Starts a step."""
         due = not self.on_gpu or self.steps % _EVERY == 0
         self.steps += 1
         self.timed += due
@@ -33,7 +33,7 @@ class Stopwatch:
         self._last = time.perf_counter()
 
     def lap(self, phase: str) -> None:
-        """What ran since the last call was `phase`; several laps of one phase add up."""
+        """Counts the time since the last call as `phase`; laps of one phase add up."""
         if not self.on_gpu:
             now = time.perf_counter()
             self.totals[phase] = self.totals.get(phase, 0.0) + now - self._last
@@ -44,7 +44,7 @@ class Stopwatch:
             self._event = event
 
     def read(self) -> dict[str, float]:
-        """Mean seconds of each phase in a timed step since the last reading; empty where none was timed."""
+        """Mean seconds of each phase per timed step since the last call; empty where none was timed."""
         for phase, start, end in self._events:
             end.synchronize()
             self.totals[phase] = self.totals.get(phase, 0.0) + start.elapsed_time(end) / 1000

@@ -1,6 +1,6 @@
-"""Being told that this process will soon be ended, as spot machines, batch systems and Ctrl-C's cousins do.
+"""Termination notices: SIGTERM, as spot machines, batch systems and people send it before they end a process.
 
-A run that is told so takes one checkpoint at the next step and ends with `Stopped`: nothing is done twice.
+After a notice a run saves a checkpoint at the next step and raises `Stopped`, so that no step is done twice.
 """
 
 from __future__ import annotations
@@ -14,59 +14,59 @@ from types import FrameType
 import torch
 
 Notice = Callable[[], bool]
-"""Whether this process was told to end; asked at every step."""
+"""Whether this process was asked to stop; called at every step."""
 
 
 def never() -> bool:
-    """No notice comes."""
+    """No notice."""
     return False
 
 
-class Agreement:
-    """Whether any of the workers was told, so that all stop after the same step.
+class StopVote:
+    """Whether any worker has a notice, so that all stop after the same step.
 
-    Each step asks anew. The exchange is of one number and goes on beside the step's own work, so it costs no time: a
-    notice ends the step that is under way and at most one more.
+    Each step votes anew. The exchange of one number overlaps with the step's work and costs no time: a notice ends the
+    current step or the one after it.
     """
 
     def __init__(self, notice: Notice, num_workers: int, device: torch.device) -> None:
         self._notice, self._num_workers, self._device = notice, num_workers, device
-        self._told: torch.Tensor | None = None
+        self._stop: torch.Tensor | None = None
         self._exchange: torch.distributed.Work | None = None
 
-    def ask(self) -> None:
-        """Begins the exchange, before a step's work; all workers must call."""
+    def begin(self) -> None:
+        """Starts the exchange, before a step's work; all workers must call."""
         if self._num_workers > 1:
-            self._told = torch.tensor([int(self._notice())], device=self._device)
-            self._exchange = torch.distributed.all_reduce(self._told, torch.distributed.ReduceOp.MAX, async_op=True)
+            self._stop = torch.tensor([int(self._notice())], device=self._device)
+            self._exchange = torch.distributed.all_reduce(self._stop, torch.distributed.ReduceOp.MAX, async_op=True)
 
-    def answer(self) -> bool:
-        """What came of it, after the step's work: the same for all. One process alone needs no exchange."""
-        if self._told is None or self._exchange is None:
+    def result(self) -> bool:
+        """The same for all workers, after the step's work."""
+        if self._stop is None or self._exchange is None:
             return self._notice()
         self._exchange.wait()
-        return bool(self._told.item())
+        return bool(self._stop.item())
 
 
 @contextmanager
-def on_sigterm(tell: Callable[[], None] | None = None) -> Iterator[Notice]:
-    """While inside, the first SIGTERM is a notice, of which `tell` is told too; a second one does what it did before.
+def on_sigterm(notify: Callable[[], None] | None = None) -> Iterator[Notice]:
+    """Inside, the first SIGTERM is a notice, and calls `notify`; the second has the effect that it had before.
 
-    Only the main thread can listen; elsewhere no notice comes.
+    Signals reach the main thread alone; in other threads there is no notice.
     """
     if threading.current_thread() is not threading.main_thread():
         yield never
         return
-    told = threading.Event()
+    received = threading.Event()
 
-    def hear(number: int, frame: FrameType | None) -> None:
-        told.set()
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.set()
         signal.signal(number, before)
-        if tell is not None:
-            tell()
+        if notify is not None:
+            notify()
 
-    before = signal.signal(signal.SIGTERM, hear) or signal.SIG_DFL
+    before = signal.signal(signal.SIGTERM, handle) or signal.SIG_DFL
     try:
-        yield told.is_set
+        yield received.is_set
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,4 +1,4 @@
-"""A moving average of the weights, which is often better than the last weights (Polyak and Juditsky 1992)."""
+"""A moving average of the weights, often more accurate than the last weights (Polyak and Juditsky 1992)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class MovingAverage:
     """`weights` = d x weights + (1 - d) x the model's, after each update.
 
-    The first updates count for more, d = min(decay, (1 + t) / (10 + t)), so that random weights are soon forgotten.
-    What is no floating-point number (a batch norm's counter) is taken as it is.
+    d = min(decay, (1 + t) / (10 + t)) is smaller for the first updates t, so that the random start is soon forgotten.
+    Integers (a batch norm's counter) are copied.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -21,7 +21,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Counts the model's present weights in."""
+        """Adds the current weights."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         present = self.model.state_dict()
@@ -31,7 +31,7 @@ class MovingAverage:
             self.weights[name].copy_(present[name])
 
     def load(self, weights: Mapping[str, Tensor], updates: int) -> None:
-        """Goes on from an earlier average of `updates` updates."""
+        """Restores an average of `updates` updates."""
         for name, tensor in self.weights.items():
             tensor.copy_(weights[name])
         self.updates = updates

@@ -1,7 +1,7 @@
-"""The loader `ray`: Ray Data reads, decodes and augments outside the training processes, on whatever CPUs are free.
+"""The loader `ray`: Ray Data reads, decodes and augments outside the training processes, on free CPUs.
 
-Each training worker has a stream of its own, one task a step, whose part is what `stream` would make of it. Ray Data
-holds back tasks once its share of the object store is full.
+Each training worker has its own stream, with one task for each step, which makes the same part as the loader `stream`.
+Ray Data starts no more tasks while its share of the object store is full.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from maep.data.stream.streaming import Loaded, StreamedImages, StreamLoader, ass
 from maep.errors import DataError, UnavailableError
 
 SEGMENT = 500
-"""Steps of one execution of Ray Data: what it keeps of each that is done adds up."""
+"""Steps of one execution of Ray Data, whose bookkeeping of finished steps accumulates."""
 _GROUPS_KEPT = 4
 
 
 def store_bytes(loader: LoaderConfig, sampling: Sampling, image_shape: tuple[int, int]) -> int:
-    """Bytes of the object store that one worker's stream takes: parts that lie ready and as many on their way."""
+    """Bytes of the object store for one worker's stream: prefetched parts, and as many in progress."""
     return 2 * loader.prefetch * part_bytes(sampling, image_shape)
 
 
@@ -73,7 +73,7 @@ class RayLoader(StreamLoader):
 
 
 def _task(source: Any) -> Callable[[Loaded], Loaded]:
-    """What one task does: the step it is given becomes this worker's part of it."""
+    """The task that turns a step into this worker's part of its batch."""
 
     def load(batch: Loaded) -> Loaded:
         (step,) = batch["item"].tolist()
@@ -85,7 +85,7 @@ def _task(source: Any) -> Callable[[Loaded], Loaded]:
 
 @functools.lru_cache(maxsize=2)
 def _opened(source: Any) -> tuple[StreamedImages, BatchPlan, Callable[[int], EncodedGroup]]:
-    """Images and plan, once a process, and the groups that it read last: the next step may need them too."""
+    """Images and plan, once for each process, and a cached reader of groups: the next step may need the same ones."""
     import ray
 
     images, sampling = ray.get(source)
@@ -94,9 +94,9 @@ def _opened(source: Any) -> tuple[StreamedImages, BatchPlan, Callable[[int], Enc
 
 
 def _free_cpus(num_workers: int, wanted: float) -> float:
-    """Logical CPUs that are one worker's for decoding: its share of what the training workers leave.
+    """One worker's share of the logical CPUs that training leaves, for decoding.
 
-    Raises UnavailableError where that is less than one task takes: Ray Data would wait for ever.
+    Raises UnavailableError where one task needs more: Ray Data would wait for ever.
     """
     import ray
     from ray.util import get_current_placement_group
@@ -107,18 +107,18 @@ def _free_cpus(num_workers: int, wanted: float) -> float:
     share = (total - taken) / num_workers
     if share < wanted - 1e-6:
         raise UnavailableError(
-            f"loader.cpus: {wanted:g} for each worker's loader, but of the cluster's {total:g} CPUs training takes"
-            f" {taken:g}: lower loader.cpus or workers.cpus_per_worker, or use loader.kind stream"
+            f"loader.cpus: each worker's loader needs {wanted:g}, but training takes {taken:g} of the cluster's"
+            f" {total:g} CPUs: lower loader.cpus or workers.cpus_per_worker, or use loader.kind stream"
         )
     return share
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The mistake of ours inside what Ray wrapped it in, else Ray's own."""
+    """Our own error inside Ray's wrappers, else Ray's error."""
     inner: BaseException | None = error
     while inner is not None:
         for kind in (DataError, UnavailableError):
             if isinstance(inner, kind):
-                return kind(str(getattr(inner, "cause", inner)))  # Ray makes a class that is both, with its own text
+                return kind(str(getattr(inner, "cause", inner)))  # Ray derives a class from both, with its own text
         inner = getattr(inner, "cause", None) or inner.__cause__
     return error

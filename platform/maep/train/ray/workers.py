@@ -1,13 +1,13 @@
-"""The same loop on Ray Train: N workers share each batch, Ray starts them and starts them anew when one dies.
+"""The training loop on Ray Train: N workers share each batch; Ray starts them, and restarts them when one dies.
 
-Nothing of Ray is in the step. Checkpoints are the loop's own, in a folder that all workers see or on s3://; a new group
-of workers resumes from the newest as any other process would. A range of workers is Ray Train's own elasticity: the
-batch stays the same, so a group of another size takes the same steps, up to the order of sums.
+The steps do not use Ray. Checkpoints are the loop's own, in a folder that all workers share or on s3://; a new group of
+workers resumes from the newest one as any other process does. A range of workers is Ray Train's elasticity: the batch
+stays the same, so a group of another size takes the same steps, up to the order of sums.
 
-A notice reaches the steps from three sides: SIGTERM of this process, which leaves a file that rank 0 looks for each
-second; SIGTERM of a worker; Ray's own, of a machine that is drained (a spot machine that is reclaimed), within five
-seconds. Then all workers end the step that is under way, and at most one more. The first ends the run, the others only
-the group: a new one goes on elsewhere.
+Three kinds of termination notice reach the steps: SIGTERM of this process, which creates a file that rank 0 polls each
+second; SIGTERM of a worker; and Ray's, when a machine is drained (a spot machine that is reclaimed), within five
+seconds. All workers then finish the current step, or at most one more. The first kind ends the run, the others only the
+group: a new group resumes elsewhere.
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ from maep.errors import Stopped, UnavailableError, UserError
 from maep.storage import s3
 from maep.train.build_tasks import pretraining, purification
 from maep.train.checkpoint.mirror import Mirror, mirror_of, working_folder
-from maep.train.checkpoint.resume import first_mistake, starting_point
+from maep.train.checkpoint.resume import World, first_mistake, starting_point
 from maep.train.checkpoint.store import MODEL, RESUMED
 from maep.train.classifier import classification
 from maep.train.config import ClassifierConfig, FinetuneConfig, PretrainConfig
-from maep.train.loop.run import Callback, Task, World, go_on
+from maep.train.loop.callback import Callback
+from maep.train.loop.run import Task, run_from
 from maep.train.loop.step import check_shares
 from maep.train.loop.termination import Notice, on_sigterm
-from maep.train.ray.faults import cause, of_rank, watching
-from maep.train.ray.termination import StopFile, hearing, worker_notice
+from maep.train.ray.faults import cause, fault_callback, of_rank
+from maep.train.ray.termination import StopFile, torch_config, worker_notice
 
 Settings = PretrainConfig | FinetuneConfig | ClassifierConfig
 
 MakeCallbacks = Callable[[], Sequence[Callback]]
-"""Makes the callbacks in the process where they run (connections do not travel), once nothing refuses the run."""
+"""Makes the callbacks in the process where they run (connections cannot be pickled), once the run is accepted."""
 
 
 def train(
@@ -53,16 +54,16 @@ def train(
 ) -> Artifact:
     """Trains a phase in this process (`workers.num_workers` 0) or on that many Ray Train workers.
 
-    For workers, `settings` must be `rooted`, and `output` a folder that all machines see, or s3://. Returns the result
-    as it lies on this machine. Raises UnavailableError where the cluster cannot place the workers, or S3 does not
-    answer, Stopped after a SIGTERM of this process, and what the loop raises.
+    For workers, `settings` must be `with_absolute_paths`, and `output` a folder that all machines share, or s3://.
+    Returns the result on this machine. Raises UnavailableError where the cluster cannot place the workers or S3 does
+    not answer, Stopped after a SIGTERM of this process, and the loop's exceptions.
     """
     workers = settings.workers
     output = str(output if storage.is_remote(output) else Path(output).absolute())
     folder, mirror = working_folder(output), mirror_of(output, settings.loop.keep_checkpoints)
     if workers.most == 0:
         task = _task(settings)
-        start = starting_point(task.config, folder, resume, mirror=mirror)  # refuses before callbacks write anything
+        start = starting_point(task.config, folder, resume, mirror=mirror)  # raises before callbacks write anything
         with on_sigterm() as notice:
             return _to_end(start, task, folder, mirror, make_callbacks, World(), notice)
     for count in range(workers.least, workers.most + 1):
@@ -70,15 +71,15 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     stop = StopFile(output)
     stop.remove()
-    with cluster.session(address, logical_cpus(settings)), on_sigterm(stop.put) as told:
+    with cluster.session(address, logical_cpus(settings)), on_sigterm(stop.put) as notice:
         _check_room(settings)
         try:
             lent = _lent(resume, output, mirror) if resume is not None else None
             while (stopped := _fit(settings, output, make_callbacks, lent)) is not None:
-                if told() or stopped.samples_seen >= settings.loop.last_step * settings.loop.batch_size:
+                if notice() or stopped.samples_seen >= settings.loop.last_step * settings.loop.batch_size:
                     raise stopped
         finally:
-            with suppress(UnavailableError):  # where S3 is away, another error says so
+            with suppress(UnavailableError):  # another error reports that S3 does not answer
                 stop.remove()
     if mirror is not None:
         mirror.pull()
@@ -94,9 +95,9 @@ def _to_end(
     world: World,
     notice: Notice,
 ) -> Artifact:
-    """The run in `folder`, and what of it goes to the mirror, before anybody else is told."""
+    """Runs the training in `folder`; the mirror uploads before other callbacks are called."""
     callbacks = [*([mirror] if mirror else []), *make_callbacks()] if world.rank == 0 else []
-    result = go_on(start, task, folder, callbacks, world, notice)
+    result = run_from(start, task, folder, callbacks, world, notice)
     if mirror is not None and world.rank == 0:
         mirror.finish()
     return result
@@ -112,8 +113,8 @@ def _task(settings: Settings) -> Task:
             return classification(settings)
 
 
-def rooted(settings: Settings) -> Settings:
-    """`settings` with what lies below the working directory named from the root: Ray gives workers another one."""
+def with_absolute_paths(settings: Settings) -> Settings:
+    """`settings` without relative paths: Ray's workers have another working directory."""
     root = Path(data_uri(settings.data))
     if not root.is_absolute() and root.is_dir():
         settings = replace(settings, data=replace(settings.data, root=str(root.absolute())))
@@ -129,7 +130,7 @@ def rooted(settings: Settings) -> Settings:
 
 
 def _check_room(settings: Settings) -> None:
-    """Refuses at once what this cluster can never place; Ray itself would wait for ever."""
+    """Raises UnavailableError for workers that the cluster can never place; Ray itself would wait for ever."""
     workers, have = settings.workers, cluster.resources()
     cpus = workers.cpus_per_worker + _loader_cpus(settings)
     need = {"CPU": workers.least * cpus, "GPU": workers.least * int(workers.use_gpu)}
@@ -142,19 +143,19 @@ def _check_room(settings: Settings) -> None:
 
 
 def logical_cpus(settings: Settings) -> float:
-    """Ray's logical CPUs that the workers of a run take, all together; 0 where there are none."""
+    """Ray's logical CPUs of all workers of a run; 0 without workers."""
     workers = settings.workers
     return workers.most * (workers.cpus_per_worker + _loader_cpus(settings)) if workers.most else 0.0
 
 
 def _loader_cpus(settings: Settings) -> float:
-    """Logical CPUs that a worker's loader needs beside the worker's own: Ray Data would starve without, and not say."""
+    """Logical CPUs of a worker's loader, beside the worker's own: without them Ray Data starves silently."""
     loader = resolved(settings.loader, settings.data, on_ray=True)
     return loader.cpus if loader.kind == "ray" else 0.0
 
 
 def _fit(settings: Settings, output: str, make_callbacks: MakeCallbacks, lent: str | None) -> Stopped | None:
-    """Trains with workers until the result is there, or a notice has stopped them: then it says so."""
+    """Trains with workers to the end (None), or until a notice stops them."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -171,7 +172,7 @@ def _fit(settings: Settings, output: str, make_callbacks: MakeCallbacks, lent: s
             "make_callbacks": make_callbacks,
             "resume": lent,
         },
-        torch_config=hearing(),
+        torch_config=torch_config(),
         scaling_config=ScalingConfig(
             num_workers=workers.num_workers,
             elastic_resize_monitor_interval_s=workers.resize_every_s,
@@ -181,7 +182,7 @@ def _fit(settings: Settings, output: str, make_callbacks: MakeCallbacks, lent: s
         run_config=RunConfig(
             name="ray",
             **_ray_storage(output),
-            callbacks=[watching(output)],
+            callbacks=[fault_callback(output)],
             failure_config=FailureConfig(
                 max_failures=workers.max_failures, controller_failure_limit=workers.max_failures
             ),
@@ -197,7 +198,7 @@ def _fit(settings: Settings, output: str, make_callbacks: MakeCallbacks, lent: s
 
 
 def _lent(resume: Artifact, output: str, mirror: Mirror | None) -> str:
-    """Puts the checkpoint where all machines see it, and not only the driver; its name below `output`."""
+    """Copies the checkpoint to where all machines can read it; returns its name below `output`."""
     if mirror is not None:
         return mirror.lend(resume)
     name = f"{RESUMED}/{resume.sha256[:16]}"
@@ -207,7 +208,7 @@ def _lent(resume: Artifact, output: str, mirror: Mirror | None) -> str:
 
 
 def _ray_storage(output: str) -> dict[str, Any]:
-    """Where Ray keeps what it has to of a run, as it takes it; keys come from each process's own environment."""
+    """Ray's own storage of a run; each process takes the S3 keys from its environment."""
     if not storage.is_remote(output):
         return {"storage_path": output}
     system, path = s3.arrow(output)
@@ -215,7 +216,7 @@ def _ray_storage(output: str) -> dict[str, Any]:
 
 
 def _worker(values: dict[str, Any]) -> UserError | FloatingPointError | Stopped | None:
-    """One worker's run. A mistake of all workers is returned; what one raises ends the others by Ray's hand."""
+    """One worker's run. Errors of all workers are returned; an error of one is raised, and Ray ends the others."""
     import ray.train
 
     context = ray.train.get_context()
@@ -246,6 +247,6 @@ def _worker(values: dict[str, Any]) -> UserError | FloatingPointError | Stopped 
         return stopped
     except (UserError, FloatingPointError) as error:
         if world.size > 1:
-            raise of_rank(world.rank, error) from None  # the others wait for this worker, and only Ray can end them
+            raise of_rank(world.rank, error) from None  # the others wait for this worker; only Ray can end them
         return of_rank(world.rank, error)
     return None

@@ -25,7 +25,7 @@ from typing import Any
 
 from maep import cluster, config, memory
 from maep.errors import UnavailableError, WriteError
-from maep.train.ray.workers import logical_cpus, rooted
+from maep.train.ray.workers import logical_cpus, with_absolute_paths
 from maep.tune.config import TuneConfig
 from maep.tune.search.rounds import Search, WorkItem
 from maep.tune.search.space import Settings
@@ -75,8 +75,8 @@ def here(search: Search) -> None:
 def located(search: TuneConfig) -> TuneConfig:
     """`search` with absolute paths."""
     first = search.pretrain
-    finetune = rooted(search.finetune)
-    pretrain = None if first is None else rooted(first)
+    finetune = with_absolute_paths(search.finetune)
+    pretrain = None if first is None else with_absolute_paths(first)
     return replace(search, pretrain=pretrain, finetune=finetune)  # type: ignore[arg-type]
 
 

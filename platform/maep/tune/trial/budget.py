@@ -21,7 +21,7 @@ from maep.errors import ConfigError
 from maep.train.build_tasks import pretraining, purification
 from maep.train.config import FinetuneConfig, PretrainConfig
 from maep.train.loop.run import Task, batch_of, open_loader, pick_device
-from maep.train.loop.step import Step
+from maep.train.loop.step import TrainingStep
 from maep.train.loop.stopwatch import Stopwatch
 from maep.tune.config import BudgetConfig
 
@@ -122,7 +122,7 @@ def _steps(settings: Phase, count: int) -> list[float]:
     task, loop = make(settings), settings.loop
     device = pick_device(loop.device)
     objective = task.objective.to(device).train()
-    update, watch = Step(objective, loop, 1, device), Stopwatch(device)
+    update, watch = TrainingStep(objective, loop, 1, device), Stopwatch(device)
     loader = open_loader(task.images, task.loader, Sampling(loop.batch_size, loop.seed, loop.augment), device)
     times = []
     with closing(loader.parts(0, count)) as parts:

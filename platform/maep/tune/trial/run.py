@@ -18,7 +18,7 @@ from maep.artifact import Artifact
 from maep.errors import Stopped
 from maep.train.checkpoint import history
 from maep.train.config import FinetuneConfig, PretrainConfig
-from maep.train.loop.run import Progress
+from maep.train.loop.callback import Callback
 from maep.train.ray.workers import train
 from maep.tune import record
 from maep.tune.config import TuneConfig
@@ -144,15 +144,12 @@ class _MeterCallbacks:
         return [_ProcessorMeter(self.folder, self.num_processes)]
 
 
-class _ProcessorMeter:
+class _ProcessorMeter(Callback):
     """Writes the processor seconds of a training at each checkpoint; work redone after a kill counts again."""
 
     def __init__(self, folder: Path, num_processes: int) -> None:
         self.folder, self.num_processes = folder, num_processes
         self.before, self.start = core_seconds(folder), time.process_time()
-
-    def on_step(self, progress: Progress) -> None:
-        pass
 
     def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
         self._write()
@@ -160,9 +157,6 @@ class _ProcessorMeter:
     def on_end(self, result: Artifact) -> None:
         if not (self.folder / SPENT).is_file() or (self.folder / "checkpoints").is_dir():
             self._write()
-
-    def on_failure(self, error: BaseException) -> None:
-        pass
 
     def _write(self) -> None:
         seconds = self.before + (time.process_time() - self.start) * self.num_processes
