@@ -15,7 +15,7 @@ from maep import registry
 from maep.errors import ConfigError, UserError
 from maep.registry import Registry, baseline_arguments
 
-REGISTRIES = [registry.baselines]
+REGISTRIES = [registry.attacks, registry.baselines]
 PLAIN = "from maep import registry\n\n\n@registry.baseline({name!r}, strength=3)\ndef make(strength):\n    ...\n"
 
 
@@ -64,7 +64,7 @@ def test_names_and_declarations_import_neither_torch_nor_the_files() -> None:
     program = """
 import sys
 from maep import registry
-for each in (registry.baselines,):
+for each in (registry.attacks, registry.baselines):
     for name in each.names():
         each.declared(name)
 print({"torch", "maep.evaluate.baselines.jpeg"} & set(sys.modules))

@@ -139,7 +139,7 @@ def test_stopping_leaves_what_is_broken_alone(model: nn.Module, recipe: AttackCo
     recipe = with_eps(recipe, EPS)
     full, stopping = Recorder(model), Recorder(model)
     without = attack(full, images, labels, recipe, keys(len(images)))
-    attacked = attack(stopping, images, labels, recipe, keys(len(images)), stop_when_broken=True)
+    attacked = attack(stopping, images, labels, recipe, keys(len(images)), stop_at_success=True)
     assert stopping.num_images <= full.num_images
     assert len(stopping.seen) <= len(full.seen)
     broken = model(attacked).argmax(dim=1) != labels
@@ -157,7 +157,7 @@ def test_stopping_on_a_model_that_is_always_wrong_takes_one_pass(recipe: AttackC
     with torch.no_grad():
         recorder.model[1].bias.copy_(torch.tensor([100.0, 0, 0]))
     images = torch.rand(4, 3, 2, 2)
-    attack(recorder, images, torch.full((4,), 2), with_eps(recipe, EPS), keys(4), stop_when_broken=True)
+    attack(recorder, images, torch.full((4,), 2), with_eps(recipe, EPS), keys(4), stop_at_success=True)
     assert len(recorder.seen) == 1
 
 

@@ -35,7 +35,7 @@ def images_and_labels() -> tuple[Tensor, Tensor]:
 
 def run(model: nn.Module, stop: bool, batch_size: int | None, name: str = "pgd") -> Tensor:
     images, labels = images_and_labels()
-    config = AttackConfig(name, 0.12, STEPS, 0.02 if name == "pgd" else None, random_start=False)  # type: ignore[arg-type]
+    config = AttackConfig(name, 0.12, STEPS, 0.02 if name == "pgd" else None, random_start=False)
     return attack(model, images, labels, config, seeding.mix(0, torch.arange(NUM)), stop, batch_size)
 
 
@@ -80,7 +80,7 @@ def test_channels_last_is_kept(name: str, stop: bool) -> None:
     images = torch.rand(9, 3, 4, 4).contiguous(memory_format=torch.channels_last)
     labels = Strict()(images).argmax(dim=1)
     for norm in ("Linf",) if name == "fgsm" else ("Linf", "L2", "L1"):
-        config = AttackConfig(name, 0.3, 10, norm=norm)  # type: ignore[arg-type]
+        config = AttackConfig(name, 0.3, 10, norm=norm)
         attacked = attack(Strict(), images, labels, config, seeding.mix(0, torch.arange(9)), stop, 4)
         assert attacked.is_contiguous(memory_format=torch.channels_last)
 

@@ -8,11 +8,12 @@ from query_toys import Counter, gap, inner_images, keys, linear
 from torch import Tensor, nn
 from torchvision.transforms import functional as reference
 
-from maep.attacks import patch, spatial
-from maep.attacks.config import AttackConfig, Norm
+from maep.attacks.config import AttackConfig
 from maep.attacks.losses import margin
+from maep.attacks.methods import spatial
 from maep.attacks.norms import lengths
 from maep.attacks.run import attack
+from maep.attacks.squares import squares
 
 
 def _each(value: float, num: int = 2) -> Tensor:
@@ -81,7 +82,7 @@ def test_the_patch_covers_at_least_a_pixel_and_at_most_the_image() -> None:
 
 
 def test_squares_lie_where_they_are_put() -> None:
-    inside = patch.squares(torch.Size((5, 6)), torch.tensor([1, 0]), torch.tensor([2, 5]), torch.tensor([3, 1]))
+    inside = squares(torch.Size((5, 6)), torch.tensor([1, 0]), torch.tensor([2, 5]), torch.tensor([3, 1]))
     assert inside.shape == (2, 1, 5, 6)
     assert inside[0, 0, 1:4, 2:5].all()
     assert inside.sum(dim=(1, 2, 3)).tolist() == [9, 1]
@@ -89,12 +90,12 @@ def test_squares_lie_where_they_are_put() -> None:
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.1), ("L2", 0.5)])
-def test_noise_lies_on_the_surface_and_the_worst_draw_is_kept(norm: Norm, eps: float) -> None:
+def test_noise_lies_on_the_surface_and_the_worst_draw_is_kept(norm: str, eps: float) -> None:
     model, images = linear(side=8), inner_images(16, side=8)
     labels = gap(model, images)[0]
     margins = []
     for steps in (1, 4, 16):
-        attacked = attack(model, images, labels, AttackConfig("noise", eps, steps, norm=norm), keys(16))
+        attacked = attack(model, images, labels, AttackConfig("noise", eps, draws=steps, norm=norm), keys(16))
         torch.testing.assert_close(lengths(attacked - images, norm), torch.full((16,), eps))
         if norm == "Linf":
             torch.testing.assert_close((attacked - images).abs(), torch.full_like(images, eps))

@@ -15,11 +15,11 @@ from maep.attacks.norms import lengths
 from maep.attacks.run import attack
 
 ATTACKS = [
-    AttackConfig("square", 8 / 255, 15),
-    AttackConfig("square", 0.5, 15, norm="L2"),
-    AttackConfig("noise", 8 / 255, 6),
-    AttackConfig("noise", 0.5, 6, norm="L2"),
-    AttackConfig("hard-label", 8 / 255, 30),
+    AttackConfig("square", 8 / 255, queries=15),
+    AttackConfig("square", 0.5, queries=15, norm="L2"),
+    AttackConfig("noise", 8 / 255, draws=6),
+    AttackConfig("noise", 0.5, draws=6, norm="L2"),
+    AttackConfig("hard-label", 8 / 255, queries=30),
     AttackConfig("patch", 0.3, 5, norm="patch"),
     AttackConfig("patch", 0.3, 5, step_size=0.1, random_start=False, norm="patch"),
     AttackConfig("cw", 0.5, 3, norm="L2"),
@@ -50,7 +50,7 @@ def queries(recipe: AttackConfig) -> int:
         "patch": recipe.steps + 2,
         "cw": 9 * recipe.steps,
         "spatial": 775,
-    }.get(recipe.name, recipe.steps)
+    }.get(recipe.name, recipe.effort)
 
 
 @every_attack
@@ -175,7 +175,9 @@ def test_keys_decide_the_draws(model: nn.Module, recipe: AttackConfig) -> None:
     images, labels = images_and_labels(model, 4)
 
     def made(seed: int) -> Tensor:
-        return attack(model, images, labels, replace(recipe, steps=1, step_size=0.01), keys(4, seed))
+        return attack(
+            model, images, labels, replace(recipe, steps=1, queries=1, draws=1, step_size=0.01), keys(4, seed)
+        )
 
     assert torch.equal(made(3), made(3))
     if recipe.random_start:

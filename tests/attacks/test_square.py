@@ -9,9 +9,10 @@ import torch
 from query_toys import gap, inner_images, keys, linear
 
 from maep import seeding
-from maep.attacks import square
 from maep.attacks.config import AttackConfig
+from maep.attacks.methods import square
 from maep.attacks.norms import lengths
+from maep.attacks.run import attack
 from maep.data import datasets, lists
 from maep.data.config import DataConfig
 from maep.models.classifiers.load import load_classifier
@@ -39,7 +40,7 @@ def test_linf_finds_the_optimum_of_a_linear_model() -> None:
     """Every value that squares can reach goes its worst way; as with the authors, the last row and column stay."""
     model, images = linear(), inner_images(8)
     labels, _, along = gap(model, images)
-    attacked = square.attack(model, images, labels, AttackConfig("square", 0.1, 800), keys(8))
+    attacked = attack(model, images, labels, AttackConfig("square", 0.1, queries=800), keys(8))
     wanted = images - 0.1 * along.view_as(images).sign()
     torch.testing.assert_close(attacked[..., :-1, :-1], wanted[..., :-1, :-1], rtol=0, atol=1e-6)
     torch.testing.assert_close((attacked - images).abs(), torch.full_like(images, 0.1), rtol=0, atol=1e-6)
@@ -50,8 +51,8 @@ def test_l2_stays_on_the_sphere_and_climbs_as_the_authors_code() -> None:
     with torch.no_grad():
         model[1].bias[0] += 10  # out of reach, so nobody stops
     labels, wins, along = gap(model, images)
-    recipe = AttackConfig("square", 0.5, 1200, norm="L2")
-    attacked = square.attack(model, images, labels, recipe, keys(24))
+    recipe = AttackConfig("square", 0.5, queries=1200, norm="L2")
+    attacked = attack(model, images, labels, recipe, keys(24))
     torch.testing.assert_close(lengths(attacked - images, "L2"), torch.full((24,), 0.5))
     authors = pytest.importorskip("pyautoattack.square").SquareAttack(
         model, "L2", 1200, 0.5, device="cpu", resc_schedule=False
@@ -71,8 +72,8 @@ def test_images_of_any_shape() -> None:
         model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * height * width, 3))
         images = torch.rand(2, 3, height, width)
         for norm in ("Linf", "L2"):
-            recipe = AttackConfig("square", 0.1, 30, norm=norm)
-            attacked = square.attack(model, images, torch.tensor([0, 1]), recipe, keys(2))
+            recipe = AttackConfig("square", 0.1, queries=30, norm=norm)
+            attacked = attack(model, images, torch.tensor([0, 1]), recipe, keys(2))
             assert (lengths(attacked - images, norm) <= 0.1 + 1e-6).all()
 
 
@@ -96,8 +97,8 @@ def test_as_many_images_fall_as_by_the_authors_code(shared_data: Path, norm: str
 
     ours, theirs = [], []
     for seed in SEEDS:
-        recipe = AttackConfig("square", eps, QUERIES, norm=norm)
-        made = square.attack(classifier, images, labels, recipe, seeding.mix(seed, torch.arange(len(images))), True)
+        recipe = AttackConfig("square", eps, queries=QUERIES, norm=norm)
+        made = attack(classifier, images, labels, recipe, seeding.mix(seed, torch.arange(len(images))), True)
         torch.manual_seed(seed)
         authors = reference.SquareAttack(
             classifier, norm=norm, n_queries=QUERIES, eps=eps, device="cpu", resc_schedule=False

@@ -35,11 +35,11 @@ Cascade = Callable[[Tensor, Tensor], Tensor]
 
 
 def ours(classifier: nn.Module) -> Cascade:
-    """What the product does with `stop_when_broken`."""
+    """What the product does with `stop_at_success`."""
     cascade = (
         AttackConfig("apgd-ce", EPS, STEPS),
         AttackConfig("apgd-t", EPS, STEPS, targets=TARGETS),
-        AttackConfig("square", EPS, QUERIES),
+        AttackConfig("square", EPS, queries=QUERIES),
     )
 
     def run(images: Tensor, labels: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def failed(checks: list[sanity.Check]) -> dict[str, str]:
 )
 def test_what_masks_its_gradient_is_flagged(digits: Digits, model: nn.Module, name: str) -> None:
     images, labels, indices = digits
-    attacked = attack(model, images, labels, AttackConfig("pgd", EPS, 20), indices, stop_when_broken=True)
+    attacked = attack(model, images, labels, AttackConfig("pgd", EPS, 20), indices, stop_at_success=True)
     with torch.no_grad():  # what must not be believed: more stand than the undefended model can keep
         assert int((model(attacked).argmax(dim=1) == labels).sum()) > int(robust(Linear(), images, labels, EPS).sum())
     found = failed(sanity.battery(model, *digits, "adaptive", EPS))
@@ -79,7 +79,7 @@ def test_linear_model_is_left_what_no_change_can_turn(digits: Digits, name: Any)
     for kept, model in ((1.0, Linear().eval()), (Contrast.KEPT, defend(Linear(), Contrast()))):
         seen = 0.5 + kept * (images - 0.5)
         for eps in (32 / 255, EPS, 56 / 255):
-            attacked = attack(model, images, labels, AttackConfig(name, eps, 40), indices, stop_when_broken=True)
+            attacked = attack(model, images, labels, AttackConfig(name, eps, 40), indices, stop_at_success=True)
             with torch.no_grad():
                 stand = model(attacked).argmax(dim=1) == labels
             worst = 0.5 + kept * ((images - eps * _direction(labels)).clamp(0, 1) - 0.5)

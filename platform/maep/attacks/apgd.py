@@ -8,40 +8,40 @@ import torch
 from torch import Tensor
 
 from maep.attacks.config import AttackConfig
-from maep.attacks.gradient_engine import State
-from maep.attacks.norms import BALLS, per_image
+from maep.attacks.gradient_engine import Iterates
+from maep.attacks.norms import NORMS, per_image
 
 MOMENTUM = 0.75  # alpha of the paper's equation 2, and rho of its condition 1
 RHO = 0.75
 
 
 @dataclass
-class Best(State):
+class Best(Iterates):
     """An image's iterate of highest loss in this run."""
 
     best: Tensor
-    best_slope: Tensor
+    best_gradient: Tensor
     best_loss: Tensor
 
-    def seen(self, losses: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """best, best_slope and best_loss after the look at `current`."""
+    def seen(self, losses: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """best, best_gradient and best_loss after the pass at `current`."""
         better = losses > self.best_loss
         rows = per_image(better)
         return (
             torch.where(rows, self.current, self.best),
-            torch.where(rows, slope, self.best_slope),
+            torch.where(rows, gradient, self.best_gradient),
             torch.where(better, losses, self.best_loss),
         )
 
 
 @dataclass
-class Progress(Best):
-    """And what decides on its step: all [S], but for `previous`."""
+class Momentum(Best):
+    """The state that sets the step size: all [S], but for `previous`."""
 
     previous: Tensor  # the iterate before the current one
     last_loss: Tensor
     step_size: Tensor
-    risen: Tensor  # steps that raised the loss, since the last checkpoint
+    rises: Tensor  # steps since the last checkpoint that raised the loss
     halved: Tensor  # bool: whether the step was halved at the last checkpoint
     best_then: Tensor  # the best loss at the last checkpoint
 
@@ -49,7 +49,7 @@ class Progress(Best):
 class APGD:
     """Algorithm 1 of the paper.
 
-    Follows the authors' code where it differs: in Linf it starts on the ball's surface, in a random direction,
+    Follows the authors' code where it differs: in Linf it starts at a random point of the surface of the norm ball,
     checkpoints are counted in whole iterations, and the first step counts as a rise where the loss is then above 0.
     """
 
@@ -57,62 +57,64 @@ class APGD:
 
     def __init__(self, config: AttackConfig) -> None:
         assert config.norm != "L1"
-        self.ball, self.norm = BALLS[config.norm], config.norm
+        self.norm, self.is_linf = NORMS[config.norm], config.norm == "Linf"
         self.eps, self.random_start = config.eps, config.random_start
-        self.num_looks = config.steps + 1
+        self.num_passes = config.steps + 1
         self.periods = _periods(config.steps)
 
-    def start(self, images: Tensor, keys: Tensor) -> Progress:
-        """A random point of the ball's surface, or the images themselves."""
+    def start(self, images: Tensor, keys: Tensor) -> Momentum:
+        """A random point of the surface of the norm ball, or the images themselves."""
         eps = torch.full_like(images[:, :1, :1, :1], self.eps)
         current = images.clone()
         if self.random_start:
-            current = self.ball.start(images, keys, eps)
-            if self.norm == "Linf":
+            current = self.norm.start(images, keys, eps)
+            if self.is_linf:
                 offset = current - images
                 peak = offset.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
-                current = self.ball.project(images + eps * offset / peak, images, eps)
-        none = torch.full_like(eps.flatten(), -torch.inf)  # the first look becomes the best, and is no rise
-        return Progress(
+                current = self.norm.project(images + eps * offset / peak, images, eps)
+        none = torch.full_like(eps.flatten(), -torch.inf)  # the first pass becomes the best, and is no rise
+        return Momentum(
             current=current,
             best=current.clone(),
-            best_slope=torch.zeros_like(current),
+            best_gradient=torch.zeros_like(current),
             best_loss=none,
             previous=current.clone(),
             last_loss=-none,
             step_size=2 * eps.flatten(),
-            risen=torch.zeros_like(none),
+            rises=torch.zeros_like(none),
             halved=torch.ones_like(none, dtype=torch.bool),
             best_then=none.clone(),
         )
 
-    def step(self, state: Progress, images: Tensor, looks: Tensor, losses: Tensor, slope: Tensor) -> Progress:
-        """Judges the step at a checkpoint, then makes one."""
-        best, best_slope, best_loss = state.seen(losses, slope)
-        risen = state.risen + (losses > state.last_loss)
+    def step(self, state: Momentum, images: Tensor, passes: Tensor, losses: Tensor, gradient: Tensor) -> Momentum:
+        """Adapts the step size at a checkpoint, then makes a step."""
+        best, best_gradient, best_loss = state.seen(losses, gradient)
+        rises = state.rises + (losses > state.last_loss)
         current, step_size, halved, best_then = state.current, state.step_size, state.halved, state.best_then
-        period = self.periods.to(looks.device)[looks]
+        period = self.periods.to(passes.device)[passes]
         check = period > 0
         if check.any():
-            few = risen <= RHO * period  # condition 1
+            few = rises <= RHO * period  # condition 1
             stuck = ~halved & (best_loss <= best_then)  # condition 2
             halve = check & (few | stuck)
             step_size = torch.where(halve, step_size / 2, step_size)
             current = torch.where(per_image(halve), best, current)
-            slope = torch.where(per_image(halve), best_slope, slope)
+            gradient = torch.where(per_image(halve), best_gradient, gradient)
             halved = torch.where(check, halve, halved)
             best_then = torch.where(check, best_loss, best_then)
-            risen = risen.masked_fill(check, 0)
+            rises = rises.masked_fill(check, 0)
 
         eps = torch.full_like(images[:, :1, :1, :1], self.eps)
-        moved = self.ball.project(current + per_image(step_size) * self.ball.steepest(slope, current), images, eps)
-        share = per_image(torch.where(looks == 0, 1.0, MOMENTUM).to(images.dtype))
-        following = self.ball.project(
+        moved = self.norm.project(current + per_image(step_size) * self.norm.steepest(gradient, current), images, eps)
+        share = per_image(torch.where(passes == 0, 1.0, MOMENTUM).to(images.dtype))
+        following = self.norm.project(
             current + share * (moved - current) + (1 - share) * (current - state.previous), images, eps
         )
         # The authors' first step is compared with a record that is still empty (check_oscillation reads its index -1).
-        last_loss = torch.where(looks == 0, torch.zeros_like(losses), losses)
-        return Progress(following, best, best_slope, best_loss, current, last_loss, step_size, risen, halved, best_then)
+        last_loss = torch.where(passes == 0, torch.zeros_like(losses), losses)
+        return Momentum(
+            following, best, best_gradient, best_loss, current, last_loss, step_size, rises, halved, best_then
+        )
 
 
 def _periods(steps: int) -> Tensor:
@@ -127,7 +129,7 @@ def _periods(steps: int) -> Tensor:
 
 
 def checkpoints(steps: int) -> list[int]:
-    """Iterations at which APGD looks at its progress: 22 % of `steps` on, then each time 3 % less, at least 6 %."""
+    """Iterations at which APGD adapts its step: after 22 % of `steps`, then each time 3 % less, at least 6 %."""
     period, shrink, shortest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
     found = [period]
     while found[-1] < steps:

@@ -19,7 +19,7 @@ FIRST_SHARE = 0.2  # of the values that move at first, where the start is the im
 
 @dataclass
 class Sparse(Best):
-    """What decides on an image's step: float [S]."""
+    """The state that sets an image's step: float [S]."""
 
     step_size: Tensor  # in L1
     share: Tensor  # of the values that move
@@ -30,35 +30,35 @@ class SparseAPGD:
     """Algorithm 1 of the paper, with the radii 3 eps, 2 eps and eps for 30, 30 and 40 % of the steps (section 3.3).
 
     Each radius starts at the best of the one before, projected; only the last is within the budget, so only its
-    iterates are kept, and with one look more for each radius there are `steps` + 3. Fewer than 10 steps are all made
+    iterates are kept, and with one pass more for each radius there are `steps` + 3. Fewer than 10 steps are all made
     at eps. Follows the authors' code (AutoAttack's `use_largereps`) where it differs from the paper.
     """
 
     def __init__(self, config: AttackConfig) -> None:
         self.eps, self.random_start = config.eps, config.random_start
         radii = _radii(config.steps)
-        self.num_looks = sum(steps + 1 for _, steps in radii)
-        self.first_counted = self.num_looks - radii[-1][1] - 1
+        self.num_passes = sum(steps + 1 for _, steps in radii)
+        self.first_counted = self.num_passes - radii[-1][1] - 1
         factors: list[float] = []
         checks: list[bool] = []
         for factor, steps in radii:
             period = max(int(0.04 * steps), 1)
             factors += [factor] * (steps + 1)
-            checks += [look > 0 and look % period == 0 for look in range(steps + 1)]
-        self.radius = torch.tensor(factors, dtype=torch.float64) * config.eps  # of each look
+            checks += [number > 0 and number % period == 0 for number in range(steps + 1)]
+        self.radius = torch.tensor(factors, dtype=torch.float64) * config.eps  # of each pass
         self.check = torch.tensor(checks)
 
     def start(self, images: Tensor, keys: Tensor) -> Sparse:
-        """A random point of the first ball, or the images themselves."""
+        """A random point of the first norm ball, or the images themselves."""
         eps = self._radius(torch.zeros(len(images), dtype=torch.int64), images)
         return _begin(L1.start(images, keys, eps) if self.random_start else images.clone(), images, eps)
 
-    def step(self, state: Sparse, images: Tensor, looks: Tensor, losses: Tensor, slope: Tensor) -> Sparse:
-        """Adapts step and sparsity at a checkpoint, then makes a step, or goes to the next radius."""
-        best, best_slope, best_loss = state.seen(losses, slope)
+    def step(self, state: Sparse, images: Tensor, passes: Tensor, losses: Tensor, gradient: Tensor) -> Sparse:
+        """Adapts step and sparsity at a checkpoint, then makes a step, or moves to the next radius."""
+        best, best_gradient, best_loss = state.seen(losses, gradient)
         current, step_size, share, changed = state.current, state.step_size, state.share, state.changed
-        eps = self._radius(looks, images)
-        check = self.check.to(looks.device)[looks]
+        eps = self._radius(passes, images)
+        check = self.check.to(passes.device)[passes]
         if check.any():
             now = _num_changed(best, images)
             sparser = check & (now < SPARSER * changed)
@@ -68,19 +68,19 @@ class SparseAPGD:
             share = torch.where(check, now / images[0].numel() / REDUCE, share)
             changed = torch.where(check, now, changed)
             current = torch.where(per_image(sparser), best, current)
-            slope = torch.where(per_image(sparser), best_slope, slope)
-        moved = L1.project(current + per_image(step_size) * sparse_sign(slope, share), images, eps)
-        made = Sparse(moved, best, best_slope, best_loss, step_size, share, changed)
+            gradient = torch.where(per_image(sparser), best_gradient, gradient)
+        moved = L1.project(current + per_image(step_size) * sparse_sign(gradient, share), images, eps)
+        made = Sparse(moved, best, best_gradient, best_loss, step_size, share, changed)
 
-        following = self._radius((looks + 1).clamp_max(self.num_looks - 1), images)
+        following = self._radius((passes + 1).clamp_max(self.num_passes - 1), images)
         shrinking = (following != eps).flatten().nonzero()[:, 0]
         if len(shrinking):
             inside, radius = images[shrinking], following[shrinking]
             made.put(shrinking, _begin(L1.project(best[shrinking], inside, radius), inside, radius))
         return made
 
-    def _radius(self, looks: Tensor, images: Tensor) -> Tensor:
-        return per_image(self.radius.to(images.device, images.dtype)[looks.to(images.device)])
+    def _radius(self, passes: Tensor, images: Tensor) -> Tensor:
+        return per_image(self.radius.to(images.device, images.dtype)[passes.to(images.device)])
 
 
 def _radii(steps: int) -> list[tuple[float, int]]:
@@ -90,12 +90,12 @@ def _radii(steps: int) -> list[tuple[float, int]]:
 
 
 def _begin(current: Tensor, images: Tensor, eps: Tensor) -> Sparse:
-    """The state before the first look at a radius."""
+    """The state before the first pass at a radius."""
     changed, count = _num_changed(current, images), images[0].numel()
     return Sparse(
         current=current,
         best=current.clone(),
-        best_slope=torch.zeros_like(current),
+        best_gradient=torch.zeros_like(current),
         best_loss=torch.full_like(changed, -torch.inf),
         step_size=eps.flatten(),
         share=torch.where(changed > 0, changed / count / REDUCE, FIRST_SHARE),

@@ -1,37 +1,13 @@
-"""What an attack is made of: its name, norm, budget and effort."""
+"""Configuration of an attack: its name, norm, budget and effort. Imports no torch."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any
 
-from maep import config
-
-AttackName = Literal[
-    "fgsm", "pgd", "pgd-cw", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "hard-label", "cw", "spatial",
-    "patch", "noise",
-]  # fmt: skip
-Norm = Literal["Linf", "L2", "L1", "spatial", "patch"]
-
-NORMS: dict[AttackName, tuple[Norm, ...]] = {
-    "fgsm": ("Linf",),
-    "pgd": ("Linf", "L2", "L1"),
-    "pgd-cw": ("Linf", "L2", "L1"),
-    "apgd-ce": ("Linf", "L2", "L1"),
-    "apgd-dlr": ("Linf", "L2", "L1"),
-    "apgd-t": ("Linf", "L2", "L1"),
-    "fab-t": ("Linf", "L2", "L1"),
-    "square": ("Linf", "L2"),
-    "hard-label": ("Linf",),
-    "cw": ("L2",),
-    "spatial": ("spatial",),
-    "patch": ("patch",),
-    "noise": ("Linf", "L2"),
-}
-"""The norms in which each attack can measure its budget, the usual one first."""
-
-_LABELS: dict[AttackName, str] = {"pgd-cw": "CW-PGD", "hard-label": "hard label", "cw": "C&W"}
-_NO_STEPS = ("fgsm", "spatial")
+from maep import config, registry
+from maep.errors import ConfigError, nearest
 
 
 @dataclass(frozen=True)
@@ -43,42 +19,66 @@ class AttackConfig:
     the square that may be painted as a share of the image's.
     """
 
-    name: AttackName = config.key("pgd", "The attack.", decides=True)
+    name: str = config.key("pgd", "The attack.", decides=True, choices=registry.attacks.names)
     eps: float = config.key(8 / 255, "Budget in units of the image range [0, 1], measured in `norm`.", decides=True)
-    steps: int = config.key(
-        20,
-        """Gradient steps; for `square` and `hard-label` queries, for `noise` draws; for each target class, and for each
-        of C&W's nine constants. `fgsm` and `spatial` ignore it.""",
-        decides=True,
-    )
+    steps: int = config.key(20, "Gradient steps, for each target class and each constant.", decides=True)
     step_size: float | None = config.key(
         None, "Step of `pgd`; null: 2.5 eps / steps (Madry et al. 2018, section 5.2).", decides=True
     )
     random_start: bool = config.key(True, "Start from a random point of the norm ball.", decides=True)
-    norm: Norm = config.key("Linf", "Norm in which `eps` is measured.", decides=True)
+    norm: str = config.key("Linf", "Norm in which `eps` is measured: Linf, L2, L1, spatial or patch.", decides=True)
     targets: int = config.key(
         9, "Classes that a targeted attack aims at, most likely first; at most all the others.", decides=True
     )
+    queries: int = config.key(5000, "Forward passes of each image by `square` and `hard-label`.", decides=True)
+    draws: int = config.key(50, "Random points that `noise` tries.", decides=True)
+    constants: int = config.key(9, "Values of the constant c that `cw` tries, by bisection.", decides=True)
 
     def __post_init__(self) -> None:
-        """Refuses budgets that the norm does not have, attacks of no steps, and norms that the attack does not know."""
-        if self.name not in NORMS:  # a configuration's loader has refused it before; this is for callers in Python
-            raise ValueError(f"name: {self.name!r} is no attack; known: {', '.join(get_args(AttackName))}")
-        if self.norm not in NORMS[self.name]:
-            raise ValueError(f"norm: {self.name} knows {', '.join(NORMS[self.name])}, not {self.norm}")
+        """Raises ConfigError for an unknown attack, ValueError for budgets, norms and efforts that it cannot have."""
+        registry.attacks.require([self.name], "name")
+        norms = registry.attacks.declared(self.name).norms
+        if self.norm not in norms:
+            raise ConfigError(f"norm: {self.norm!r} is not one of {self.name}'s: {nearest(self.norm, norms)}")
         if not 0 <= self.eps < float("inf") or (self.norm not in ("L2", "L1") and self.eps > 1):
             raise ValueError(f"eps: {self.eps} must be in [0, 1]; 8/255 may be written so")
-        if self.steps < 1 or self.targets < 1:
-            raise ValueError(f"steps: {self.steps} and targets: {self.targets} must be at least 1")
+        for key in ("steps", "targets", "queries", "draws", "constants"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}: {getattr(self, key)} must be at least 1")
         if self.step_size is not None and self.step_size <= 0:
             raise ValueError(f"step_size: {self.step_size} must be above 0, or null for 2.5 eps / steps")
 
+    @classmethod
+    def of_effort(cls, name: str, eps: float, effort: int) -> AttackConfig:
+        """Attack `name`, which works as long as `effort` says, whatever its key for that is called."""
+        registry.attacks.require([name], "name")
+        values: dict[str, Any] = {registry.attacks.declared(name).effort or "steps": effort}
+        return cls(name, eps, **values)
+
+    @property
+    def effort(self) -> int:
+        """The value of the key that says how long this attack works: its steps, queries or draws."""
+        value: int = getattr(self, registry.attacks.declared(self.name).effort or "steps")
+        return value
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides its images. Its effort is called `steps`, so that sets of earlier versions are found."""
+        values = dataclasses.asdict(self) | {"steps": self.effort}
+        del values["queries"], values["draws"]
+        if self.constants == AttackConfig().constants:
+            del values["constants"]
+        return values
+
+    @property
+    def num_targets(self) -> int:
+        """How many classes it aims at, one after the other; 1 where it is not targeted."""
+        return self.targets if registry.attacks.declared(self.name).targeted else 1
+
     @property
     def label(self) -> str:
-        """Short name for tables: FGSM, PGD-20, APGD-CE-50, APGD-T-100x9."""
-        name = _LABELS.get(self.name, self.name.upper() if self.name not in ("spatial", "patch", "noise", "square")
-                           else self.name.capitalize())  # fmt: skip
-        if self.name in _NO_STEPS:
-            return name
-        aimed = f"x{self.targets}" if self.name in ("apgd-t", "fab-t") else ""
-        return f"{name}-{self.steps}{aimed}"
+        """Short name for tables: FGSM, PGD-20, Square-5000, APGD-T-100x9."""
+        declared = registry.attacks.declared(self.name)
+        if declared.effort is None:
+            return declared.label
+        return f"{declared.label}-{self.effort}" + (f"x{self.targets}" if declared.targeted else "")

@@ -1,4 +1,4 @@
-"""What a gradient attack raises: a number for each image that is high where the model is wrong.
+"""Losses that attacks maximise: a number for each image that is high where the model misclassifies it.
 
 `logits` are float [B, classes], `labels` the true classes and `targets` the classes aimed at, int64 [B].
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """logits, labels -> [B]"""
@@ -20,21 +20,13 @@ TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 _TINY = 1e-12
 
 
-def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """The model's logits [B, classes]; raises FloatingPointError where they are NaN or infinite."""
-    logits: Tensor = model(images)
-    if not torch.isfinite(logits).all():
-        raise FloatingPointError("the model's logits are NaN or infinite")
-    return logits
-
-
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """[B]: the loss of FGSM, PGD and APGD-CE."""
     return F.cross_entropy(logits, labels, reduction="none")
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """[B]: max_{j != y} z_j - z_y, above 0 where the model is wrong (Carlini and Wagner 2017, f_6 turned round)."""
+    """[B]: max_{j != y} z_j - z_y, above 0 where the model is wrong (Carlini and Wagner 2017, f_6 negated)."""
     others = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
     return others - _at(logits, labels)
 

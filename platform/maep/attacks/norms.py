@@ -1,4 +1,4 @@
-"""The geometry of a budget: the ball of a norm around an image, cut to the image range [0, 1].
+"""The geometry of a budget: the norm ball around an image, cut to the image range [0, 1].
 
 Everywhere `points` and `images` are float [B, 3, H, W], `images` in [0, 1], and `eps` is float [B, 1, 1, 1] of their
 dtype: the radius around each image.
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from maep import seeding
-from maep.attacks.config import Norm
 
 SPARSITY = 0.01
 """Share of the values that one L1 step of PGD moves. The steepest step moves a single one, which is slow: SLIDE
@@ -21,45 +20,45 @@ SPARSITY = 0.01
 _TINY = 1e-12
 
 
-class Ball(Protocol):
-    """A norm, as an attack needs it."""
+class Norm(Protocol):
+    """Projection, steepest step and random start in one norm."""
 
     @staticmethod
     def project(points: Tensor, images: Tensor, eps: Tensor) -> Tensor:
         """A near point within `eps` of the image and in [0, 1]; the nearest one in Linf and in L1."""
 
     @staticmethod
-    def steepest(slope: Tensor, points: Tensor) -> Tensor:
-        """[B, 3, H, W]: the step of norm 1 along which a loss with gradient `slope` at `points` rises fastest."""
+    def steepest(gradient: Tensor, points: Tensor) -> Tensor:
+        """[B, 3, H, W]: the step of norm 1 along which a loss with gradient `gradient` at `points` rises fastest."""
 
     @staticmethod
     def start(images: Tensor, keys: Tensor, eps: Tensor) -> Tensor:
-        """A random point of the ball; the draw depends on the image's key (int64 [B], see maep.seeding) alone."""
+        """A random point of the norm ball; the draw depends on the image's key (int64 [B], see maep.seeding) alone."""
 
 
 class Linf:
-    """The largest change of a value; starts uniformly in the ball."""
+    """The largest change of a value; starts uniformly in the norm ball."""
 
     @staticmethod
     def project(points: Tensor, images: Tensor, eps: Tensor) -> Tensor:
-        """Every value by itself: to the nearer bound."""
+        """Each value to its nearer bound."""
         return torch.clamp(torch.minimum(torch.maximum(points, images - eps), images + eps), 0, 1)
 
     @staticmethod
-    def steepest(slope: Tensor, points: Tensor) -> Tensor:
+    def steepest(gradient: Tensor, points: Tensor) -> Tensor:
         """Every value by 1."""
         del points
-        return slope.sign()
+        return gradient.sign()
 
     @staticmethod
     def start(images: Tensor, keys: Tensor, eps: Tensor) -> Tensor:
-        """Every value by itself."""
+        """Each value on its own."""
         draws = seeding.uniform(keys, images[0].numel()).view_as(images)
         return Linf.project(images + (2 * draws.to(images.dtype) - 1) * eps, images, eps)
 
 
 class L2:
-    """The Euclidean length of the change; starts on the sphere, where nearly all of such a ball lies."""
+    """The Euclidean length of the change; starts on the sphere, where nearly all of its volume lies."""
 
     @staticmethod
     def project(points: Tensor, images: Tensor, eps: Tensor) -> Tensor:
@@ -69,10 +68,10 @@ class L2:
         return (images + offset * shrink).clamp_(0, 1)
 
     @staticmethod
-    def steepest(slope: Tensor, points: Tensor) -> Tensor:
+    def steepest(gradient: Tensor, points: Tensor) -> Tensor:
         """Along the gradient."""
         del points
-        return slope / (length(slope) + _TINY)
+        return gradient / (length(gradient) + _TINY)
 
     @staticmethod
     def start(images: Tensor, keys: Tensor, eps: Tensor) -> Tensor:
@@ -86,7 +85,7 @@ class L1:
 
     @staticmethod
     def project(points: Tensor, images: Tensor, eps: Tensor) -> Tensor:
-        """The nearest point of the ball and the box together (Croce and Hein 2021, arXiv 2103.01208, section 2.2).
+        """The nearest point of the norm ball and the box together (Croce and Hein 2021, arXiv 2103.01208, section 2.2).
 
         Its change has the signs of the old one, and sizes min(max(|change| - t, 0), room), where room is how far the
         image may go that way and t >= 0 is the least that brings the sum down to eps. The sum falls in t, which is
@@ -105,14 +104,14 @@ class L1:
         return (images + size * offset.sign()).clamp_(0, 1)
 
     @staticmethod
-    def steepest(slope: Tensor, points: Tensor) -> Tensor:
+    def steepest(gradient: Tensor, points: Tensor) -> Tensor:
         """Along the gradient of the few steepest of the values that [0, 1] still lets move.
 
         SLIDE moves those by their signs. In proportion, the steepest of them take over from step to step, which broke
         more images of ResNet-20 and finds the optimum of a linear model.
         """
-        stuck = ((points <= 0) & (slope < 0)) | ((points >= 1) & (slope > 0))
-        free = torch.where(stuck, 0, slope)
+        stuck = ((points <= 0) & (gradient < 0)) | ((points >= 1) & (gradient > 0))
+        free = torch.where(stuck, 0, gradient)
         steps = free * (sparse_sign(free, free.new_full((len(free),), SPARSITY)) != 0)
         return steps / (_total(steps.abs()) + _TINY)
 
@@ -122,15 +121,15 @@ class L1:
         return L1.project(images + _normal(images, keys), images, eps)
 
 
-BALLS: dict[Norm, type[Ball]] = {"Linf": Linf, "L2": L2, "L1": L1}
+NORMS: dict[str, type[Norm]] = {"Linf": Linf, "L2": L2, "L1": L1}
 
 
-def sparse_sign(slope: Tensor, share: Tensor) -> Tensor:
+def sparse_sign(gradient: Tensor, share: Tensor) -> Tensor:
     """[B, 3, H, W] of L1 norm 1: the signs of the steepest `share` (float [B], at least one) of an image's values."""
-    steepness = slope.flatten(1).abs()
+    steepness = gradient.flatten(1).abs()
     place = ((1 - share) * steepness.shape[1]).clamp(0, steepness.shape[1] - 1).long()
     least = steepness.sort(dim=1).values.gather(1, place[:, None])
-    signs = torch.where(slope.abs() >= per_image(least[:, 0]), slope.sign(), 0)
+    signs = torch.where(gradient.abs() >= per_image(least[:, 0]), gradient.sign(), 0)
     return signs / (_total(signs.abs()) + 1e-10)
 
 

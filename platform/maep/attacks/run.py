@@ -1,62 +1,52 @@
-"""The one door to every attack: `attack(model, images, labels, config, keys)`."""
+"""The entry point of every attack: `attack(model, images, labels, config, keys)`."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from maep.attacks.config import AttackConfig, AttackName
-
-_MODULES: dict[AttackName, str] = {
-    "fgsm": "gradient",
-    "pgd": "gradient",
-    "pgd-cw": "gradient",
-    "apgd-ce": "gradient",
-    "apgd-dlr": "gradient",
-    "apgd-t": "gradient",
-    "fab-t": "fab",
-    "square": "square",
-    "hard-label": "hard_label",
-    "cw": "cw",
-    "spatial": "spatial",
-    "patch": "patch",
-    "noise": "noise",
-}
-"""Which module of this package makes each attack; each has a function `attack` as below. Imported when needed: some
-bring a library."""
-
-DIFFERENTIATING: tuple[AttackName, ...] = (
-    "fgsm", "pgd", "pgd-cw", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "cw", "patch",
-)  # fmt: skip
-"""Those that take the model's gradient; the others only ask it."""
+from maep import registry, seeding
+from maep.attacks.config import AttackConfig
+from maep.attacks.task import AttackTask
 
 
 def attack(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    config: AttackConfig,
-    keys: Tensor,
-    stop_when_broken: bool = False,
+    config: AttackConfig | str = "pgd",
+    keys: Tensor | None = None,
+    stop_at_success: bool = False,
     batch_size: int | None = None,
+    **settings: Any,
 ) -> Tensor:
     """Attacked images, float [B, 3, H, W] in [0, 1], within `config.eps` of `images` in `config.norm`.
 
-    `model` maps float [B, 3, H, W] in [0, 1] to logits: a bare classifier (`oblivious`), one behind a purifier
-    (`adaptive`), or anything else. `keys` (int64 [B], see maep.seeding) decide each image's draws, whatever batch it
-    stands in. With `stop_when_broken` an image that the model gets wrong is done, and its place is taken by the next
-    one (where one success is all that counts); without, every image takes the full budget and the iterate of
-    highest loss is kept, which is what images that another model shall see need. `batch_size`: images that go
-    through the model together; None: all.
+        attacked = maep.attack(model, images, labels, "apgd-ce", eps=4 / 255, steps=50)
 
-    Raises FloatingPointError where the model's logits are NaN or infinite.
+    model            float [B, 3, H, W] in [0, 1] to logits: a bare classifier, one behind a purifier, or any other
+    images, labels   float [B, 3, H, W] in [0, 1] and their true classes, int64 [B]
+    config           an AttackConfig, or the name of an attack with the keys of AttackConfig as `settings`
+    keys             int64 [B], from which each image's random draws follow; None: its position in the batch
+    stop_at_success  leave an image once the model misclassifies it, which is faster where one success is all that
+                     counts. If not, it takes the full budget and the iterate of highest loss is kept, as images for
+                     another model need
+    batch_size       images of one forward pass; None: all
+
+    Raises ConfigError for an unknown attack, ValueError for settings that do not fit it, FloatingPointError where the
+    model's logits are NaN or infinite.
     """
+    if isinstance(config, str):
+        config = AttackConfig(config, **settings)
+    elif settings:
+        raise TypeError(f"{', '.join(settings)}: settings go into the AttackConfig")
     if not len(images) or config.eps == 0:
         return images.clone()
-    module = importlib.import_module(f"maep.attacks.{_MODULES[config.name]}")
-    made: Callable[..., Tensor] = module.attack
+    keys = seeding.mix(0, torch.arange(len(images))) if keys is None else keys
+    method = registry.attacks.get(config.name)
+    task = AttackTask(model, images, labels, config, keys.to(images.device), stop_at_success, batch_size)
     with torch.random.fork_rng(devices=[]):
-        return made(model, images, labels, config, keys, stop_when_broken, batch_size)
+        attacked: Tensor = method(task)
+    return attacked

@@ -108,7 +108,9 @@ def describe(cls: type, prefix: str = "") -> Iterator[Key]:
             continue
         meaning = " ".join(metadata.get("meaning", "").split())
         choices = metadata.get("choices")
-        kind = type_name(kinds(cls)[field.name]) if choices is None else "|".join(choices())
+        kind = type_name(kinds(cls)[field.name])
+        if choices is not None:
+            kind = kind.replace("text", "|".join(choices()))
         yield Key(path, kind, _default(field), meaning, metadata.get("decides"))
 
 

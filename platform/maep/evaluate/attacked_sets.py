@@ -93,7 +93,7 @@ class AttackedSet:
             "image_list_sha256": self.image_list.sha256,
             "images_sha256": self.images.fingerprint,
             "num_images": len(self.images),
-            "attack": asdict(self.config),
+            "attack": self.config.identity,
             "seed": self.seed,
         }
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from maep import seeding, storage
 from maep.attacks.config import AttackConfig
-from maep.attacks.losses import logits_of
+from maep.attacks.passes import logits_of
 from maep.attacks.run import attack
 from maep.data.image_set import ImageSet, to_float
 from maep.evaluate.config import Threat
@@ -181,12 +181,12 @@ def attack_images(
     batch: Batch,
     config: AttackConfig,
     seed: int,
-    stop_when_broken: bool = False,
+    stop_at_success: bool = False,
     batch_size: int | None = None,
 ) -> Tensor:
     """The batch attacked on `target`, float [B, 3, H, W] in [0, 1]; see `maep.attacks.run.attack`."""
     keys = attack_keys(config, seed, batch.indices)
-    return attack(target, batch.images, batch.labels, config, keys, stop_when_broken, batch_size)
+    return attack(target, batch.images, batch.labels, config, keys, stop_at_success, batch_size)
 
 
 def as_sent(attacked: Tensor, images: Tensor, config: AttackConfig) -> Tensor:

@@ -5,21 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from maep import config
+from maep import config, registry
+from maep.attacks.config import AttackConfig
 
 
 @dataclass(frozen=True)
 class MixtureConfig:
     """One kind of attacked image in a training batch, made on the fly."""
 
-    name: Literal["none", "fgsm", "pgd", "apgd-ce"] = config.key("pgd", "Attack; none: the clean image.", decides=True)
+    name: str = config.key(
+        "pgd",
+        "Attack in Linf; none: the clean image.",
+        decides=True,
+        choices=lambda: ["none", *registry.attacks.names()],
+    )
     share: float = config.key(1.0, "Share in [0, 1] of the batch.", decides=True)
     steps: tuple[int, int] = config.key(
-        (3, 5), "Fewest and most steps; drawn anew for each training step.", decides=True
+        (3, 5), "Fewest and most steps (queries, draws); drawn anew for each training step.", decides=True
     )
 
     def __post_init__(self) -> None:
         """Raises ValueError for values out of range."""
+        if self.name != "none":
+            AttackConfig(self.name)  # refuses what is no attack, or none in Linf
         if not 0 <= self.share <= 1:
             raise ValueError(f"share: {self.share} must be in [0, 1]")
         if not 1 <= self.steps[0] <= self.steps[1]:

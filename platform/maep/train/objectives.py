@@ -203,7 +203,6 @@ class Purification(Objective):
         return attacked
 
     def _recipe(self, kind: MixtureConfig, batch: Batch) -> AttackConfig:
-        assert kind.name != "none"
         attacks = self.config.attacks
         eps, place = attacks.eps, 2 * _draw(batch, _EPS)
         if attacks.eps_range is not None and place < 1:
@@ -211,7 +210,7 @@ class Purification(Objective):
             eps = low + (high - low) * place
         fewest, most = kind.steps
         steps = min(most, fewest + int(_draw(batch, _STEPS) * (most - fewest + 1)))
-        return AttackConfig(kind.name, eps, steps)
+        return AttackConfig.of_effort(kind.name, eps, steps)
 
     @contextmanager
     def _seeded(self, batch: Batch) -> Iterator[None]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from maep import config
+from maep import config, registry
+from maep.attacks.config import AttackConfig
 from maep.errors import nearest
 from maep.train.config import ClassifierConfig, FinetuneConfig, PretrainConfig
 from maep.tune.record import OBJECTIVES, Objective
@@ -69,19 +70,23 @@ class MeasureConfig:
     eps: float | None = config.key(
         None, "Budget of the oblivious attacks, in [0, 1]; null: `finetune.attacks.eps`.", decides=True
     )
-    oblivious: tuple[Literal["fgsm", "pgd", "pgd-cw", "apgd-ce"], ...] = config.key(
+    oblivious: tuple[str, ...] = config.key(
         ("fgsm", "pgd", "apgd-ce"),
         "Attacks on the bare classifier, made once for all trials; an image counts as right if all of them fail.",
         decides=True,
+        choices=registry.attacks.names,
     )
-    steps: int = config.key(20, "Steps of the oblivious attacks.", decides=True)
-    adaptive: Literal["pgd", "apgd-ce"] = config.key(
-        "apgd-ce", "Attack through purifier and classifier, made for each trial.", decides=True
+    steps: int = config.key(20, "Steps (queries, draws) of the oblivious attacks.", decides=True)
+    adaptive: str = config.key(
+        "apgd-ce",
+        "Attack through purifier and classifier, made for each trial.",
+        decides=True,
+        choices=registry.attacks.names,
     )
     adaptive_eps: float | None = config.key(
         None, "Budget of the adaptive attack, in [0, 1]; null: the same as `eps`.", decides=True
     )
-    adaptive_steps: int = config.key(20, "Steps of the adaptive attack.", decides=True)
+    adaptive_steps: int = config.key(20, "Steps (queries, draws) of the adaptive attack.", decides=True)
     eot: int = config.key(
         10, "Forward passes averaged in one gradient of the adaptive attack on a randomised purifier.", decides=True
     )
@@ -97,6 +102,8 @@ class MeasureConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError for values out of range."""
+        for name in (*self.oblivious, self.adaptive):
+            AttackConfig(name)  # refuses what is no attack, or none in Linf
         for key in ("num_images", "steps", "adaptive_steps", "eot", "draws", "latency_passes"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}: {getattr(self, key)} must be at least 1")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from maep.attacks.config import AttackConfig, Norm
+from maep.attacks.config import AttackConfig
 from maep.evaluate.config import EvaluateConfig, Threat
 
 CURVE_STEPS = (1, 5, 20, 50, 100)
@@ -50,7 +50,7 @@ class Column:
     threat: Threat
     steps: tuple[Step, ...] = ()
     eps: float = 0.0
-    norm: Norm = "Linf"
+    norm: str = "Linf"
     num_images: int = 0
     eot: int = 1
     """Passes that a gradient is averaged over."""
@@ -86,11 +86,11 @@ def oblivious_attacks(config: EvaluateConfig) -> tuple[AttackConfig, ...]:
     return few + more
 
 
-def autoattack(eps: float, norm: Norm, randomised: bool) -> tuple[AttackConfig, ...]:
+def autoattack(eps: float, norm: str, randomised: bool) -> tuple[AttackConfig, ...]:
     """AutoAttack's attacks (Croce and Hein 2020): `standard`, or `rand` for a randomised model."""
     if randomised:
         return AttackConfig("apgd-ce", eps, 100, norm=norm), AttackConfig("apgd-dlr", eps, 100, norm=norm)
-    square = () if norm == "L1" else (AttackConfig("square", eps, 5000, norm=norm),)
+    square = () if norm == "L1" else (AttackConfig("square", eps, queries=5000, norm=norm),)
     return (
         AttackConfig("apgd-ce", eps, 100, norm=norm),
         AttackConfig("apgd-t", eps, 100, norm=norm),
@@ -129,7 +129,7 @@ def _steps(attacks: Sequence[AttackConfig], seeds: int = 1) -> tuple[Step, ...]:
     return tuple(Step(attack, seed=seed) for seed in range(seeds) for attack in attacks)
 
 
-def _brief(eps: float, norm: Norm = "Linf") -> tuple[AttackConfig, ...]:
+def _brief(eps: float, norm: str = "Linf") -> tuple[AttackConfig, ...]:
     return AttackConfig("pgd", eps, 20, norm=norm), AttackConfig("apgd-ce", eps, 50, norm=norm)
 
 
@@ -149,9 +149,9 @@ def _black_box(config: EvaluateConfig, defence: Traits, count: int) -> list[Colu
     eps, many = config.oblivious_eps, config.preset == "full"
     if defence.baseline and not many:
         return []
-    asked = [AttackConfig("square", eps, 5000 if many else 1000)]
+    asked = [AttackConfig("square", eps, queries=5000 if many else 1000)]
     if many:
-        asked += [AttackConfig("hard-label", eps, 2000), AttackConfig("noise", eps, 50)]
+        asked += [AttackConfig("hard-label", eps, queries=2000), AttackConfig("noise", eps, draws=50)]
     found = [Column("black-box", _steps(asked), eps, num_images=count)]
     if defence.randomised:
         found.append(Column("fixed-mask", _steps(_brief(eps)), eps, num_images=count))
@@ -181,7 +181,7 @@ def _curves(config: EvaluateConfig, defence: Traits, eps: float, count: int, eot
 
 
 def _other_norms(defence: Traits, count: int, eot: int) -> list[Column]:
-    def column(norm: Norm, eps: float, attacks: Sequence[AttackConfig], seeds: int = 1) -> Column:
+    def column(norm: str, eps: float, attacks: Sequence[AttackConfig], seeds: int = 1) -> Column:
         return Column("adaptive", _steps(attacks, seeds), eps, norm, count, eot)
 
     cw = (AttackConfig("cw", L2_EPS, 100, norm="L2"),)

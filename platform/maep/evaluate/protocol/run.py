@@ -248,7 +248,7 @@ def _crafting(bench: Bench) -> dict[str, rows.Cost | None]:
 
 
 def _effort(step: Step) -> int:
-    return step.config.steps * (step.config.targets if step.config.name in ("apgd-t", "fab-t") else 1)
+    return step.config.effort * step.config.num_targets
 
 
 class _Clock:

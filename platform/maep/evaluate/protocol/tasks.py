@@ -260,7 +260,7 @@ def _table(bench: Bench, task: Attack, where: range, labels: Tensor, outcome: Ou
         "norm": column.norm,
         "attack": step.label(_names(bench)) if step else "clean",
         "eps": column.eps,
-        "steps": step.config.steps if step else 0,
+        "steps": step.config.effort if step else 0,
         "eot": column.eot,
         "seed": bench.config.seed + (step.seed if step else 0),
         "num_draws": outcome.num_draws,

@@ -72,13 +72,16 @@ def measure(
         right = np.ones(len(images), dtype=bool)
         for name in how.oblivious:
             right &= _right(
-                defended, images, dev_images(classifier, images, AttackConfig(name, eps, how.steps), seed), seed
+                defended,
+                images,
+                dev_images(classifier, images, AttackConfig.of_effort(name, eps, how.steps), seed),
+                seed,
             )
         found.add("oblivious_accuracy", right)
     if "adaptive_accuracy" in wanted:
         budget = eps if how.adaptive_eps is None else how.adaptive_eps
         few = images.select(range(min(len(images), how.adaptive_images or len(images))))
-        adaptive = AttackConfig(how.adaptive, budget, how.adaptive_steps)
+        adaptive = AttackConfig.of_effort(how.adaptive, budget, how.adaptive_steps)
         found.add("adaptive_accuracy", _right(defended, few, adaptive, seed))
     if "latency_ms" in wanted:
         with torch.random.fork_rng(devices=[]):

@@ -1,9 +1,9 @@
 """RayS (Chen and Gu 2020, arXiv 2006.12792): Linf from the model's decisions alone.
 
 Written by hand because no library that is kept up has it: it is small, has no parameters and draws nothing. It
-searches the corners x + r s of the ball, s in {-1, +1}^d, for the s whose decision boundary is nearest: blocks of
-signs are flipped, ever finer (algorithm 3), and a flip that is still wrong at the best radius so far has its own
-boundary found by bisection (algorithm 2).
+searches the corners x + r s of the norm ball, s in {-1, +1}^d, for the s whose decision boundary is nearest: blocks of
+signs are flipped, ever finer (algorithm 3), and where a flip is still misclassified at the best radius so far, its own
+boundary is found by bisection (algorithm 2).
 """
 
 from __future__ import annotations
@@ -11,91 +11,83 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from maep.attacks.config import AttackConfig
-from maep.attacks.query_engine import Answer, Search
+from maep import registry
+from maep.attacks.query_engine import Outcome, QueryAttack
+from maep.attacks.task import AttackTask
 
 TOLERANCE = 1e-3
 """Bisection ends at this length, in L2 as in the authors' code; 1e-3 / sqrt(d) in units of the image range."""
 
 
-def attack(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    config: AttackConfig,
-    keys: Tensor,
-    stop_when_broken: bool = False,
-    batch_size: int | None = None,
-) -> Tensor:
-    """`config.steps` queries of the class that has the highest logit, as the door in run.py has it.
+@registry.attack("hard-label", norms=("Linf",), label="hard label", effort="queries", differentiates=False)
+def hard_label(task: AttackTask) -> Tensor:
+    """`queries` queries of the class that has the highest logit.
 
-    The merit is the radius: the smaller, the better. Where one success is all that counts, an image is done when its
-    radius is within eps. Otherwise the budget is spent on making the radius smaller, and the last query tries the
-    full eps along the best direction: what stops just over the boundary does little harm to another model. What does
-    not get within eps is returned at eps along its best direction, though the model is right there. The first query
-    is the image itself. Nothing is drawn, so `keys` do not matter.
+    The merit is the radius: the smaller, the better. With `task.stop_at_success`, an image is done when its radius is
+    within eps. Otherwise the budget is spent on reducing the radius, and the last query tries the full eps along the
+    best direction, because an image just over the boundary rarely transfers to another model. An image whose radius
+    stays above eps is returned at eps along its best direction, although the model classifies it correctly there. The
+    first query is the image itself. Nothing is drawn, so `keys` do not matter.
     """
-    return _RayS(model, images, labels, config, keys, stop_when_broken).run(config.steps, batch_size)
+    return _RayS(task).run(task.config.queries)
 
 
-class _RayS(Search):
+class _RayS(QueryAttack):
     """For each image: the signs and radius of the best, the block to flip, and the bracket of its bisection."""
 
-    def __init__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, config: AttackConfig, keys: Tensor, stop: bool
-    ) -> None:
-        super().__init__(model, images, labels, config, keys, stop)
-        self.size = images[0].numel()
+    def __init__(self, task: AttackTask) -> None:
+        super().__init__(task)
+        self.size = self.images[0].numel()
         self.tolerance = TOLERANCE / math.sqrt(self.size)
-        self.places = torch.arange(self.size, device=images.device)
-        self.signs = torch.ones_like(images)
+        self.places = torch.arange(self.size, device=self.images.device)
+        self.signs = torch.ones_like(self.images)
         self.tried = self.signs.clone()
         self.radius = torch.full_like(self.best_loss, torch.inf)
-        self.inner = torch.zeros_like(self.radius)  # right (or not known to be wrong) here along `tried`
-        self.outer = torch.zeros_like(self.radius)  # wrong here along `tried`, once bisecting
-        self.bisecting = torch.zeros_like(labels, dtype=torch.bool)
-        self.level, self.block = torch.zeros_like(labels), torch.zeros_like(labels)
+        self.inner = torch.zeros_like(self.radius)  # classified correctly (or not known) here along `tried`
+        self.outer = torch.zeros_like(self.radius)  # misclassified here along `tried`, once bisecting
+        self.bisecting = torch.zeros_like(self.labels, dtype=torch.bool)
+        self.level, self.block = torch.zeros_like(self.labels), torch.zeros_like(self.labels)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return (logits.argmax(dim=1) != labels).to(logits.dtype)  # nothing else of the logits is looked at
+        return (logits.argmax(dim=1) != labels).to(logits.dtype)  # the only thing that it learns from the logits
 
     def propose(self, which: Tensor, turn: Tensor) -> Tensor:
         bisecting = self.bisecting[which]
         along = torch.where(bisecting.view(-1, 1, 1, 1), self.tried[which], self._flipped(which))
         self.tried[which] = along
         middle = (self.inner[which] + self.outer[which]) / 2
-        # the furthest that a corner of the ball goes is the whole range
+        # a corner of the norm ball is at most the whole range away
         asked = torch.where(bisecting, middle, self.radius[which].clamp(max=1))
         asked = torch.where(turn == 0, 0, asked)
         last = self._last(turn)
         self.asked = torch.where(last, self.config.eps, asked)
         return self._at(which, torch.where(last.view(-1, 1, 1, 1), self.signs[which], along), self.asked)
 
-    def learn(self, which: Tensor, turn: Tensor, answer: Answer) -> Tensor:
-        broken, asked, bisecting = answer.broken, self.asked, self.bisecting[which]
+    def learn(self, which: Tensor, turn: Tensor, outcome: Outcome) -> Tensor:
+        success, asked, bisecting = outcome.success, self.asked, self.bisecting[which]
         last = self._last(turn)
         searching = ~last & (turn > 0)
-        nearer = broken & ~last & (asked < self.radius[which])
+        nearer = success & ~last & (asked < self.radius[which])
         self.radius[which] = torch.where(nearer, asked, self.radius[which])
         self.signs[which] = torch.where(nearer.view(-1, 1, 1, 1), self.tried[which], self.signs[which])
-        self.outer[which] = torch.where(broken, asked, self.outer[which])
-        self.inner[which] = torch.where(broken, torch.where(bisecting, self.inner[which], 0), asked)
+        self.outer[which] = torch.where(success, asked, self.outer[which])
+        self.inner[which] = torch.where(success, torch.where(bisecting, self.inner[which], 0), asked)
         wide = self.outer[which] - self.inner[which] > self.tolerance
-        goes_on = searching & (bisecting | broken) & wide
-        self._next_block(which[searching & ~goes_on])
-        self.bisecting[which] = goes_on
+        continues = searching & (bisecting | success) & wide
+        self._next_block(which[searching & ~continues])
+        self.bisecting[which] = continues
 
         found = self.radius[which] <= self.config.eps
         at_boundary = self._at(which, self.signs[which], self.radius[which].clamp(max=self.config.eps))
-        at_eps = last & (broken | ~found)
-        self.best[which] = torch.where(at_eps.view(-1, 1, 1, 1), answer.candidates, at_boundary)
+        at_eps = last & (success | ~found)
+        self.best[which] = torch.where(at_eps.view(-1, 1, 1, 1), outcome.candidates, at_boundary)
         return found
 
     def _last(self, turn: Tensor) -> Tensor:
         """bool [A]: whether this query tries the full eps; with a single query there is none to spare."""
-        return (turn == self.config.steps - 1) & (turn > 0) & (not self.stop)
+        return (turn == self.config.queries - 1) & (turn > 0) & (not self.task.stop_at_success)
 
     def _at(self, which: Tensor, signs: Tensor, radius: Tensor) -> Tensor:
         return (self.images[which] + radius.view(-1, 1, 1, 1) * signs).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Rotations and translations: Engstrom et al. 2019 (arXiv 1712.02779), the worst of their grid."""
+"""Rotations and translations (Engstrom et al. 2019, arXiv 1712.02779): the worst of a grid."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from maep.attacks.config import AttackConfig
-from maep.attacks.query_engine import Search
+from maep import registry
+from maep.attacks.query_engine import QueryAttack
+from maep.attacks.task import AttackTask
 
 DEGREES_PER_EPS = 300.0
 """The paper's budget for CIFAR-10 is 30 degrees and 10 % of the side (section 4)."""
@@ -17,29 +18,22 @@ NUM_ROTATIONS, NUM_SHIFTS = 31, 5
 """Grid points of the angle, and of the translation along each axis (section 3.2): 775 in all."""
 
 
-def attack(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    config: AttackConfig,
-    keys: Tensor,
-    stop_when_broken: bool = False,
-    batch_size: int | None = None,
-) -> Tensor:
-    """The worst (highest margin) of 775 rotations and translations, as the door in run.py has it.
+@registry.attack("spatial", norms=("spatial",), label="Spatial", effort=None, differentiates=False)
+def spatial(task: AttackTask) -> Tensor:
+    """The one of highest margin among 775 rotations and translations.
 
     Rotated by up to 300 x eps degrees (at most 180) about the middle, then moved by up to eps x the side along each
-    axis: bilinear, one interpolation, and black where the image has left, as in the paper. The image itself is the
+    axis: bilinear, one interpolation, black outside the image, as in the paper. The image itself is the
     first of them. Nothing is drawn, so `keys` do not matter.
     """
-    return _Grid(model, images, labels, config, keys, stop_when_broken).run(NUM_ROTATIONS * NUM_SHIFTS**2, batch_size)
+    return _Grid(task).run(NUM_ROTATIONS * NUM_SHIFTS**2)
 
 
 def moved(images: Tensor, degrees: Tensor, down: Tensor, right: Tensor) -> Tensor:
     """float [B, C, H, W], rotated counterclockwise, then moved by shares of height and width; each [B]."""
     height, width = images.shape[-2:]
     cos, sin = torch.cos(torch.deg2rad(degrees)), torch.sin(torch.deg2rad(degrees))
-    # the place in the original that each place of the result shows, both in units of half a side
+    # the position in the original of each pixel of the result, in units of half a side
     x_offset, y_offset = -2 * right, -2 * down
     aspect = height / width
     along_x = torch.stack([cos, -sin * aspect, cos * x_offset - sin * aspect * y_offset], dim=1)
@@ -47,22 +41,21 @@ def moved(images: Tensor, degrees: Tensor, down: Tensor, right: Tensor) -> Tenso
     places = F.affine_grid(torch.stack([along_x, along_y], dim=1), list(images.shape), align_corners=False)
     shown = F.grid_sample(images, places, mode="bilinear", padding_mode="zeros", align_corners=False).clamp(0, 1)
     still = (degrees == 0) & (down == 0) & (right == 0)
-    return torch.where(still.view(-1, 1, 1, 1), images, shown)  # interpolation would round what does not move
+    return torch.where(still.view(-1, 1, 1, 1), images, shown)  # interpolation would round even the image itself
 
 
-class _Grid(Search):
-    def __init__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, config: AttackConfig, keys: Tensor, stop: bool
-    ) -> None:
-        super().__init__(model, images, labels, config, keys, stop)
-        degrees, shift = min(DEGREES_PER_EPS * config.eps, 180.0), config.eps
+class _Grid(QueryAttack):
+    def __init__(self, task: AttackTask) -> None:
+        super().__init__(task)
+        degrees, shift = min(DEGREES_PER_EPS * self.config.eps, 180.0), self.config.eps
         angles = torch.linspace(-degrees, degrees, NUM_ROTATIONS, dtype=torch.float64)
         shifts = torch.linspace(-shift, shift, NUM_SHIFTS, dtype=torch.float64)
         angles[NUM_ROTATIONS // 2] = shifts[NUM_SHIFTS // 2] = 0  # exactly
         grid = torch.cartesian_prod(angles, shifts, shifts)
         distance = (grid.abs() / torch.tensor([degrees, shift, shift], dtype=torch.float64)).sum(dim=1)
-        distance[distance == 0] = math.inf  # the image itself first, then the furthest, which do most harm
-        self.grid = grid[distance.argsort(descending=True, stable=True)].to(images)
+        # the image itself first, then the largest transformations, which succeed most often
+        distance[distance == 0] = math.inf
+        self.grid = grid[distance.argsort(descending=True, stable=True)].to(self.images)
 
     def propose(self, which: Tensor, turn: Tensor) -> Tensor:
         degrees, down, right = self.grid[turn].unbind(dim=1)

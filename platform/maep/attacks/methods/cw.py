@@ -3,56 +3,44 @@
 By hand, with foolbox's as the oracle in the tests, because no library qualifies (looked up on 25 November 2026):
 adv-lib 0.2.8 (June 2026) is kept up, but requires visdom, of which there are only sources that today's setuptools
 cannot build; secml-torch 1.5 (July 2026) has C&W through foolbox or adv-lib only; ART's 1.20.1 is of July 2025,
-foolbox's 3.3.4 of March 2024. Here, too, an image depends on nothing but itself: the libraries stop a batch early.
+foolbox's 3.3.4 of March 2024. Besides, the libraries stop a batch early; here an image depends on nothing but itself.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from maep.attacks.config import AttackConfig
+from maep import registry
 from maep.attacks.norms import lengths
-from maep.attacks.query_engine import Answer, Search
+from maep.attacks.query_engine import Outcome, QueryAttack
+from maep.attacks.task import AttackTask
 
-NUM_CONSTANTS = 9
-"""Values that the constant c takes, by bisection, as in the authors' code."""
 FIRST_CONSTANT, LEARNING_RATE = 1e-3, 1e-2
 _DECAYS, _SMALL = (0.9, 0.999), 1e-8  # Adam's
 _INSIDE = 1 - 1e-6  # keeps the inverse of tanh finite at black and white
 
 
-def attack(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    config: AttackConfig,
-    keys: Tensor,
-    stop_when_broken: bool = False,
-    batch_size: int | None = None,
-) -> Tensor:
-    """`config.steps` steps of Adam for each of 9 constants c, untargeted with confidence 0; as the door in run.py.
+@registry.attack("cw", norms=("L2",), label="C&W")
+def cw(task: AttackTask) -> Tensor:
+    """`steps` steps of Adam for each of `constants` values of c, untargeted with confidence 0.
 
-    It makes the norm small and knows no budget: an image that it brings over the boundary within eps is returned as
-    the nearest such image (with `stop_when_broken`, the first one), any other as it was. The step is
+    It minimises the norm without a budget: an image that it brings over the boundary within eps is returned as the
+    nearest such image (with `task.stop_at_success`, the first one), any other as it was. The step is
     `config.step_size` in the space of the inverse tanh (None: 0.01). The first query of each constant is the image
     itself. Nothing is drawn, so `keys` do not matter.
     """
-    return _CarliniWagner(model, images, labels, config, keys, stop_when_broken).run(
-        NUM_CONSTANTS * config.steps, batch_size
-    )
+    return _CarliniWagner(task).run(task.config.constants * task.config.steps)
 
 
-class _CarliniWagner(Search):
+class _CarliniWagner(QueryAttack):
     """Minimises ||x' - x||^2 + c max(margin, 0), x' = (tanh(w) + 1) / 2, over w, by Adam."""
 
     differentiates = True
 
-    def __init__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, config: AttackConfig, keys: Tensor, stop: bool
-    ) -> None:
-        super().__init__(model, images, labels, config, keys, stop)
-        self.rate = LEARNING_RATE if config.step_size is None else config.step_size
+    def __init__(self, task: AttackTask) -> None:
+        super().__init__(task)
+        self.rate = LEARNING_RATE if self.config.step_size is None else self.config.step_size
         self.origin = ((2 * self.images - 1) * _INSIDE).atanh()
         self.change, self.mean, self.square = (torch.zeros_like(self.images) for _ in range(3))
         self.nearest = torch.full_like(self.best_loss, torch.inf)  # L2 of the best
@@ -68,29 +56,28 @@ class _CarliniWagner(Search):
         candidates = (torch.tanh(self.origin[which] + self.change[which]) + 1) / 2
         return torch.where((turn == 0).view(-1, 1, 1, 1), self.images[which], candidates)
 
-    def learn(self, which: Tensor, turn: Tensor, answer: Answer) -> Tensor:
-        assert answer.slope is not None
-        length = lengths(answer.candidates - self.images[which], "L2")
-        within = answer.broken & (length <= self.config.eps)
+    def learn(self, which: Tensor, turn: Tensor, outcome: Outcome) -> Tensor:
+        length = lengths(outcome.candidates - self.images[which], "L2")
+        within = outcome.success & (length <= self.config.eps)
         nearer = within & (length < self.nearest[which])
-        self.best[which[nearer]], self.nearest[which[nearer]] = answer.candidates[nearer], length[nearer]
-        self.found[which] |= answer.broken
+        self.best[which[nearer]], self.nearest[which[nearer]] = outcome.candidates[nearer], length[nearer]
+        self.found[which] |= outcome.success
 
-        # distances from the image as tanh gives it back, as in the authors' code: it is no reason to move
+        # distances from the image as tanh reproduces it, as in the authors' code: its rounding is no reason to move
         there, origin = torch.tanh(self.origin[which] + self.change[which]), torch.tanh(self.origin[which])
-        by_image = there - origin - self.constant[which].view(-1, 1, 1, 1) * answer.slope
+        by_image = there - origin - self.constant[which].view(-1, 1, 1, 1) * outcome.gradient
         by_w = by_image * (1 - there**2) / 2
         step = turn % self.config.steps
         self._adam(which, by_w, step + 1)
         self._next_constant(which[step == self.config.steps - 1])
         return within
 
-    def _adam(self, which: Tensor, slope: Tensor, count: Tensor) -> None:
+    def _adam(self, which: Tensor, gradient: Tensor, count: Tensor) -> None:
         first, second = _DECAYS
-        self.mean[which] = first * self.mean[which] + (1 - first) * slope
-        self.square[which] = second * self.square[which] + (1 - second) * slope**2
+        self.mean[which] = first * self.mean[which] + (1 - first) * gradient
+        self.square[which] = second * self.square[which] + (1 - second) * gradient**2
         unbias_mean, unbias_square = (
-            (1 - decay ** count.to(slope.dtype)).view(-1, 1, 1, 1) for decay in (first, second)
+            (1 - decay ** count.to(gradient.dtype)).view(-1, 1, 1, 1) for decay in (first, second)
         )
         scale = (self.square[which] / unbias_square).sqrt() + _SMALL
         self.change[which] -= self.rate * self.mean[which] / unbias_mean / scale

@@ -2,7 +2,7 @@
 
 Untargeted on the margin, in Linf (algorithm 2) and L2 (algorithm 3), with the schedule and the draws of the authors'
 code in AutoAttack, but for two: the authors draw one square and one set of signs for the whole batch each time, here
-every image has its own, from its key; and `steps` counts the start as a query. Written by hand for speed.
+every image has its own, from its key; and `queries` counts the start. Written by hand for speed.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from abc import abstractmethod
 from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from maep import seeding
-from maep.attacks.config import AttackConfig
-from maep.attacks.patch import squares
-from maep.attacks.query_engine import Search
+from maep import registry, seeding
+from maep.attacks.query_engine import QueryAttack
+from maep.attacks.squares import squares
+from maep.attacks.task import AttackTask
 
 P_INIT = 0.8
 """Share of the pixels in the first squares."""
@@ -27,18 +27,10 @@ queries is the beginning of one of more."""
 _TINY = 1e-12
 
 
-def attack(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    config: AttackConfig,
-    keys: Tensor,
-    stop_when_broken: bool = False,
-    batch_size: int | None = None,
-) -> Tensor:
-    """The candidate of highest margin after `config.steps` queries, as the door in run.py has it."""
-    search = {"Linf": _Linf, "L2": _L2}[config.norm]
-    return search(model, images, labels, config, keys, stop_when_broken).run(config.steps, batch_size)
+@registry.attack("square", norms=("Linf", "L2"), label="Square", effort="queries", differentiates=False)
+def square(task: AttackTask) -> Tensor:
+    """The candidate of highest margin after `queries` queries."""
+    return {"Linf": _Linf, "L2": _L2}[task.config.norm](task).run(task.config.queries)
 
 
 def share(query: int) -> float:
@@ -46,15 +38,13 @@ def share(query: int) -> float:
     return P_INIT / 2.0 ** sum(query > bound for bound in _HALVINGS)
 
 
-class _Square(Search):
+class _Square(QueryAttack):
     smallest = 1
 
-    def __init__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, config: AttackConfig, keys: Tensor, stop: bool
-    ) -> None:
-        super().__init__(model, images, labels, config, keys, stop)
-        self.channels, self.height, self.width = images.shape[1:]
-        self.sides = torch.tensor([self._side(turn) for turn in range(config.steps)], device=images.device)
+    def __init__(self, task: AttackTask) -> None:
+        super().__init__(task)
+        self.channels, self.height, self.width = self.images.shape[1:]
+        self.sides = torch.tensor([self._side(turn) for turn in range(self.config.queries)], device=self.images.device)
 
     def _side(self, turn: int) -> int:
         pixels = self.height * self.width
@@ -102,7 +92,7 @@ class _Linf(_Square):
         return (self.images[which] + self.config.eps * stripes).clamp(0, 1)
 
     def _change(self, which: Tensor, turn: Tensor) -> Tensor:
-        """One square moved by 2 eps up or down in each channel, and cut to the ball: so to one of its sides."""
+        """One square moved by 2 eps up or down in each channel, and projected: so to one side of the norm ball."""
         images, eps, side = self.images[which], self.config.eps, self.sides[turn]
         draws = seeding.uniform(seeding.mix(self.keys[which], turn), 2 + self.channels)
         inside = squares(images.shape[-2:], *self._corner(draws, side), side)
@@ -134,7 +124,7 @@ class _L2(_Square):
         return self._scaled(which, delta)
 
     def _change(self, which: Tensor, turn: Tensor) -> Tensor:
-        """Windows of one size together: most images stand at the same place of the schedule."""
+        """Windows of one size together: most images are at the same point of the schedule."""
         candidates = torch.empty_like(self.images[which])
         sides = self.sides[turn]
         for side in torch.unique(sides).tolist():

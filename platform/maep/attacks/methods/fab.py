@@ -1,6 +1,6 @@
 """Targeted FAB (Croce and Hein 2020, arXiv 1907.02044): the nearest image on the other side, in Linf, L2 or L1.
 
-By its authors' code as AutoAttack runs it (pyautoattack, MIT); this module feeds it, and keeps what lies within eps.
+Runs its authors' code as AutoAttack does (pyautoattack, MIT) and keeps the images within eps.
 """
 
 from __future__ import annotations
@@ -10,49 +10,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maep import registry
 from maep.attacks.config import AttackConfig
-from maep.attacks.losses import logits_of
 from maep.attacks.norms import lengths
+from maep.attacks.passes import logits_of, predict
+from maep.attacks.task import AttackTask
 
 
-def attack(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    config: AttackConfig,
-    keys: Tensor,
-    stop_when_broken: bool = False,
-    batch_size: int | None = None,
-) -> Tensor:
-    """`config.steps` iterations towards each of the `config.targets` likeliest other classes; as the door in run.py.
+@registry.attack("fab-t", norms=("Linf", "L2", "L1"), label="FAB-T", targeted=True)
+def fab(task: AttackTask) -> Tensor:
+    """`steps` iterations towards each of the `targets` likeliest other classes.
 
-    FAB makes the norm small and knows no budget: an image that it brings over the boundary within eps is returned as
-    the nearest such image (with `stop_when_broken`, the first target's that succeeds), any other as it was. The
+    FAB minimises the norm without a budget: an image that it brings over the boundary within eps is returned as the
+    nearest such image (with `task.stop_at_success`, the first target's that succeeds), any other as it was. The
     authors' code computes in float32. Without restarts, as in AutoAttack, it draws nothing, so `keys` do not matter.
     """
-    norm, width = config.norm, batch_size or len(images)
+    model, images, labels, config, width = task.model, task.images, task.labels, task.config, task.width
     attacked = images.detach().clone()
-    with torch.no_grad():
-        logits = torch.cat([logits_of(model, batch) for batch in torch.split(images, width)])
-    nearest = torch.where(logits.argmax(dim=1) == labels, torch.inf, 0.0)  # 0: wrong as it is
+    logits = predict(model, images, width)
+    nearest = torch.where(logits.argmax(dim=1) == labels, torch.inf, 0.0)  # 0: misclassified as it is
     authors = _authors(model, config, images.dtype)
     for rank in range(2, min(config.targets, logits.shape[1] - 1) + 2):  # the likeliest class is the label
         authors.target_class = rank
-        bound = config.eps if stop_when_broken else 0.0
+        bound = config.eps if task.stop_at_success else 0.0
         left = (nearest > bound).nonzero()[:, 0]
         for which in torch.split(left, width) if len(left) else ():
             original, label = images[which], labels[which]
             found = authors.attack_single_run(original, label, is_targeted=True).to(images.dtype)
-            with torch.no_grad():
-                broken = logits_of(model, found).argmax(dim=1) != label
-            length = lengths(found - original, norm)
-            better = broken & (length <= config.eps) & (length < nearest[which])
+            success = predict(model, found, width).argmax(dim=1) != label
+            length = lengths(found - original, config.norm)
+            better = success & (length <= config.eps) & (length < nearest[which])
             attacked[which[better]], nearest[which[better]] = found[better], length[better].to(nearest.dtype)
     return attacked
 
 
 def _authors(model: nn.Module, config: AttackConfig, dtype: torch.dtype) -> Any:
-    """Their attack in float32, on a model of `dtype`, with a gradient that stays out of the model's parameters."""
+    """Their attack in float32, on a model of `dtype`, with a gradient that leaves the model's parameters alone."""
     from pyautoattack.fab_pt import FABAttack_PT
 
     def differences(images: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,8 +54,8 @@ def _authors(model: nn.Module, config: AttackConfig, dtype: torch.dtype) -> Any:
             point = images.detach().requires_grad_()
             logits = logits_of(model, point.to(dtype)).float()
             lead = logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None])
-            (slope,) = torch.autograd.grad(lead.sum(), point)
-        return lead.detach(), slope[:, None]
+            (gradient,) = torch.autograd.grad(lead.sum(), point)
+        return lead.detach(), gradient[:, None]
 
     def predict(images: Tensor) -> Tensor:
         with torch.no_grad():
