@@ -1,8 +1,8 @@
-"""Which image files become which purified ones, and how a purified file says what it was made from.
+"""Pair image files with their purified files, and record in each purified file what it was made from.
 
 A purified file is a PNG whose first chunk after the header (tEXt; PNG specification, 11.3.4.3) names the purifier and
-the sha256 of the file it was made from. So a run that was cut short goes on, another purifier or a changed original is
-purified anew, and no list beside the files can disagree with them.
+the sha256 of the original. So an interrupted run resumes, a changed original or another purifier is purified again, and
+no separate list can disagree with the files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 @dataclass(frozen=True)
 class FilePair:
-    """An image file and the file its purified form goes to."""
+    """An image file and the path of its purified form."""
 
     source: Path
     target: Path
@@ -35,24 +35,24 @@ class FilePair:
 
 @dataclass(frozen=True)
 class FoundImages:
-    """What was asked for: `pairs` in a fixed order, and how many files of the folders are no images by their name."""
+    """`pairs` in a fixed order, and the number of files in the folders that are no images by their name."""
 
     pairs: tuple[FilePair, ...]
     num_others: int
 
 
 def find(inputs: Sequence[Path], output: Path) -> FoundImages:
-    """The images among files and folders (searched to any depth; hidden files and `output` itself are left out).
+    """Find the images among files and folders (at any depth; hidden files and `output` itself are skipped).
 
-    A file goes to `output`/STEM.png, or to `output` where that ends in .png and nothing else is purified; what lies in
-    a folder keeps its path below it, and below the folder's name where several inputs are given.
-    Raises UserError for an input that is not there, for two that would go to one file, for a file that would be
-    overwritten by its own purified form, and for one in a folder `output` that is none of ours: it may be somebody's
-    only copy. A file that is `output` itself was named, and is overwritten.
+    A file is purified to `output`/STEM.png, or to `output` if that ends in .png and there is no other input. A file in
+    a folder keeps its path below the folder, and below the folder's name if there are several inputs.
+    Raises UserError for an input that does not exist, for two with one target, for a target that is itself an input,
+    and for one in folder `output` that maep did not write: it may be somebody's only copy. A file given as `output` is
+    overwritten.
     """
     for path in inputs:
         if not path.exists():
-            raise UserError(f"{path} does not exist: name an image or a folder of images")
+            raise UserError(f"{path} does not exist: give an image or a folder of images")
     named = len(inputs) == 1 and inputs[0].is_file() and output.suffix.lower() == ".png" and not output.is_dir()
     if named:
         found = FoundImages((FilePair(inputs[0], output),), 0)
@@ -90,15 +90,17 @@ def _check(pairs: Sequence[FilePair]) -> None:
     for pair in pairs:
         other = taken.setdefault(pair.target, pair.source)
         if other is not pair.source:
-            raise UserError(f"{other} and {pair.source} would both become {pair.target}: purify them apart")
+            raise UserError(f"{other} and {pair.source} would both become {pair.target}: purify them in two runs")
         if pair.target.resolve() in sources:
-            raise UserError(f"{pair.target} is itself to be purified: choose another -o than where the images are")
+            raise UserError(f"{pair.target} is also an input: choose an output folder (-o) outside the inputs")
 
 
 def _spare(pairs: Sequence[FilePair]) -> None:
     for pair in pairs:
         if pair.target.is_file() and not _is_ours(pair.target):
-            raise UserError(f"{pair.target} is there, and not made by maep purify: choose another -o, or move it away")
+            raise UserError(
+                f"{pair.target} exists and was not made by maep purify: choose another -o, or move the file"
+            )
 
 
 def _is_ours(file: Path) -> bool:
@@ -111,18 +113,18 @@ def _is_ours(file: Path) -> bool:
 
 
 def stamp(purifier: str, source: bytes) -> bytes:
-    """The chunk that says that `purifier` (sha256) made a file from the bytes `source`."""
+    """The PNG chunk that records that `purifier` (sha256) made a file from the bytes `source`."""
     text = _MARK + f"{purifier} source {hashlib.sha256(source).hexdigest()}".encode("latin-1")
     return struct.pack(">I", len(text)) + b"tEXt" + text + struct.pack(">I", zlib.crc32(b"tEXt" + text))
 
 
 def write(target: Path, png: bytes, stamp: bytes) -> None:
-    """Writes the whole file, stamped, or nothing. Raises WriteError."""
+    """Write the whole file, stamped, or nothing. Raises WriteError."""
     storage.write_bytes(target, png[:_AFTER_HEADER] + stamp + png[_AFTER_HEADER:])
 
 
 def is_complete(target: Path, stamp: bytes) -> bool:
-    """Whether `target` is a whole file with this stamp."""
+    """Whether `target` is a complete file with this stamp."""
     try:
         with target.open("rb") as file:
             file.seek(_AFTER_HEADER)
@@ -130,5 +132,5 @@ def is_complete(target: Path, stamp: bytes) -> bool:
                 return False
             file.seek(-len(_END), os.SEEK_END)
             return file.read() == _END
-    except OSError:  # not there, or shorter than any PNG
+    except OSError:  # missing, or shorter than any PNG
         return False

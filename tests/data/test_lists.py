@@ -4,9 +4,10 @@ from collections import Counter
 from importlib import resources
 from pathlib import Path
 
+import make_lists
 import pytest
 
-from maep.data import lists, make_lists
+from maep.data import lists
 from maep.data.config import DataConfig
 from maep.data.datasets import load
 from maep.errors import ConfigError, DataError

@@ -15,21 +15,21 @@ __all__ = ["DataConfig", "ImageSet", "Split", "data_root", "data_uri", "inventor
 
 
 def data_uri(config: DataConfig) -> str:
-    """The folder, or the s3:// address, that data sets are looked for in."""
+    """The folder or s3:// address that holds the data sets."""
     root = config.root or os.environ.get("MAEP_DATA") or "data"
     return root if storage.is_remote(root) else str(Path(root).expanduser())
 
 
 def data_root(config: DataConfig) -> Path:
-    """The same, where it must be a folder: for classifier weights too. Raises ConfigError for s3://."""
+    """The same, if it must be a folder, which holds classifier weights too. Raises ConfigError for s3://."""
     uri = data_uri(config)
     if storage.is_remote(uri):
-        raise ConfigError(f"data.root: {uri} can only be streamed, as what imagenet is trained on: name a folder")
+        raise ConfigError(f"data.root: {uri}: only the training images of imagenet can be on S3: name a folder")
     return Path(uri)
 
 
 def inventory(config: DataConfig) -> list[tuple[str, int]]:
-    """Path (below the data root) and bytes of every file of the data set, sorted; empty for what scikit-learn ships."""
+    """Path (below the data root) and bytes of every file of the data set, sorted; empty for digits."""
     root = data_root(config)
     files = sorted(path for path in (root / config.name).rglob("*") if path.is_file())
     return [(path.relative_to(root).as_posix(), path.stat().st_size) for path in files]

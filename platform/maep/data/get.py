@@ -1,4 +1,4 @@
-"""Fetches a data set: what `maep data get NAME` does."""
+"""Fetch a data set: what `maep data get NAME` does."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ ROWS_PER_GROUP = 1_000
 
 
 def get(name: str, root: Path) -> Path:
-    """Makes data set `name` present under `root`, and returns the folder that holds it.
+    """Fetch data set `name` to `root`, unless it is there, and return the folder that holds it.
 
-    cifar10 is downloaded by torchvision (which checks the official md5 sums) and kept as Parquet; what is there already
-    is left alone. digits needs nothing. Raises DataError for another name, or for what may not be downloaded, and
-    UnavailableError when the download fails.
+    cifar10 is downloaded by torchvision (which checks the official md5 sums) and kept as Parquet; digits needs nothing.
+    Raises DataError for another name or a data set that may not be downloaded, UnavailableError for a failed download.
     """
     match name:
         case "cifar10":
@@ -37,7 +36,7 @@ def get(name: str, root: Path) -> Path:
             return root  # comes with scikit-learn
         case "imagenet":
             raise DataError(
-                "imagenet may only be downloaded by those who accept its terms, at image-net.org: then put "
+                "imagenet must be downloaded by hand, after accepting its terms at image-net.org: then put "
                 f"train/SYNSET/*.JPEG and val/SYNSET/*.JPEG (or train*.parquet, val*.parquet) into {root / 'imagenet'}"
             )
     raise DataError(f"there is no data set {name!r}: {nearest(name, NAMES)}")
@@ -65,7 +64,7 @@ def _cifar10(root: Path) -> Path:
 
 
 def write_cifar10(images: NDArray[np.uint8], labels: NDArray[np.int64], official: str, folder: Path) -> None:
-    """Writes `train-K-of-5.parquet` or `test.parquet`: columns image (PNG bytes), label, index, lossless.
+    """Write `train-K-of-5.parquet` or `test.parquet`: columns image (PNG bytes), label, index, lossless.
 
     images uint8 [N, H, W, 3] and labels int64 [N], in official order.
     """
@@ -86,7 +85,7 @@ def write_cifar10(images: NDArray[np.uint8], labels: NDArray[np.int64], official
 
 def _unwritable(folder: Path, error: OSError) -> DataError:
     reason = error.strerror or error
-    return DataError(f"cannot write to {folder} ({reason}): 500 MB are needed there, or in another folder: --data.root")
+    return DataError(f"cannot write to {folder} ({reason}): give a folder with 500 MB free by --data.root")
 
 
 def _is_complete(folder: Path) -> bool:
@@ -99,7 +98,7 @@ def _is_complete(folder: Path) -> bool:
 def _official(work: Path, folder: Path, official: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     from torchvision.datasets import CIFAR10
 
-    target = folder if (folder / BATCHES).is_dir() else work  # what is there and whole is not downloaded again
+    target = folder if (folder / BATCHES).is_dir() else work  # whole archives there are not downloaded again
     try:
         source = CIFAR10(str(target), train=official == "train", download=True)
     except (URLError, TimeoutError, ConnectionError, RuntimeError) as error:

@@ -6,7 +6,7 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -14,47 +14,27 @@ from numpy.typing import NDArray
 
 from maep.errors import DataError, few
 
+if TYPE_CHECKING:
+    from maep.data.reading.encoded import EncodedImages
+
 Split = Literal["train", "dev", "test"]
 Positions = Sequence[int] | NDArray[np.integer] | NDArray[np.bool_] | torch.Tensor
-
-
-@runtime_checkable
-class LazyImages(Protocol):
-    """Images that are decoded when they are indexed."""
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(N, H, W, 3)."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """uint8 [B, H, W, 3]."""
-
-    def take(self, positions: NDArray[np.int64]) -> LazyImages:
-        """The same for a part of the images, still encoded."""
-
-    def digest(self) -> str:
-        """Hex sha256 of what the pixels are decoded from."""
-
-
-Images = NDArray[np.uint8] | LazyImages
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
     """The images of one split of a data set.
 
-    images    uint8 [N, H, W, 3] RGB array, or LazyImages that yields such arrays
+    images    uint8 [N, H, W, 3] RGB array, or EncodedImages, which gives such arrays when it is indexed
     labels    int64 [N], positions in `classes`
-    indices   int64 [N], the official index of each image in its data set: what image lists and augmentation go by
+    indices   int64 [N], the official index of each image in its data set; image lists and augmentation use it
     lossless  bool [N], False where only a lossy copy of the official pixels was available
     corrupt   one line for each image that was left out: file, row, reason
     """
 
     name: str
     split: Split
-    images: Images
+    images: NDArray[np.uint8] | EncodedImages
     labels: NDArray[np.int64]
     indices: NDArray[np.int64]
     classes: tuple[str, ...]
@@ -113,8 +93,8 @@ class ImageSet:
 
 
 def to_float(images: torch.Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> torch.Tensor:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [0, 1], laid out as asked, on the same device."""
-    # In one pass: bytes are turned round, not floats; channels_last is how they lie already.
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [0, 1] in a memory format, on the same device."""
+    # One pass: bytes are permuted, not floats; they are channels_last already.
     return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=memory_format).div_(255)
 
 
@@ -124,7 +104,7 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
 
 
 def refuse_corrupt(corrupt: Sequence[str], max_corrupt: int, where: str) -> None:
-    """Raises DataError when more images than `max_corrupt` had to be left out, naming the first three."""
+    """Raise DataError if more than `max_corrupt` images had to be left out, naming the first three."""
     if len(corrupt) > max_corrupt:
         raise DataError(
             f"{where}: {corrupt_images(corrupt)}: repair the files, or leave them out with --data.max_corrupt "
@@ -133,7 +113,7 @@ def refuse_corrupt(corrupt: Sequence[str], max_corrupt: int, where: str) -> None
 
 
 def corrupt_images(lines: Sequence[str]) -> str:
-    """The part of an error line that counts corrupt images, a line each, and names the first ones."""
+    """The part of an error line that counts corrupt images (a line each) and names the first ones."""
     return f"{len(lines):,} corrupt {'image' if len(lines) == 1 else 'images'} ({few(lines, '; ')})"
 
 

@@ -1,6 +1,7 @@
-"""Named lists of images, so that figures can be compared image by image. They are files in lists/, made once.
+"""Named lists of images, so that figures can be compared image by image.
 
-A list file has one header line, `DATASET SPLIT`, and then official indices, in order. `make_lists.py` makes them.
+Each is a file in lists/: one header line, `DATASET SPLIT`, and then official indices, in order. The files never change;
+tests/support/make_lists.py says how they were made.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ FOLDER = "lists"
 
 @dataclass(frozen=True)
 class ImageList:
-    """Official indices of one split of a data set, in a fixed order; `sha256` stands for exactly that content."""
+    """Official indices of one split of a data set, in a fixed order; `sha256` is of exactly that content."""
 
     name: str
     dataset: str
@@ -36,14 +37,14 @@ class ImageList:
 
 
 def names() -> list[str]:
-    """Every list there is, sorted."""
+    """The names of all lists, sorted."""
     files = resources.files(PACKAGE).joinpath(FOLDER).iterdir()
     return sorted(file.name.removesuffix(".txt") for file in files if file.name.endswith(".txt"))
 
 
 @functools.cache
 def named(name: str) -> ImageList:
-    """The list of that name, such as 'cifar10-test-1000'. Raises ConfigError, with the nearest name, for another."""
+    """The list called `name`, such as 'cifar10-test-1000'. Raises ConfigError, which names the nearest list."""
     if name not in names():
         raise ConfigError(f"there is no image list {name!r}: {nearest(name, names())}")
     text = resources.files(PACKAGE).joinpath(FOLDER, f"{name}.txt").read_text(encoding="ascii")
@@ -55,13 +56,13 @@ def named(name: str) -> ImageList:
 
 
 def make(name: str, dataset: str, split: Split, indices: tuple[int, ...]) -> ImageList:
-    """An ImageList of one's own choice, with its sha256."""
+    """An ImageList of any indices, with its sha256."""
     content = f"{dataset} {split}\n{' '.join(map(str, indices))}\n"
     return ImageList(name, dataset, split, indices, hashlib.sha256(content.encode("ascii")).hexdigest())
 
 
 def pick(image_set: ImageSet, image_list: ImageList) -> ImageSet:
-    """The images of the list, in its order. Raises DataError when the set lacks one, or is of another split."""
+    """The images of the list, in its order. Raises DataError if the set lacks one or is of another split."""
     if (image_set.name, image_set.split) != (image_list.dataset, image_list.split):
         raise DataError(
             f"image list {image_list.name} is of {image_list.dataset} {image_list.split}, "
@@ -73,7 +74,7 @@ def pick(image_set: ImageSet, image_list: ImageList) -> ImageSet:
         raise DataError(
             f"image list {image_list.name}: {len(missing)} of {len(image_list)} images are not in "
             f"{image_set.name} {image_set.split} (index {few(list(map(str, missing)))}): "
-            f"give a complete {image_set.name}, or a list made from it"
+            f"use a complete {image_set.name}, or a list made from this one"
         )
     return image_set.select([position[index] for index in image_list.indices])
 

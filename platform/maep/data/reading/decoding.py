@@ -83,6 +83,12 @@ def decode_exact(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
+def check_label(label: int, num_classes: int) -> None:
+    """Raise Undecodable for a label that is out of range: such an image is as unusable as a damaged one."""
+    if not 0 <= label < num_classes:
+        raise Undecodable(f"label {label} is not in 0..{num_classes - 1}")
+
+
 def orientation(image: ImageFile) -> int:
     """The EXIF orientation, 1 to 8; 1 (upright) where the metadata cannot be read."""
     try:

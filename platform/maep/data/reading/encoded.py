@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from maep.data.image_set import ImageSet, Split, refuse_corrupt
 from maep.data.reading.class_folder import HEAD, TAIL, ClassFolder
 from maep.data.reading.cropping import decode_centre
-from maep.data.reading.decoding import Undecodable, decode, ends_whole, open_image
+from maep.data.reading.decoding import Undecodable, check_label, decode, ends_whole, open_image
 from maep.data.reading.shards import Shards
 from maep.errors import DataError
 
@@ -160,10 +160,8 @@ def first_images(
 
 def _damage(rows: Rows, num_classes: int, row: int) -> str:
     """Why an image cannot be used; '' if it can."""
-    label = int(rows.labels[row])
-    if not 0 <= label < num_classes:
-        return f"label {label} is not in 0..{num_classes - 1}"
     try:
+        check_label(int(rows.labels[row]), num_classes)
         head, tail = rows.ends(row)
         if not (ends_whole(tail) and _opens(head)):
             decode(rows.image(row))

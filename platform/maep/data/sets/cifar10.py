@@ -1,9 +1,9 @@
-"""CIFAR-10 (A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009) from any of three layouts.
+"""CIFAR-10 (A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009) in any of three layouts.
 
 Under <root>/cifar10:
-  (a) our Parquet: train*.parquet and test*.parquet with the columns image (PNG), label, index, lossless;
-  (b) the Hugging Face hub's uoft-cs/cifar10: the same names, here or in plain_text/ or data/, columns img and label;
-  (c) torchvision's folder cifar-10-batches-py.
+  our Parquet          train*.parquet and test*.parquet with the columns image (PNG), label, index, lossless
+  the hub's Parquet    (Hugging Face, uoft-cs/cifar10) the same names, here or in plain_text/ or data/; img and label
+  torchvision's folder cifar-10-batches-py
 
 train is the official training set. The official test set is split once by index: `dev` is the committed list
 lists/cifar10-dev.txt (2,000 images, for every choice), `test` is every other image (for reported figures only).
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from maep.data.image_set import ImageSet, Split, refuse_corrupt
 from maep.data.lists import read_indices
-from maep.data.reading.decoding import Undecodable, decode_exact
+from maep.data.reading.decoding import Undecodable, check_label, decode_exact
 from maep.data.reading.encoded import RowsInMemory
 from maep.data.reading.parquet import ParquetShards, find_parquet
 from maep.errors import DataError
@@ -54,7 +54,7 @@ def load(root: Path, split: Split, max_corrupt: int = 0) -> ImageSet:
 
 
 def of_split(indices: NDArray[np.int64], split: Split) -> NDArray[np.bool_]:
-    """Bool [N]: which official indices of the split's file belong to `split`."""
+    """Bool [N]: which official indices of the split's files belong to `split`."""
     if split == "train":
         return np.ones(len(indices), dtype=np.bool_)
     is_dev: NDArray[np.bool_] = np.isin(indices, dev_indices())
@@ -62,7 +62,7 @@ def of_split(indices: NDArray[np.int64], split: Split) -> NDArray[np.bool_]:
 
 
 def dev_indices() -> NDArray[np.int64]:
-    """int64 [2000]: the official test indices that choices are made on, sorted."""
+    """int64 [2000]: the official test indices of `dev`, sorted."""
     return read_indices("cifar10-dev")
 
 
@@ -74,22 +74,20 @@ def dev_labels() -> NDArray[np.int64]:
 
 def _from_parquet(shards: ParquetShards, split: Split, official: str) -> ImageSet:
     rows = RowsInMemory(shards)
-    indices, labels = rows.indices, rows.labels
     if official == "test" and not shards.indexed:
-        _check_official_order(labels, shards.root)
-    images = np.empty((len(labels), *SIZE, 3), dtype=np.uint8)
+        _check_official_order(rows.labels, shards.root)
+    images = np.empty((len(rows.labels), *SIZE, 3), dtype=np.uint8)
     corrupt: list[str] = []
     kept: list[int] = []
     seen: set[int] = set()
-    for row in np.flatnonzero(of_split(indices, split)):
-        index, label = int(indices[row]), int(labels[row])
+    for row in np.flatnonzero(of_split(rows.indices, split)):
+        index = int(rows.indices[row])
         try:
             if not 0 <= index < NUM_OFFICIAL[official]:
                 raise Undecodable(f"index {index} is not in 0..{NUM_OFFICIAL[official] - 1}")
             if index in seen:
                 raise Undecodable(f"index {index} is there twice")
-            if not 0 <= label < len(CLASSES):
-                raise Undecodable(f"label {label} is not in 0..{len(CLASSES) - 1}")
+            check_label(int(rows.labels[row]), len(CLASSES))
             images[len(kept)] = decode_exact(rows.image(int(row)), SIZE)
         except Undecodable as reason:
             corrupt.append(f"{rows.place(int(row))}: {reason}")
@@ -101,8 +99,8 @@ def _from_parquet(shards: ParquetShards, split: Split, official: str) -> ImageSe
         name="cifar10",
         split=split,
         images=images[: len(kept)].copy() if len(kept) < len(images) else images,
-        labels=labels[where],
-        indices=indices[where],
+        labels=rows.labels[where],
+        indices=rows.indices[where],
         classes=CLASSES,
         lossless=rows.lossless[where],
         corrupt=tuple(corrupt),
@@ -126,7 +124,7 @@ def _check_official_order(labels: NDArray[np.int64], folder: str) -> None:
 
 def _from_batches(folder: Path, split: Split, official: str) -> ImageSet:
     # The batches are pickles, which can run code when read. torchvision compares each with the md5 sum of the official
-    # file before it unpickles, so that nothing but Krizhevsky's own bytes is ever read.
+    # file before it unpickles it.
     from torchvision.datasets import CIFAR10
 
     try:

@@ -16,7 +16,7 @@ CLASSES = tuple("0123456789")
 
 
 def load(split: Split) -> ImageSet:
-    """The split of the digits: train 1,197, dev 300, test 300, drawn once and stratified by class (make_lists.py).
+    """One split of the digits: train 1,197, dev 300, test 300, drawn once, stratified by class.
 
     Images uint8 [N, 16, 16, 3], three equal channels. Source: E. Alpaydin, C. Kaynak, Optical Recognition of
     Handwritten Digits, UCI 1998, as distributed with scikit-learn.
@@ -35,7 +35,7 @@ def load(split: Split) -> ImageSet:
 
 
 def labels() -> NDArray[np.int64]:
-    """int64 [1797]: the labels of all images, in scikit-learn's order, which is what indices count."""
+    """int64 [1797]: the labels of all images in scikit-learn's order, which the indices count."""
     return _everything()[1]
 
 

@@ -91,7 +91,7 @@ def class_names() -> tuple[str, ...]:
 
 
 def of_split(indices: NDArray[np.int64], split: Split) -> NDArray[np.bool_]:
-    """Bool [N]: which indices of the split's file belong to `split`."""
+    """Bool [N]: which indices of the split's part belong to `split`."""
     if split == "train":
         return np.ones(len(indices), dtype=np.bool_)
     draws = seeding.draws(seeding.mix(SPLIT_SEED), torch.from_numpy(indices)).numpy().view(np.uint64)

@@ -1,14 +1,13 @@
 """Random crops and flips, and the order of an epoch, as pure functions of (seed, epoch, image).
 
-Nothing depends on which images share a batch or which worker makes it: one worker or eight, resumed or not, an image is
-augmented alike. So no generator is kept; the draws are hashes (maep.seeding).
+An image is augmented alike whatever images share its batch, on one worker or eight, resumed or not. So there is no
+generator; the draws are hashes (maep.seeding).
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from maep import seeding
 from maep.data.reading.cropping import CropBox
 
-CROP, ORDER, RESIZED_CROP = 1, 2, 3  # keep the draws for one purpose apart from those for another
+CROP, ORDER, RESIZED_CROP = 1, 2, 3  # separate the draws for one purpose from those for another
 SCALE = (0.2, 1.0)
 """Share of the image's area that a random resized crop takes (He et al., Masked Autoencoders, 2022, appendix A.1)."""
 RATIO = (3 / 4, 4 / 3)
@@ -31,15 +30,13 @@ def crop_and_flip(
     seed: int,
     epoch: int,
     pad: int = 4,
-    padding: Literal["reflect", "zero"] = "reflect",
 ) -> torch.Tensor:
-    """Pads each image by `pad`, crops it back at random, and mirrors every other one left to right.
+    """Pad each image by `pad`, crop it back at random, and mirror it left to right with probability 1/2.
 
     images   uint8 [B, H, W, 3], on any device; any other dtype works too
     indices  int64 [B], each image's official index, on the same device
-    Returns the same shape, dtype and device. Offsets are uniform on -pad..pad in each direction. Reflection (without
-    repeating the edge) is the default, because a purifier that learns pixels would learn black borders as well;
-    `zero` is the usual choice for classifiers (K. He et al., Deep Residual Learning, 2016, section 4.2).
+    Returns the same shape, dtype and device. Offsets are uniform on -pad..pad in each direction. Padding is by
+    reflection (without repeating the edge), because a purifier that learns pixels would learn black borders as well.
     """
     num, height, width = images.shape[:3]
     assert 0 <= pad < min(height, width), f"pad {pad} must be smaller than the images, {height}x{width}"
@@ -51,21 +48,17 @@ def crop_and_flip(
     place = _reflect(rows, height)[:, :, None] * width + _reflect(columns, width)[:, None, :]
     start = torch.arange(num, device=images.device)[:, None, None] * (height * width)
     flat = images.reshape(num * height * width, -1)
-    cropped = flat.index_select(0, (start + place).reshape(-1)).reshape(images.shape)  # a third of what [] takes
-    if padding == "reflect":
-        return cropped
-    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-    return cropped * inside[..., None].to(images.dtype)
+    return flat.index_select(0, (start + place).reshape(-1)).reshape(images.shape)  # a third of the time of []
 
 
 def crop_box(index: int, seed: int, epoch: int, size: tuple[int, int]) -> CropBox:
-    """Where an image is cut before it is resized to a square, and whether it is mirrored: MAE's augmentation at 224 px.
+    """The box of an image that is resized to a square, and whether it is mirrored: MAE's augmentation at 224 px.
 
     index   the image's official index
     size    (height, width) of the image, in pixels
     The box is drawn as torchvision's RandomResizedCrop draws it: area uniform in SCALE of the image's, ratio
     log-uniform in RATIO, place uniform; after TRIES boxes that do not fit, the largest central one whose ratio is in
-    RATIO. Every other image is mirrored.
+    RATIO. The probability of mirroring is 1/2.
     """
     height, width = size
     uniform = seeding.stream(seeding.draw(int(_key(seed, epoch, RESIZED_CROP)), index))
@@ -93,9 +86,9 @@ def _draws(places: torch.Tensor, seed: int, epoch: int, purpose: int) -> torch.T
     return seeding.draws(_key(seed, epoch, purpose), places)
 
 
-@functools.lru_cache(maxsize=64)  # it is asked for anew for each image of an epoch
+@functools.lru_cache(maxsize=64)  # it is computed for each image of an epoch
 def _key(seed: int, epoch: int, purpose: int) -> torch.Tensor:
-    return seeding.mix(seeding.mix(seed, epoch, purpose))  # twice for ever: runs that are resumed rely on the values
+    return seeding.mix(seeding.mix(seed, epoch, purpose))  # twice, for ever: resumed runs rely on the values
 
 
 def _reflect(positions: torch.Tensor, size: int) -> torch.Tensor:

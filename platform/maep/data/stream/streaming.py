@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maep.data.reading.cropping import decode_centre, decode_crop
-from maep.data.reading.decoding import Undecodable
+from maep.data.reading.decoding import Undecodable, check_label
 from maep.data.reading.shards import EncodedGroup, Shards
 from maep.data.stream.augmentation import crop_box
 from maep.data.stream.plan import BatchPart, BatchPlan, Sampling
@@ -100,12 +100,11 @@ def _sound_image(
 def _pixels(
     encoded: EncodedGroup, row: int, images: StreamedImages, sampling: Sampling, epoch: int
 ) -> NDArray[np.uint8]:
-    label, index = int(encoded.labels[row]), int(encoded.indices[row])
-    if not 0 <= label < len(images.classes):
-        raise Undecodable(f"label {label} is not in 0..{len(images.classes) - 1}")
+    check_label(int(encoded.labels[row]), len(images.classes))
     if not sampling.augment:
         return decode_centre(encoded.images[row], images.side)
-    return decode_crop(encoded.images[row], images.side, functools.partial(crop_box, index, sampling.seed, epoch))
+    box_of = functools.partial(crop_box, int(encoded.indices[row]), sampling.seed, epoch)
+    return decode_crop(encoded.images[row], images.side, box_of)
 
 
 class StreamLoader(ABC):

@@ -1,6 +1,6 @@
-"""Makes the committed image lists again: `python -m maep.data.make_lists FOLDER`, with $MAEP_DATA set.
+"""How the committed image lists were made; to write them again: `python tests/support/make_lists.py FOLDER`.
 
-The lists never change: evaluation results name them by sha256. A test compares them with what this makes.
+Needs $MAEP_DATA. The lists never change, because evaluation results name them by sha256: test_lists.py compares them.
 """
 
 from __future__ import annotations
