@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,21 +119,6 @@ def test_bundled_purifiers_by_name(make_artifact: Make, tmp_path: Path, monkeypa
     assert resolve("bundled:cifar10").sha256 == made.sha256
     with pytest.raises(ArtifactError, match="'cifar10'"):
         resolve("bundled:cifar100")
-
-
-def test_bundled_purifiers_of_a_zipped_package(
-    make_artifact: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = make_artifact(1, state=True)
-    with zipfile.ZipFile(tmp_path / "package.zip", "w") as package:
-        for name in [*made.files, artifact.MANIFEST]:
-            package.write(made.folder / name, f"bundled/cifar10/{name}")
-    with zipfile.ZipFile(tmp_path / "package.zip") as package:
-        monkeypatch.setattr(resolving.resources, "files", lambda _: zipfile.Path(package))
-        for _ in range(2):  # unpacked into the cache, then found there
-            found = resolve("bundled:cifar10")
-            assert found.sha256 == made.sha256
-            assert found.folder.is_relative_to(resolving.cache_folder())
 
 
 def test_a_spoilt_cache_is_filled_again(make_artifact: Make) -> None:

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -76,26 +77,24 @@ def arrow(uri: str) -> tuple[Any, str]:
 
 def within(seconds: float, uri: str, action: Callable[[], T]) -> T:
     """The result of `action`, which reads `uri` by Arrow. Raises UnavailableError after `seconds` or an S3 error."""
-    done: list[T] = []
-    failed: list[BaseException] = []
+    future: Future[T] = Future()
 
     def attempt() -> None:
         try:
-            done.append(action())
+            future.set_result(action())
         except BaseException as error:  # raised in the thread that waits
-            failed.append(error)
+            future.set_exception(error)
 
     # A daemon thread, not a pool's: it may hang in a dead connection, and the process must not wait for it at exit.
-    thread = threading.Thread(target=attempt, daemon=True, name=f"read {uri}")
-    thread.start()
-    thread.join(seconds)
-    if done:
-        return done[0]
-    if not failed:
-        raise UnavailableError(f"{uri}: S3 gave no answer within {seconds:g} s: check the network and the store")
-    if isinstance(failed[0], OSError) and _ARROW_FAULT in str(failed[0]):
-        raise UnavailableError(f"{uri}: {' '.join(str(failed[0]).split())}: {_CURE}")
-    raise failed[0]
+    threading.Thread(target=attempt, daemon=True, name=f"read {uri}").start()
+    try:
+        return future.result(seconds)
+    except OSError as error:  # also TimeoutError
+        if not future.done():
+            raise UnavailableError(f"{uri}: S3 gave no answer within {seconds:g} s: {_CURE}") from None
+        if _ARROW_FAULT in str(error):
+            raise UnavailableError(f"{uri}: {' '.join(str(error).split())}: {_CURE}") from None
+        raise
 
 
 def _split(uri: str) -> dict[str, str]:

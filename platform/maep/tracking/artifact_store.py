@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from maep import storage
@@ -46,16 +46,15 @@ def put(artifact: Artifact, uri: str, tracking_uri: str) -> None:
 def put_file(path: Path, uri: str, tracking_uri: str) -> None:
     """Uploads one file to `uri`, whose last part is its new name."""
     place = direct(uri)
-    folder, _, name = uri.rpartition("/")
     if place is not None:
         storage.write_bytes(place, path.read_bytes())
-    elif name == path.name:
-        with mlflow_client.translated(tracking_uri):
-            _repository(folder, tracking_uri).log_artifact(str(path))
-    else:
-        with tempfile.TemporaryDirectory() as beside:
-            shutil.copyfile(path, Path(beside) / name)
-            put_file(Path(beside) / name, uri, tracking_uri)
+        return
+    folder, _, name = uri.rpartition("/")
+    with tempfile.TemporaryDirectory() as beside, mlflow_client.translated(tracking_uri):
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        renamed = shutil.copyfile(path, Path(beside) / name)  # MLflow keeps the name of the local file
+        get_artifact_repository(folder, tracking_uri=tracking_uri).log_artifact(str(renamed))
 
 
 def get(uri: str, folder: Path, tracking_uri: str) -> Artifact:
@@ -76,9 +75,3 @@ def get(uri: str, folder: Path, tracking_uri: str) -> Artifact:
         read(fetched)
         storage.replace_folder(fetched, folder)
     return read(folder)
-
-
-def _repository(uri: str, tracking_uri: str) -> Any:
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    return get_artifact_repository(uri, tracking_uri=tracking_uri)

@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,8 +64,7 @@ def load_purifier(uri: str | PurifierRef, tracking: TrackingConfig | None = None
 
 def bundled_names() -> list[str]:
     """The purifiers that ship with the package."""
-    root = resources.files("maep") / "bundled"
-    return sorted(entry.name for entry in root.iterdir() if (entry / _MANIFEST).is_file()) if root.is_dir() else []
+    return sorted(path.parent.name for path in _bundled_root().glob(f"*/{_MANIFEST}"))
 
 
 def cache_folder() -> Path:
@@ -74,15 +72,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MAEP_CACHE") or Path.home() / ".cache" / "maep") / "artifacts"
 
 
+def _bundled_root() -> Path:
+    return Path(str(resources.files("maep") / "bundled"))
+
+
 def _bundled(ref: PurifierRef) -> Artifact:
     names = bundled_names()
     if ref.name not in names:
         raise ArtifactError(f"{ref} does not ship with maep: {nearest(ref.name, names)}")
-    root = resources.files("maep") / "bundled" / ref.name
-    if isinstance(root, Path):
-        return _read(root, ref.sha256, ref)
-    digest = storage.sha256((root / _MANIFEST).read_bytes())
-    return _cached(digest, ref, lambda beside: _unpack(root, beside))  # a zipped package
+    return _read(_bundled_root() / ref.name, ref.sha256, ref)
 
 
 def _model(ref: PurifierRef, config: TrackingConfig) -> Artifact:
@@ -181,15 +179,6 @@ def _cached(sha256: str | None, ref: PurifierRef | str, fetch: Callable[[Path], 
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return _read(root / found.sha256, found.sha256, ref)
-
-
-def _unpack(source: Traversable, target: Path) -> None:
-    target.mkdir()
-    for entry in source.iterdir():
-        if entry.is_dir():
-            _unpack(entry, target / entry.name)
-        else:
-            (target / entry.name).write_bytes(entry.read_bytes())
 
 
 def _read(folder: Path, sha256: str | None, ref: PurifierRef | str) -> Artifact:

@@ -56,16 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _phases(arguments: argparse.Namespace, overrides: Sequence[str], notice: Notice) -> None:
-    if not arguments.pretrain and not arguments.finetune:
+    files = {phase: path for phase in ("pretrain", "finetune") if (path := getattr(arguments, phase)) is not None}
+    if not files:
         raise UserError("nothing to do: give --pretrain FILE, --finetune FILE or both")
-    phases = [phase for phase in ("pretrain", "finetune") if getattr(arguments, phase)]
-    over = config.apply_overrides({}, overrides)
-    for key in over:
-        if key not in phases:
-            raise ConfigError(f"unknown key {key!r}: overrides are written --{phases[0]}.section.key VALUE")
+    values = config.apply_overrides({phase: config.read_yaml(path) for phase, path in files.items()}, overrides)
+    for key in values:
+        if key not in files:
+            raise ConfigError(f"unknown key {key!r}: overrides are written --{next(iter(files))}.section.key VALUE")
     autoencoder = arguments.output / "pretrain"
-    first = _load(PretrainConfig, arguments.pretrain, over.get("pretrain", {})) if arguments.pretrain else None
-    second = _load(FinetuneConfig, arguments.finetune, over.get("finetune", {})) if arguments.finetune else None
+    first = _build(PretrainConfig, values["pretrain"]) if "pretrain" in files else None
+    second = _build(FinetuneConfig, values["finetune"]) if "finetune" in files else None
     if first is not None:
         run(pretraining(first), autoencoder, [_Lines("pretrain")], notice=notice)
     if second is not None:
@@ -74,26 +74,16 @@ def _phases(arguments: argparse.Namespace, overrides: Sequence[str], notice: Not
         run(purification(second), arguments.output / "finetune", [_Lines("finetune")], notice=notice)
 
 
-def _load(cls: type[T], path: Path, over: dict[str, Any]) -> T:
-    values: dict[str, Any] = config.read_yaml(path)
-    values.pop("tracking", None)
-    settings = config.build(cls, _merge(values, over))
+def _build(cls: type[T], values: dict[str, Any]) -> T:
+    settings = config.build(cls, {key: value for key, value in values.items() if key != "tracking"})
     if settings.validation.every_checkpoint:
         best = f" and loop.keep_best {settings.loop.keep_best}" if settings.loop.keep_best else ""
         print(
-            f"maep.train: warning: {path}: validation.every_checkpoint{best} has no effect here: only maep pretrain and"
-            " maep finetune measure checkpoints",
+            f"maep.train: warning: validation.every_checkpoint{best} has no effect here: only maep pretrain and maep"
+            " finetune measure checkpoints",
             file=sys.stderr,
         )
     return dataclasses.replace(settings, workers=WorkersConfig())
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        inner = merged.get(key)
-        merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return merged
 
 
 class _Lines(Callback):

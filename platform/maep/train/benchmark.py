@@ -162,19 +162,11 @@ def estimate(settings: PretrainConfig) -> tuple[float, str]:
 
 
 def text(measured: Measured) -> str:
-    """The result for people."""
-    split = "  ".join(f"{phase} {seconds * 1000:.1f}" for phase, seconds in measured.split_s.items())
-    rate = f"{measured.images_per_s:,.1f}"
-    return "\n".join(
-        (
-            f"device    {measured.device}, {measured.precision}, {measured.peak_tflops:.3g} TFLOP/s at most",
-            f"model     {measured.parameters / 1e6:.1f} M parameters, {measured.gflops_per_image:.3g} GFLOP an image",
-            f"step      {rate} images/s in batches of {measured.batch_size}, MFU {measured.mfu:.3f}",
-            f"split     {split} ms",
-            f"loader    {measured.loader_images_per_s:,.1f} images/s alone, {measured.loader_ratio:.3g} times the step",
-            f"memory    {measured.peak_memory_mib:,.0f} MiB at most",
-        )
-    )
+    """The result for people: a line for each value, seconds by phase on lines of their own."""
+    values = dataclasses.asdict(measured)
+    values |= {f"{phase}_s": seconds for phase, seconds in values.pop("split_s").items()}
+    shown = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in values.items()}
+    return "\n".join(f"{name:<20} {value}" for name, value in shown.items())
 
 
 def _seconds(work: Callable[[int], None], count: int, device: torch.device) -> float:
@@ -190,28 +182,17 @@ def _seconds(work: Callable[[int], None], count: int, device: torch.device) -> f
 
 
 def _open(settings: PretrainConfig, kind: Kind, device: torch.device) -> Loader:
-    """The loader to measure: of random images, or of the data set for kind stream."""
-    loop, (height, width) = settings.loop, settings.model.image_size
-    images: Images = _random_images(loop.batch_size, height, width)
-    if kind == "synthetic":
-        images = SyntheticImages("random", (height, width), ("none",))
+    """The loader to measure: of a batch of random images, or of the data set for kind stream."""
+    loop, shape = settings.loop, settings.model.image_size
+    noise = SyntheticImages("random", shape, ("none",))
+    images: Images = noise
+    if kind == "resident":
+        pixels, numbers = noise.draw(loop.batch_size).numpy(), np.arange(loop.batch_size)
+        images = ImageSet("random", "train", pixels, numbers * 0, numbers, noise.classes, numbers >= 0)
     elif kind == "stream":
-        data = replace(settings.data, name="imagenet", image_size=height)
+        data = replace(settings.data, name="imagenet", image_size=shape[0])
         images = open_images(LoaderConfig(kind="stream"), data)
     return open_loader(images, settings.loader, Sampling(loop.batch_size, loop.seed, loop.augment), device)
-
-
-def _random_images(count: int, height: int, width: int) -> ImageSet:
-    pixels = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
-    return ImageSet(
-        name="random",
-        split="train",
-        images=pixels,
-        labels=np.zeros(count, dtype=np.int64),
-        indices=np.arange(count, dtype=np.int64),
-        classes=("none",),
-        lossless=np.ones(count, dtype=np.bool_),
-    )
 
 
 if __name__ == "__main__":
