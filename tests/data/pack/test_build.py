@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from disk import mounted
+from PIL import Image
 
 from maep.data.config import DataConfig
 from maep.data.datasets import load
@@ -200,6 +201,18 @@ def test_damaged_images_are_named_and_left_out_when_that_is_allowed(tmp_path: Pa
     shards = pack(planned(source, tmp_path / "data"), max_corrupt=3)
     assert [line.partition(":")[0] for line in left_out(shards)] == [names[0], names[40], names[80]]
     assert len(load(DataConfig("imagenet", str(tmp_path / "data"), image_size=28), "train")) == NUM - 3
+
+
+def test_an_image_in_cmyk_is_left_out_and_reported(tmp_path: Path, files: Files) -> None:
+    """ImageNet-1k has 22: sound files, but none that the pixel rule takes."""
+    buffer = io.BytesIO()
+    Image.new("CMYK", (30, 40)).save(buffer, "JPEG")
+    name = sorted(files)[0]
+    source = in_folder(tmp_path / "raw", files | {name: buffer.getvalue()})
+    shards = pack(planned(source, tmp_path / "data"))
+    assert [line.partition(":")[0] for line in left_out(shards)] == [name]
+    assert sum(shard.rows for shard in shards.values()) == NUM - 1
+    assert pack(planned(source, tmp_path / "data")) == shards
 
 
 def test_an_image_that_vanishes_meanwhile_is_named(tmp_path: Path, files: Files) -> None:

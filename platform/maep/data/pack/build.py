@@ -31,7 +31,7 @@ from maep.data.pack.archive import Tick
 from maep.data.pack.plan import ROWS_PER_GROUP, PackPlan
 from maep.data.reading.class_folder import index_of
 from maep.data.reading.decoding import Undecodable, verify
-from maep.errors import DataError, WriteError
+from maep.errors import DataError, WriteError, few
 
 T = TypeVar("T")
 Read = Callable[[int], bytes]
@@ -46,12 +46,17 @@ COLUMNS = pa.schema(
 
 @dataclass(frozen=True)
 class PackedShard:
-    """One finished file: its rows, size in bytes, hex sha256, and a line for each image that was left out of it."""
+    """One finished file: its rows, size in bytes, hex sha256, and a line for each image that was left out of it.
+
+    corrupt      images that do not decode
+    unsupported  sound images that the pixel rule refuses: ImageNet-1k has 22 in CMYK
+    """
 
     rows: int
     size: int
     sha256: str
     corrupt: tuple[str, ...]
+    unsupported: tuple[str, ...] = ()
 
 
 PackedShards = dict[str, PackedShard]
@@ -61,9 +66,9 @@ PackedShards = dict[str, PackedShard]
 def pack(plan: PackPlan, max_corrupt: int = 0, tick: Tick | None = None) -> PackedShards:
     """Make the shards that are missing, then the manifest; return all shards.
 
-    Every image's header and end are read, and what looks damaged is decoded. Images that do not decode are left out.
-    More than `max_corrupt` of them raise DataError at the end, when all are known and the shards are kept, so that
-    allowing them takes no second reading. One row group is held in memory.
+    Every image's header and end are read, and what looks damaged is decoded. Images that do not decode or are not
+    supported are left out. More than `max_corrupt` that do not decode raise DataError at the end, when all are known
+    and the shards are kept, so that allowing them takes no second reading. One row group is held in memory.
     Also raises DataError where another packing is in the way, WriteError for a disk that is full or not writable,
     UnavailableError while another process packs into the same folder.
     """
@@ -90,7 +95,7 @@ def pack(plan: PackPlan, max_corrupt: int = 0, tick: Tick | None = None) -> Pack
 
 def left_out(shards: Mapping[str, PackedShard]) -> list[str]:
     """A line for each image that is in no shard: SYNSET/NAME: reason."""
-    return sorted(line for shard in shards.values() for line in shard.corrupt)
+    return sorted(line for shard in shards.values() for line in (*shard.corrupt, *shard.unsupported))
 
 
 class _Pace:
@@ -116,21 +121,28 @@ class _Pace:
 def _make(plan: PackPlan, name: str, read: Read, pool: ThreadPoolExecutor, pace: _Pace) -> PackedShard:
     """Write one shard."""
     corrupt: list[str] = []
+    unsupported: list[str] = []
     num_rows = 0
     rows = plan.shards[name]
     with storage.atomic_file(plan.work / name) as file, _writer(file) as writer:
         for group in np.split(rows, range(ROWS_PER_GROUP, len(rows), ROWS_PER_GROUP)):
             images = list(pool.map(lambda row: _load(read, row), map(int, group)))
-            corrupt += [f"{plan.archive.name(row)}: {reason}" for row, reason in _pairs(group, images, str)]
+            for row, refusal in _pairs(group, images, Undecodable):
+                lines = unsupported if refusal.code == "unsupported-image" else corrupt
+                lines.append(f"{plan.archive.name(row)}: {refusal}")
             good = _pairs(group, images, bytes)
             if good:
                 writer.write_table(_table(plan, good))
             num_rows += len(good)
             pace.add(len(group))
     if not num_rows:
-        raise DataError(f"{plan.archive.source}: none of {len(rows):,} images can be used: {'; '.join(corrupt[:3])}")
+        raise DataError(
+            f"{plan.archive.source}: none of {len(rows):,} images can be used: {few(corrupt + unsupported)}"
+        )
     written = plan.work / name
-    return PackedShard(num_rows, written.stat().st_size, storage.sha256_file(written), tuple(corrupt))
+    return PackedShard(
+        num_rows, written.stat().st_size, storage.sha256_file(written), tuple(corrupt), tuple(unsupported)
+    )
 
 
 def _writer(file: BinaryIO) -> pq.ParquetWriter:
@@ -154,15 +166,15 @@ def _table(plan: PackPlan, images: Sequence[tuple[int, bytes]]) -> pa.Table:
     )
 
 
-def _load(read: Read, row: int) -> bytes | str:
+def _load(read: Read, row: int) -> bytes | Undecodable:
     """The bytes of an image, or why it cannot be used."""
     try:
         data = read(row)
         verify(data)
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    except Undecodable as reason:
-        return str(reason)
+        return Undecodable(f"cannot be read: {error.strerror}")
+    except Undecodable as refusal:
+        return refusal
     return data
 
 
@@ -188,7 +200,8 @@ def _resume(plan: PackPlan, pace: _Pace) -> PackedShards:
         file = _place(plan, name)
         if name not in recorded or not file.exists():
             continue
-        shard = PackedShard(**{**recorded[name], "corrupt": tuple(recorded[name]["corrupt"])})
+        entry: dict[str, Any] = recorded[name]
+        shard = PackedShard(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
         if file.stat().st_size == shard.size and storage.sha256_file(file) == shard.sha256:
             kept[name] = shard
             pace.add(len(rows))
@@ -218,7 +231,7 @@ def _refuse_full_disk(plan: PackPlan, done: PackedShards) -> None:
 
 
 def _refuse_corrupt(plan: PackPlan, shards: PackedShards, max_corrupt: int) -> None:
-    lines = left_out(shards)
+    lines = sorted(line for shard in shards.values() for line in shard.corrupt)
     if len(lines) > max_corrupt:
         raise DataError(
             f"{plan.archive.source}: {corrupt_images(lines)}: leave them out with --max-corrupt {len(lines)}, which "
@@ -258,5 +271,5 @@ def _read_json(file: Path) -> dict[str, Any]:
     return held if isinstance(held, dict) else {}
 
 
-def _pairs(rows: NDArray[np.int64], images: Sequence[bytes | str], kind: type[T]) -> list[tuple[int, T]]:
+def _pairs(rows: NDArray[np.int64], images: Sequence[bytes | Undecodable], kind: type[T]) -> list[tuple[int, T]]:
     return [(int(row), image) for row, image in zip(rows, images, strict=True) if isinstance(image, kind)]
