@@ -200,8 +200,9 @@ def _resume(plan: PackPlan, pace: _Pace) -> PackedShards:
         file = _place(plan, name)
         if name not in recorded or not file.exists():
             continue
-        entry: dict[str, Any] = recorded[name]
-        shard = PackedShard(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
+        entry = recorded[name]
+        lines = tuple(entry["corrupt"]), tuple(entry.get("unsupported", ()))
+        shard = PackedShard(entry["rows"], entry["size"], entry["sha256"], *lines)
         if file.stat().st_size == shard.size and storage.sha256_file(file) == shard.sha256:
             kept[name] = shard
             pace.add(len(rows))
