@@ -1,4 +1,4 @@
-"""`maep VERB ...`: finds the verb's module, runs it, and turns mistakes into one line and exit status 2."""
+"""`maep VERB ...`: runs the verb's module, and turns user errors into one line and exit status 2."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from maep_jobs.terminal.parent_death import end_with_parent
 from maep_jobs.terminal.standard_output import json_alone
 
 VERBS = {
-    "demo": "the whole path on scikit-learn's digits in minutes, with a picture",
-    "run": "a pipeline: pretrain, finetune, gate, promote, evaluate, serve and check",
+    "demo": "run the whole pipeline on scikit-learn's digits in minutes, with a picture",
+    "run": "run a pipeline: pretrain, finetune, gate, promote, evaluate, serve, check",
     "pretrain": "train a masked autoencoder",
-    "finetune": "make it a purifier, on images attacked on the fly",
-    "tune": "search for the best purifier for a budget",
+    "finetune": "train a purifier on images attacked on the fly",
+    "tune": "search for the best purifier within a budget",
     "evaluate": "measure purifiers under each threat model",
-    "promote": "send a purifier through the gate to the alias champion",
-    "rollback": "give the alias champion back to the version before",
+    "promote": "make a purifier champion if it passes the gate",
+    "rollback": "make the previous version champion again",
     "serve": "start the endpoint",
-    "purify": "image files and folders, by the endpoint or in this process",
+    "purify": "purify image files and folders",
     "submit": "run a verb on a Ray cluster",
-    "data": "fetch and inspect data sets",
+    "data": "fetch, inspect and pack data sets",
     "classifier": "train a classifier to protect",
-    "convert": "exchange autoencoders with Hugging Face's ViTMAE",
+    "convert": "convert autoencoders from and to Hugging Face's ViTMAE",
 }
 
 _HELP = """maep trains, searches, evaluates and serves masked-autoencoder purifiers.
@@ -39,19 +39,19 @@ usage: maep VERB [--config NAME|FILE] [--output DIR] [--dry-run] [--json] [--sec
 
 {verbs}
 
-maep VERB --help tells more, with examples. Exit status: 0 done, 1 failed, 2 a mistake in what was given.
+maep VERB --help lists options, configuration keys and examples. Exit status: 0 done, 1 failed, 2 usage error.
   maep demo
   maep run cifar10/pipeline --output outputs/cifar10
   maep serve --model bundled:cifar10 --classifier cifar10_resnet20
 """
 
-# What the machine refuses and its user can mend: no room, no right, no such place.
-_MENDABLE = {
+# Errors of the operating system that the user can fix.
+_FIXABLE = {
     errno.ENOSPC: "free some space or choose another --output",
     errno.EDQUOT: "free some space or choose another --output",
-    errno.EACCES: "choose a place you may write to",
-    errno.EPERM: "choose a place you may write to",
-    errno.EROFS: "choose a place that can be written to",
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+    errno.EROFS: "choose a folder that is writable",
     errno.ENOENT: "check the path",
     errno.ENOTDIR: "check the path",
     errno.EISDIR: "check the path",
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         signal.signal(signal.SIGTERM, _end)
         end_with_parent()
-    # a plan is for people, whatever form they asked the result in
+    # a plan is always text
     output = json_alone() if "--json" in rest and "--dry-run" not in rest else nullcontext()
     try:
         with output:
@@ -90,28 +90,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"maep {verb}: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        if error.errno not in _MENDABLE:
+        if error.errno not in _FIXABLE:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"maep {verb}: {where}{error.strerror}: {_MENDABLE[error.errno]}", file=sys.stderr)
+        print(f"maep {verb}: {where}{error.strerror}: {_FIXABLE[error.errno]}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         print(f"maep {verb}: {stopped}", file=sys.stderr)
         return 128 + signal.SIGTERM
     except KeyboardInterrupt:
-        print(f"maep {verb}: stopped; what is finished is kept, and the same line goes on from there", file=sys.stderr)
+        print(f"maep {verb}: interrupted; finished work is kept: re-run the same command to resume", file=sys.stderr)
         return 130
     return status
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """SIGTERM unwinds as Ctrl-C does, so that child processes and endpoints end with this one."""
+    """Exits on SIGTERM as on Ctrl-C, so that child processes and endpoints end too."""
     del frame
     raise SystemExit(128 + number)
 
 
 def _quiet_environment() -> None:
-    """No telemetry, and threads that wait without burning the cores that other workers need."""
+    """Turns telemetry off, and lets OpenMP threads wait passively, which leaves the cores to other workers."""
     for name, value in {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",

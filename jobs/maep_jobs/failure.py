@@ -1,7 +1,7 @@
-"""Work that was asked for rightly, ran, and failed."""
+"""Failures of work that was started."""
 
 from __future__ import annotations
 
 
 class JobFailed(RuntimeError):
-    """One line: which part failed and where to look. The command line prints it and ends with exit status 1."""
+    """A part of the work failed; the message is one line. The command line prints it and exits with status 1."""

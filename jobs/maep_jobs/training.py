@@ -1,4 +1,4 @@
-"""What `pretrain`, `finetune` and `classifier train` share: one training run, tracked, resumable, on Ray or not."""
+"""One training run, tracked and resumable, in this process or on Ray: `pretrain`, `finetune`, `classifier train`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _log = logging.getLogger("maep.train")
 
 
 def run_training(job: Job[Settings], phase: str) -> Artifact | None:
-    """Runs the job to its artifact and prints it; None after --dry-run."""
+    """Trains to the artifact and prints where it is; with --dry-run prints the plan and returns None."""
     settings, options = job.settings, job.options
     output: str | Path = options.output
     folder = working_folder(output)
@@ -48,7 +48,7 @@ def run_training(job: Job[Settings], phase: str) -> Artifact | None:
         return None
     address = getattr(options, "address", None)
     if address is not None and settings.workers.most == 0:
-        raise ConfigError(f"--address {address}: no worker would run there: give --workers.num_workers, 1 or more")
+        raise ConfigError(f"--address {address}: this run has no Ray workers: set --workers.num_workers to 1 or more")
     with storage.lock_folder(folder):
         resume = resolve(options.resume, job.tracking) if getattr(options, "resume", None) else None
         settings = _located(settings, job.tracking)
@@ -71,7 +71,7 @@ def run_training(job: Job[Settings], phase: str) -> Artifact | None:
 
 
 def _located(settings: Settings, tracking: TrackingConfig) -> Settings:
-    """`settings` with `init` as a folder where it is another URI, and without relative paths where workers run."""
+    """`settings` with `init` resolved to a folder and, for workers, absolute paths."""
     if isinstance(settings, PretrainConfig | FinetuneConfig):
         init = settings.init
         if init is not None and not Path(init).exists():
@@ -85,7 +85,7 @@ def plan(settings: Settings, output: str | Path) -> list[str]:
     count = f"{workers.least} to {workers.most}" if workers.most > workers.least else str(workers.most)
     where = f"{count} Ray Train workers" if workers.most else "this process"
     return [
-        f"trains on {settings.data.name}: {loop.num_steps:,} steps of {loop.batch_size} images in {where}",
+        f"train on {settings.data.name}: {loop.num_steps:,} steps of {loop.batch_size} images in {where}",
         _loading(settings),
         f"checkpoint every {loop.checkpoint_every:,} images, the last {loop.keep_checkpoints} kept"
         + (f", and the best by {loop.keep_best}" if loop.keep_best else ""),
@@ -94,7 +94,7 @@ def plan(settings: Settings, output: str | Path) -> list[str]:
 
 
 def _loading(settings: Settings) -> str:
-    """Which loader, and what of Ray's object store it takes: parts of a step that lie ready or are on their way."""
+    """The loader, and for `ray` the object store memory of the prefetched parts of steps."""
     num_workers = settings.workers.most
     loader = resolved(settings.loader, settings.data, num_workers != 0)
     if loader.kind != "ray":
@@ -109,7 +109,7 @@ def _loading(settings: Settings) -> str:
 
 
 def costs(settings: PretrainConfig) -> list[str]:
-    """What pretraining takes: weights, operations, and time, which two short steps on this machine tell."""
+    """What pretraining costs: parameters, operations, and time, estimated from two short steps on this machine."""
     model, ratio = settings.model, settings.mask_ratio
     forward, training = (flops.forward(model, ratio) / 1e9, flops.training(model, ratio) / 1e9)
     return [
@@ -122,15 +122,15 @@ def costs(settings: PretrainConfig) -> list[str]:
 def _time(settings: PretrainConfig) -> str:
     try:
         rate, how = estimate(settings)
-    except ConfigError as error:  # a plan for another machine: it has a GPU, or a compiler
-        return f"time: not known here, {error}"
+    except ConfigError as error:  # the plan is for another machine, with a GPU or a compiler
+        return f"time: unknown, {error}"
     length = timedelta(seconds=round(settings.loop.num_steps * settings.loop.batch_size / rate))
     where = "on one worker like this process" if settings.workers.num_workers else "in this process"
     return f"time: {length} {where} at {rate:,.4g} images/s ({how})"
 
 
 def make_callbacks(phase: str, settings: Settings, tracking: TrackingConfig, output: str | Path) -> Sequence[Callback]:
-    """The callbacks of a run, made in the process where they run, once nothing refuses it any more."""
+    """The callbacks of a run, made in the process where they run, after all checks of the configuration."""
     name, output = f"{phase} {str(output).rpartition('/')[2]}", working_folder(output)
     storage.write_bytes(output / "config.yaml", config.to_yaml(settings).encode())
     shown, tracked = _Shown(name), _Tracked(phase, name, settings, tracking, output)
@@ -144,11 +144,11 @@ def make_callbacks(phase: str, settings: Settings, tracking: TrackingConfig, out
     metric = settings.loop.keep_best
     kind = "mae" if isinstance(settings, PretrainConfig) else "purifier"
     best = Best(output / BEST, metric, kind) if metric is not None else None
-    return [shown, Validation(settings, output, report, best), tracked]  # what it measures comes before the run's end
+    return [shown, Validation(settings, output, report, best), tracked]  # before `tracked`, which ends the MLflow run
 
 
 def _run_key(output: Path) -> str:
-    """What a rerun finds its MLflow run by. It goes with the folder: a new training is a new run."""
+    """The key by which a resumed training finds its MLflow run; kept in the output, so a new training is a new run."""
     path = output / RUN_KEY
     if not path.is_file():
         storage.write_bytes(path, uuid.uuid4().hex.encode())
@@ -156,7 +156,7 @@ def _run_key(output: Path) -> str:
 
 
 class _Shown(Callback):
-    """Shows progress to a person."""
+    """Shows progress."""
 
     def __init__(self, name: str) -> None:
         self._bar = Bar(name)
@@ -171,7 +171,7 @@ class _Shown(Callback):
         self._bar.close()
 
     def measured(self, metrics: Mapping[str, float], samples_seen: int) -> None:
-        """What a validation found."""
+        """Metrics of a validation."""
         values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self._bar.say(f"{self._bar.name}  validated after {samples_seen:,}  {values}")
 
@@ -198,7 +198,7 @@ class _Tracked(Callback):
         self._run.finish("FAILED" if isinstance(error, Exception) else "KILLED")
 
     def measured(self, metrics: Mapping[str, float], samples_seen: int) -> None:
-        """What a validation found."""
+        """Metrics of a validation."""
         self._run.log_metrics(metrics, samples_seen)
 
     def _keep(self, saved: Artifact, samples_seen: int) -> None:
@@ -209,7 +209,7 @@ class _Tracked(Callback):
 
         try:
             picture = reconstruction_strip(saved, self._settings.data)
-        except UserError as error:  # a picture is no reason to end a training
+        except UserError as error:  # a missing picture does not stop the training
             _log.warning("no picture of the checkpoint after %d images: %s", samples_seen, error)
             return
         if picture is not None:

@@ -22,7 +22,7 @@ from train_toys import TURN, lines, taking_turns
 from maep import cluster, config
 from maep.train.config import PretrainConfig, WorkersConfig
 from maep.train.ray.workers import train
-from maep_jobs.arguments import find
+from maep_jobs.config_files import find
 
 PAIRS = 3
 TURNS = 35  # fewer steps than two for each log point, so that every step is reported

@@ -26,7 +26,7 @@ from maep.tune.config import TuneConfig
 from maep.tune.record import TrialRecord
 from maep.tune.search import execute
 from maep.tune.search.rounds import Search
-from maep_jobs.arguments import find
+from maep_jobs.config_files import find
 from maep_jobs.search.run import with_classifiers
 
 OBJECTIVE = "adaptive_accuracy"

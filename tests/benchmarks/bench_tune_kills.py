@@ -23,7 +23,7 @@ from maep import config
 from maep.tune import record
 from maep.tune.trial.plan import PLAN
 from maep.tune.trial.trial import PRETRAINED, SPENT
-from maep_jobs.arguments import find
+from maep_jobs.config_files import find
 
 SEEDS = range(5)
 LATEST_S = 2.0

@@ -20,7 +20,7 @@ from maep.tune.record import TrialRecord
 from maep.tune.search import execute
 from maep.tune.search.rounds import Listener, Search, WorkItem
 from maep.tune.trial.trial import Trial
-from maep_jobs.arguments import find
+from maep_jobs.config_files import find
 from maep_jobs.search.run import with_classifiers
 
 MOST_S = 3.0

@@ -86,7 +86,7 @@ def test_a_section_may_be_the_name_of_a_configuration(maep: Any, tmp_path: Path)
     assert values["conv"]["model"]["name"] == "conv"
     assert values["tracking"]["enabled"] is True
     (tmp_path / "chain.yaml").write_text("finetune: cifar10/finetun\n")
-    assert maep("run", "chain.yaml", "--dry-run").is_mistake("finetune 'cifar10/finetun'", "cifar10/finetune")
+    assert maep("run", "chain.yaml", "--dry-run").is_mistake("'cifar10/finetun'", "cifar10/finetune")
 
 
 def test_results_go_below_outputs_unless_told(maep: Any) -> None:
@@ -97,31 +97,50 @@ def test_results_go_below_outputs_unless_told(maep: Any) -> None:
     assert "# result: there/model\n" in maep("pretrain", "--output", "there", "--dry-run").out
 
 
+def test_text_keys_keep_the_words(maep: Any, tmp_path: Path) -> None:
+    """No text or path value is read as YAML: not 0123 as 83, and not ` #1` as a comment."""
+    (tmp_path / "set #1").mkdir()
+    ran = maep(
+        *("finetune", "--dry-run", "--tracking.experiment", "0123", "--data.root", str(tmp_path / "set #1")),
+        *("--init", "1e-4", "--classifiers", "0x10", "--tracking.artifact_uri", "true"),
+    )
+    values = yaml.safe_load(ran.out)
+    assert values["tracking"]["experiment"] == "0123"
+    assert values["data"]["root"] == str(tmp_path / "set #1")
+    assert (values["init"], values["classifiers"]) == ("1e-4", ["0x10"])
+    assert values["tracking"]["artifact_uri"] == "true"
+
+
 PRETRAIN = ("pretrain", "--config", "digits/pretrain", "--dry-run")
 
 
 @pytest.mark.parametrize(
     ("words", "patterns"),
     [
-        (("pretrain", "--config", "cifar10/pretrian"), ("cifar10/pretrian", "did you mean 'cifar10/pretrain'")),
-        (("pretrain", "--config", "../digits/pretrain"), ("no file and not shipped",)),
-        (("run", "digits/pipelin"), ("did you mean 'digits/pipeline'",)),
-        ((*PRETRAIN, "--loop.sampels", "5"), ("unknown key 'loop.sampels'", "did you mean 'samples'")),
-        ((*PRETRAIN, "--loops.samples", "5"), ("unknown option --loops", "did you mean 'loop'")),
-        ((*PRETRAIN, "--ouput", "x"), ("unknown option --ouput", "did you mean 'output'")),
-        ((*PRETRAIN, "--loop.samples", "many"), ("loop.samples: expected int, got 'many'",)),
-        ((*PRETRAIN, "--loop.samples", "3"), ("samples: 3 must be at least one batch of 64",)),
-        ((*PRETRAIN, "--loop.samples"), ("--loop.samples needs a value",)),
+        (("pretrain", "--config", "cifar10/pretrian"), ("cifar10/pretrian", "'cifar10/pretrain'")),
+        (("pretrain", "--config", "../digits/pretrain"), ("../digits/pretrain",)),
+        (("run", "digits/pipelin"), ("digits/pipelin'", "'digits/pipeline'")),
+        ((*PRETRAIN, "--loop.sampels", "5"), ("'loop.sampels'", "'samples'")),
+        ((*PRETRAIN, "--loops.samples", "5"), ("'loops'", "'loop'")),
+        ((*PRETRAIN, "--ouput", "x"), ("'ouput'", "'output'")),
+        ((*PRETRAIN, "--experiment", "x"), ("'experiment'", "--tracking.experiment")),
+        ((*PRETRAIN, "--samples", "5"), ("'samples'", "--loop.samples")),
+        ((*PRETRAIN, "--loop.resume", "x"), ("'loop.resume'", "--resume")),
+        ((*PRETRAIN, "--tracking.mask_ratio", "0.5"), ("'tracking.mask_ratio'",)),
+        (("evaluate", "--uri", "x", "--dry-run"), ("'uri'", "--tracking.uri")),
+        ((*PRETRAIN, "--loop.samples", "many"), ("loop.samples: ", "'many'")),
+        ((*PRETRAIN, "--loop.samples", "3"), ("samples: 3 ", "64")),
+        ((*PRETRAIN, "--loop.samples"), ("--loop.samples",)),
         ((*PRETRAIN, "--loop.lr", "[1"), ("loop.lr",)),
-        ((*PRETRAIN, "loop.lr", "1"), ("unexpected argument 'loop.lr'", "--section.key VALUE")),
-        ((*PRETRAIN, "--data.name", "digit"), ("data.name: 'digit' is not known", "did you mean 'digits'")),
-        ((*PRETRAIN, "--model.patch_size", "5"), ("patch_size: 5 does not divide image_size 16x16", "one of")),
+        ((*PRETRAIN, "loop.lr", "1"), ("'loop.lr'", "--section.key VALUE")),
+        ((*PRETRAIN, "--data.name", "digit"), ("data.name: 'digit'", "'digits'")),
+        ((*PRETRAIN, "--model.patch_size", "5"), ("patch_size: 5", "16x16")),
         ((*PRETRAIN, "--mask_ratio", "1.5"), ("mask_ratio",)),
-        ((*PRETRAIN, "--tracking.urii", "x"), ("unknown key 'tracking.urii'", "did you mean 'uri'")),
-        ((*PRETRAIN, "--tracking.uri", "here"), ("tracking: uri: 'here' is no tracking server", "http://HOST:PORT")),
-        (("finetune", "--dry-run"), ("classifiers: name at least one",)),
-        (("evaluate", "--eps", "2", "--dry-run"), ("eps: budgets must be in",)),
-        (("serve", "--port", "70000", "--dry-run"), ("port: 70000 is not between",)),
+        ((*PRETRAIN, "--tracking.urii", "x"), ("'tracking.urii'", "'uri'")),
+        ((*PRETRAIN, "--tracking.uri", "here"), ("tracking: uri: 'here'", "http://HOST:PORT")),
+        (("finetune", "--dry-run"), ("classifiers: ",)),
+        (("evaluate", "--eps", "2", "--dry-run"), ("eps: ",)),
+        (("serve", "--port", "70000", "--dry-run"), ("port: 70000",)),
         (("run", "digits/pipeline", "--gate.clean_floor", "95", "--dry-run"), ("gate: clean_floor: 95",)),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) and len(value) > 2 else None,
@@ -136,9 +155,9 @@ def test_a_mistake_is_one_line_with_its_cure(
 @pytest.mark.parametrize(
     ("text", "pattern"),
     [
-        ("loop: {samples: 320\n", "not valid YAML"),
-        ("- a list\n", "the top level must be a mapping"),
-        ("loop: {samples: 320}\nloop: {samples: 640}\n", "the key 'loop' is there twice"),
+        ("loop: {samples: 320\n", "YAML"),
+        ("- a list\n", "list"),
+        ("loop: {samples: 320}\nloop: {samples: 640}\n", "'loop'"),
     ],
 )
 def test_a_file_that_is_no_configuration(maep: Any, tmp_path: Path, text: str, pattern: str) -> None:

@@ -50,10 +50,10 @@ def test_tracking_is_shared(maep: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"pretrain": PRETRAIN, "mask_ratio": 0.5}, "mask_ratio stands beside a section pretrain"),
+        ({"pretrain": PRETRAIN, "mask_ratio": 0.5}, "mask_ratio"),
         ({"pretrain": 3}, "pretrain"),
-        ({"pretrain": {"mask_ration": 0.5}}, "unknown key 'mask_ration': did you mean 'mask_ratio'"),
-        ({"finetune": FINETUNE}, "has no section pretrain, it is for maep finetune"),
+        ({"pretrain": {"mask_ration": 0.5}}, "'mask_ration'.*'mask_ratio'"),
+        ({"finetune": FINETUNE}, "pretrain.*maep finetune"),
     ],
 )
 def test_a_file_of_two_meanings_is_refused(maep: Any, tmp_path: Path, values: dict[str, Any], said: str) -> None:

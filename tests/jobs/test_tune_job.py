@@ -28,7 +28,7 @@ from maep.tune import record
 from maep.tune.config import TuneConfig
 from maep.tune.search import execute, suggest
 from maep.tune.search.rounds import Search
-from maep_jobs.arguments import find
+from maep_jobs.config_files import find
 from maep_jobs.search.run import claim
 from maep_jobs.search.table import LiveTable
 from maep_jobs.search.tracking import SearchTracker
@@ -97,19 +97,19 @@ def test_a_mistake_is_one_line_and_begins_nothing(maep: Maep, words: Any, keys: 
 def test_storage_and_servers_that_are_not_there(maep: Maep, words: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert maep(*words(), "--output", "file/out").is_mistake("file")
-    assert maep(*words(), "--output", "s3://bucket/out").is_mistake("is no folder")
+    assert maep(*words(), "--output", "s3://bucket/out").is_mistake("s3://bucket/out")
     away = ["--tracking.enabled", "true", "--tracking.uri", "http://127.0.0.1:9"]
-    assert maep(*words(), *away).is_mistake("does not answer")
+    assert maep(*words(), *away).is_mistake(away[-1])
     assert maep(*words(), "--finetune.classifiers", "[nothing]").is_mistake("nothing")
-    assert maep(*words(), "--address", "127.0.0.1:9").is_mistake("no Ray cluster answers")
+    assert maep(*words(), "--address", "127.0.0.1:9").is_mistake("Ray")
     assert not any(Path("out").glob("trials/*"))
 
 
 def test_resume_wants_a_search_and_the_same_one(maep: Maep, words: Any) -> None:
     assert maep("tune", "--resume").is_mistake("--output DIR")
-    assert maep("tune", "--resume", "--output", "nowhere").is_mistake("holds no search")
+    assert maep("tune", "--resume", "--output", "nowhere").is_mistake("--resume")
     line = words()
-    assert maep(*line, "--resume").is_mistake("holds no search")
+    assert maep(*line, "--resume").is_mistake("--resume")
     asked = config.load(TuneConfig, line[2])
     claim(asked, TrackingConfig(enabled=False), Path("out"))
     assert maep(*line).is_mistake("--resume")
@@ -122,7 +122,7 @@ def test_where_ray_does_not_start_the_output_is_no_search_and_the_same_line_may_
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # as in a submitted job: nothing answers there
     for _ in range(2):
-        assert maep(*words()).end.is_mistake("no Ray cluster answers")
+        assert maep(*words()).end.is_mistake("Ray")
         assert nothing_begun()
 
 
@@ -213,7 +213,7 @@ def test_a_server_that_is_away_for_a_while_costs_no_trial_and_no_value(
     monkeypatch.setattr("maep_jobs.search.tracking.open_run", open_later)
     with SearchTracker(asked, tracking, output) as tracked:
         play(asked, output, listeners=(tracked,))
-    assert "--resume records what is missing" in caplog.text
+    assert "--resume" in caplog.text
     with SearchTracker(asked, tracking, output) as tracked:
         play(asked, output, listeners=(tracked,))
     client = connect(tracking)
@@ -232,7 +232,7 @@ def test_a_server_that_is_away_for_a_while_costs_no_trial_and_no_value(
 def test_a_machine_without_room_for_a_trial_is_told_so_and_nothing_is_left(maep: Maep, words: Any, store: Path) -> None:
     tracked = ["--tracking.enabled", "true", "--tracking.uri", f"sqlite:///{store}"]
     ran = maep(*words(gpus_per_trial=99), *tracked)
-    assert ran.is_mistake("a trial takes 1 CPUs and 99 GPUs, no machine has that")
+    assert ran.is_mistake("99 GPUs")
     assert not Path("out").exists() or not any(Path("out").glob("[a-z]*"))
     assert connect(TrackingConfig(uri=f"sqlite:///{store}")).search_experiments()[0].name == "Default"
 

@@ -18,7 +18,7 @@ from maep.train.config import PretrainConfig
 from maep.train.hardware import peak_flops, peak_memory_mib
 from maep.train.loop.stopwatch import Stopwatch
 from maep_jobs import cli
-from maep_jobs.arguments import find
+from maep_jobs.config_files import find
 
 TINY = ("--preset", "Ti/16", "--image_size", "32", "--batch_size", "8", "--steps", "3", "--device", "cpu")
 TINY += ("--model.depth", "12", "--model.decoder_depth", "1")

@@ -25,7 +25,7 @@ from maep.train.checkpoint.history import read
 from maep.train.config import PretrainConfig
 from maep.train.loop.run import run
 from maep.train.objectives import Batch, Pretraining
-from maep_jobs.arguments import find
+from maep_jobs.config_files import find
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(1500)]
 STEPS_AN_INTERVAL = 100

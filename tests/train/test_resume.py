@@ -15,7 +15,7 @@ from maep.artifact import Artifact
 from maep.train.build_tasks import pretraining, purification
 from maep.train.config import FinetuneConfig, PretrainConfig
 from maep.train.loop.run import run
-from maep_jobs.arguments import find
+from maep_jobs.config_files import find
 
 PRETRAIN = ["--loop.samples", "12800", "--loop.batch_size", "64", "--loop.checkpoint_every", "640"]
 SMALL = {"width": "32", "depth": "1", "decoder_width": "32"}

@@ -24,7 +24,7 @@ from maep.train.checkpoint.history import read
 from maep.train.checkpoint.mirror import working_folder
 from maep.train.config import PretrainConfig
 from maep.train.loop.run import run
-from maep_jobs.arguments import find
+from maep_jobs.config_files import find
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(1200)]
 WORDS = ["--loop.samples", "64000", "--loop.batch_size", "64", "--loop.checkpoint_every", "6400"]

@@ -13,7 +13,7 @@ from maep.artifact import Artifact
 from maep.train.build_tasks import pretraining
 from maep.train.config import PretrainConfig
 from maep.train.loop.run import run
-from maep_jobs.arguments import find
+from maep_jobs.config_files import find
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SAMPLES = 128_000

@@ -1,4 +1,4 @@
-"""From an artifact to the registry and, if the gate lets it, to the alias `champion`."""
+"""Registers a purifier and, if the gate passes it, moves the alias `champion` to it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from maep.models.build import load_purifier_artifact
 from maep.tracking.client import TrackingConfig
 from maep.tracking.registry import by_alias, register, set_alias
 from maep.tracking.resolve import resolve
+from maep_jobs.evaluation import run_evaluation
 from maep_jobs.pipeline import identity
-from maep_jobs.verbs.evaluate import run_evaluation
 from maep_serve.release import golden
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a candidate: its version, whether it is champion now, and why."""
+    """The version of a candidate, whether it is champion now, and why."""
 
     version: int
     champion: bool
@@ -37,7 +37,7 @@ def send_through_gate(
 ) -> Verdict:
     """Registers `candidate` with its golden outputs, evaluates it on `dev`, and moves the aliases.
 
-    It becomes `candidate` at once, and `champion` if the gate passes it, or (recorded on the version) by `force`.
+    It gets the alias `candidate` at once, and `champion` if the gate passes it or by `force` (recorded on the version).
     """
     if candidate.kind != "purifier":
         raise ArtifactError(f"{candidate.folder} holds a {candidate.kind}: only a purifier can be promoted")
@@ -46,20 +46,22 @@ def send_through_gate(
     if holder is not None and _data_of(holder) != _data_of(candidate):
         raise ConfigError(
             f"tracking.model: the champion of {tracking.model!r} is for {_data_of(holder)}, this purifier for"
-            f" {_data_of(candidate)}: give it a model of its own, --tracking.model purifier-{_data_of(candidate)}"
+            f" {_data_of(candidate)}: use another registered model, --tracking.model purifier-{_data_of(candidate)}"
         )
-    outputs = golden.record(load_purifier_artifact(candidate))  # what every replica makes again before it serves this
+    outputs = golden.record(
+        load_purifier_artifact(candidate)
+    )  # each replica reproduces them before it serves this version
     version = register(tracking, candidate, evaluation={} if outputs is None else {"golden": outputs})
     set_alias(tracking, "candidate", version)
     if champion is not None and champion.sha256 == candidate.sha256:
-        return Verdict(version, True, [f"version {version} is the champion already"])
+        return Verdict(version, True, [f"version {version} is already champion"])
     decision = _decide(candidate, holder, base, gate, output)
     promoted = decision.passed or force
     record = {"passed": decision.passed, "forced": force and not decision.passed, **decision.figures}
     register(tracking, candidate, evaluation={"gate": record})
     if promoted:
         set_alias(tracking, "champion", version)
-    forced = ["promoted by --force, which is recorded on the version"] if record["forced"] else []
+    forced = ["promoted by --force (recorded on the version)"] if record["forced"] else []
     return Verdict(version, promoted, decision.reasons + forced)
 
 
@@ -75,11 +77,11 @@ def _decide(
 
 
 def _data_of(purifier: Artifact) -> str | None:
-    """The data set that a purifier was trained on; None where it does not say."""
+    """The data set that a purifier was trained on; None where its configuration does not say."""
     name: str | None = purifier.config.get("data", {}).get("name")
     return name
 
 
 def folder_of(output: Path, role: str, purifier: Artifact, settings: EvaluateConfig) -> Path:
-    """The evaluation of one purifier under one configuration: a changed gate measures anew, into another folder."""
+    """The folder of an evaluation of `purifier`; another one for each configuration of the gate."""
     return output / f"{role}-{purifier.sha256[:8]}-{identity.of_evaluation(settings, [])}"

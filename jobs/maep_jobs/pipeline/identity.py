@@ -1,7 +1,8 @@
-"""What decides a result, as a digest, so that a finished one is found again by the name of its folder.
+"""Digests by which finished stages and evaluations are found again.
 
-Settings of where, how often and on how many workers are left out, and so is every path: a checkout or a data folder
-that moves makes nothing anew. What lies behind a name is in it: the files of the data set, the classifiers' weights.
+A digest covers every key that decides the result (`config.deciding`) and the content behind names and paths: the files
+of the data set, the weights of classifiers, the artifact to start from. It covers no path, so a checkout or a data
+folder may move.
 """
 
 from __future__ import annotations
@@ -18,30 +19,27 @@ from maep.train.config import ClassifierConfig, FinetuneConfig, PretrainConfig
 
 
 def of_training(settings: ClassifierConfig | PretrainConfig | FinetuneConfig, upstream: dict[str, str]) -> str:
-    """Digest of a training stage. `upstream` maps what earlier stages make (classifiers, `init`) to their digests."""
-    values = config.deciding(settings)
-    inputs: list[Any] = [inventory(settings.data)]
-    if isinstance(settings, PretrainConfig):
-        init = values.pop("init")
-        inputs += [artifact.read(init).sha256] if init else []
+    """Digest of a training stage. `upstream` has the digests of earlier stages, by classifier name and `init`."""
+    values: dict[str, Any] = config.deciding(settings)
+    if isinstance(settings, PretrainConfig | FinetuneConfig):
+        init = settings.init and artifact.read(settings.init).sha256
+        values["init"] = upstream.get("init") or init
     if isinstance(settings, FinetuneConfig):
         root = data_root(settings.data)
-        inputs.append([upstream.get(spec) or _classifier(spec, root) for spec in values.pop("classifiers")])
-        inputs.append(upstream.get("init") or (values["init"] and artifact.read(values["init"]).sha256))
-        values.pop("init")
-    return config.digest([values, inputs])
+        values["classifiers"] = [upstream.get(spec) or _classifier(spec, root) for spec in settings.classifiers]
+    return config.digest([values, inventory(settings.data)])
 
 
 def of_evaluation(settings: EvaluateConfig, purifiers: list[str]) -> str:
     """Digest of an evaluation of `purifiers` (sha256)."""
     root = data_root(settings.data)
-    classifiers = [_classifier(spec, root) for spec in settings.classifiers]
-    values = config.deciding(settings) | {"classifiers": classifiers}
+    values = config.deciding(settings)
+    values["classifiers"] = [_classifier(spec, root) for spec in settings.classifiers]
     return config.digest([values, inventory(settings.data), purifiers])
 
 
 def _classifier(spec: str, root: Path) -> str:
-    """A digest of the weights where they lie on disk, of the user's model and its code, else the spec itself."""
+    """The sha256 of an artifact, of an imported model with its code, or of a weights file; else the spec itself."""
     if artifact.is_valid(spec):
         return artifact.read(spec).sha256
     if spec.startswith("import:"):

@@ -1,7 +1,7 @@
-"""The stages of `maep run`. Each lies in a folder named by a digest of all that decides its result.
+"""The stages of `maep run`. Each has a folder named by a digest of everything that decides its result.
 
-So a finished stage is found by its folder, a changed one gets another, and nothing is ever overwritten. Training
-stages are the command lines a user would type, run as processes of their own, as many at once as `parallel` says.
+So a finished stage is reused, a changed one gets another folder, and nothing is overwritten. Training stages run as
+separate `maep` processes, up to `parallel` at once.
 """
 
 from __future__ import annotations
@@ -14,63 +14,40 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from maep import artifact, config, storage
+from maep import artifact, storage
 from maep.artifact import Artifact
 from maep.errors import ConfigError, UnavailableError
-from maep.evaluate.config import EvaluateConfig, GateConfig
+from maep.evaluate.config import EvaluateConfig
 from maep.evaluate.report.table import headline, markdown, notes, terminal
 from maep.evaluate.results.summary import RESULT, Result
-from maep.tracking.client import TrackingConfig, absolute, connect, hide_secrets
+from maep.tracking.client import TrackingConfig, absolute, connect
 from maep.tracking.runs import ui_command
 from maep.train.config import ClassifierConfig, FinetuneConfig, PretrainConfig
-from maep_jobs import report
+from maep_jobs.arguments import command_line, with_tracking
+from maep_jobs.evaluation import run_evaluation
 from maep_jobs.failure import JobFailed
 from maep_jobs.pipeline import identity
+from maep_jobs.pipeline.config import PipelineConfig
 from maep_jobs.pipeline.endpoint import check_endpoint
 from maep_jobs.pipeline.gate import send_through_gate
 from maep_jobs.terminal.parent_death import ENDS_WITH
 from maep_jobs.terminal.progress import wide
-from maep_jobs.verbs.evaluate import run_evaluation
 from maep_serve.config import ServeConfig
 from maep_serve.http.tokens import endpoint_tokens
 from maep_serve.ray.server import check_port
 
 PICTURE = "purified.png"
-CHAMPION = "models:/purifier@champion"
-
-
-@dataclass(frozen=True)
-class PipelineConfig:
-    """The whole chain. Classifiers that it trains itself are named by their `name` in the sections below."""
-
-    classifiers: tuple[ClassifierConfig, ...] = ()
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-    finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(classifiers=("cifar10_resnet20",)))
-    conv: FinetuneConfig | None = None
-    """The rival of the same minutes; null: none."""
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    gate: GateConfig = field(default_factory=GateConfig)
-    gate_classifiers: tuple[str, ...] = ()
-    """Classifiers that the gate decides on; empty: those of `evaluate`."""
-    serve: ServeConfig = field(default_factory=lambda: ServeConfig(model=CHAMPION))
-    parallel: int = 2
-    """Training stages that run at once, each with its share of the cores."""
-
-    def __post_init__(self) -> None:
-        """Refuses to run nothing."""
-        if self.parallel < 1:
-            raise ValueError(f"parallel: {self.parallel} must be at least 1")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One training run: `verb` with `settings`, into `folder`, once those named in `after` are done."""
+    """A training run: `verb` with `settings`, into `folder`, after the stages named in `after`."""
 
     name: str
     verb: tuple[str, ...]
@@ -79,14 +56,14 @@ class Stage:
     after: tuple[str, ...] = ()
 
     def is_done(self) -> bool:
-        """Whether its artifact lies there, complete."""
+        """Whether its artifact is complete."""
         return artifact.is_valid(self.folder / "model")
 
 
 def stages(settings: PipelineConfig, output: Path) -> list[Stage]:
-    """The training stages, in an order that respects what each needs."""
+    """The training stages, each after the stages it needs."""
     made: list[Stage] = []
-    upstream: dict[str, str] = {}  # what a later stage needs: under which name, in which folder
+    upstream: dict[str, str] = {}  # name of a classifier -> name of the folder that holds it
     for each in settings.classifiers:
         folder = output / f"classifier-{each.name}-{identity.of_training(each, {})}"
         made.append(Stage(f"classifier-{each.name}", ("classifier", "train", each.data.name), each, folder))
@@ -116,13 +93,12 @@ def run_pipeline(
     force: bool = False,
     table: Console | None = None,
 ) -> dict[str, Any]:
-    """Runs what is not done yet and returns what came of it: version, reasons, result, endpoint, picture.
+    """Runs the stages that are not done and returns the outcome: version, reasons, result, endpoint, picture.
 
-    The gate decides on `dev` images first. Only what it passes is measured on `test`, reported and served: a recipe
-    that is still being tried never sees them.
-
-    The table goes to `table` (standard output by default), everything else that is said to standard error. What
-    would stop the last stages, a taken port or a tracking store that does not answer, stops it before the first.
+    The gate decides first, on `dev` images. Only a purifier that passes is evaluated on `test`, reported and served, so
+    `test` images never guide development.
+    The table is printed to `table` (default: standard output), everything else to standard error. A port in use or a
+    tracking store that does not answer is refused before the first stage.
     Raises what the stages raise; JobFailed, naming the stage, where a training process failed.
     """
     with storage.lock_folder(output):
@@ -141,7 +117,7 @@ def _run_pipeline(
     purifier = artifact.read(folders["finetune"])
     compared = {"maep": purifier, **({"conv": artifact.read(folders["conv"])} if settings.conv else {})}
 
-    _say("gate: may it become champion? decided on dev images")
+    _say("gate: measure the purifier on dev images")
     on_dev = _evaluate_on(settings.evaluate, settings.gate_classifiers or settings.evaluate.classifiers, located)
     verdict = send_through_gate(purifier, on_dev, settings.gate, tracking, output / "gate", force)
     for line in [f"version {verdict.version} is {'' if verdict.champion else 'not '}champion", *verdict.reasons]:
@@ -151,12 +127,14 @@ def _run_pipeline(
     result, endpoint = None, None
     if verdict.champion:
         result = _report(base, compared, output, table)
-        _say("serve: start the endpoint, one golden request, stop")
+        _say("serve: start the endpoint and check one response")
         serve = dataclasses.replace(settings.serve, classifier=_protected(settings.serve.classifier, located))
         endpoint = check_endpoint(serve, tracking, base, keep)
-        _say(f"serve: the answer is byte for byte the champion's offline output (sha256 {endpoint['sha256'][:12]})")
+        _say(
+            f"serve: the response equals the champion's offline output byte for byte (sha256 {endpoint['sha256'][:12]})"
+        )
     else:
-        _say("evaluate, serve: left out, test images and the endpoint are for what the gate passes")
+        _say("evaluate, serve: skipped, because the gate refused the purifier")
     _say(f"runs: {ui_command(tracking)}")
     _say(f"all stages: {(time.monotonic() - began) / 60:.1f} minutes")
     return {
@@ -170,15 +148,17 @@ def _run_pipeline(
 
 
 def _report(base: EvaluateConfig, compared: dict[str, Artifact], output: Path, table: Console) -> Result:
-    """The reported figures: evaluated, printed, and kept as Markdown beside a strip of pictures."""
+    """Evaluates, prints the table, and writes it as Markdown beside a strip of pictures."""
+    from maep_jobs import report
+
     digest = identity.of_evaluation(base, [each.sha256 for each in compared.values()])
     folder = output / f"evaluate-{digest}"
-    _say("evaluate: done before" if (folder / RESULT).exists() else "evaluate: the reported figures, on test images")
+    _say("evaluate: done before" if (folder / RESULT).exists() else "evaluate: measure on test images")
     result = run_evaluation(base, compared, folder)
     storage.write_bytes(output / "table.md", markdown(headline(result), notes(result)).encode())
     table.print(terminal(result))
     _say(f"pictures: {report.write_strip(base, compared['maep'], output / PICTURE)}")
-    _say(f"report: {report.write(result, base, compared, hide_secrets(shlex.join(['maep', *sys.argv[1:]])))}")
+    _say(f"report: {report.write(result, base, compared, command_line(sys.argv[1:]))}")
     return result
 
 
@@ -187,9 +167,11 @@ def _say(line: str) -> None:
 
 
 def _check_ends(serve: ServeConfig, tracking: TrackingConfig) -> None:
-    """Refuses at once what only the last stages would notice, hours later; makes the default tracking store."""
+    """Refuses at the start what would fail the last stages, hours later; creates the default tracking store."""
     if not tracking.enabled:
-        raise ConfigError("tracking.enabled: a pipeline ends in the registry, which needs tracking: leave it true")
+        raise ConfigError(
+            "tracking.enabled: the pipeline promotes in the MLflow registry, which needs tracking: leave it true"
+        )
     endpoint_tokens(serve)
     try:
         check_port(serve)
@@ -199,7 +181,7 @@ def _check_ends(serve: ServeConfig, tracking: TrackingConfig) -> None:
 
 
 def _train(training: Sequence[Stage], tracking: TrackingConfig, parallel: int) -> None:
-    """Runs the stages that are not done, each as soon as what it needs is done and a place is free."""
+    """Runs the stages that are not done, up to `parallel` at once, each after those it needs."""
     done = {stage.name for stage in training if stage.is_done()}
     for name in sorted(done):
         _say(f"{name}: done before")
@@ -213,9 +195,9 @@ def _train(training: Sequence[Stage], tracking: TrackingConfig, parallel: int) -
             for name, process in list(running.items()):
                 status = process.poll()
                 if status == 2:
-                    raise ConfigError(f"stage {name} stopped at a mistake: see the line above")
+                    raise ConfigError(f"stage {name}: see the error above")
                 if status:
-                    raise JobFailed(f"stage {name} failed with exit status {status}: see the lines above")
+                    raise JobFailed(f"stage {name} failed with exit status {status}: see its output above")
                 if status == 0:
                     del running[name]
                     done.add(name)
@@ -224,10 +206,10 @@ def _train(training: Sequence[Stage], tracking: TrackingConfig, parallel: int) -
 
 @contextlib.contextmanager
 def _started(stage: Stage, tracking: TrackingConfig, parallel: int) -> Any:
-    """The stage's process, with its share of the cores; ended with the pipeline if that ends first."""
+    """The stage's process, with its share of the cores; terminated if the pipeline ends first."""
     stage.folder.mkdir(parents=True, exist_ok=True)
     file = stage.folder / "stage.yaml"
-    storage.write_bytes(file, (config.to_yaml(stage.settings) + _tracking_yaml(tracking)).encode(), mode=0o600)
+    storage.write_bytes(file, with_tracking(stage.settings, tracking).encode(), mode=0o600)
     line = [*stage.verb, "--config", str(file), "--output", str(stage.folder)]
     _say(f"{stage.name}: maep {shlex.join(line)}")
     threads = str(max(1, (os.cpu_count() or 1) // parallel))
@@ -238,7 +220,7 @@ def _started(stage: Stage, tracking: TrackingConfig, parallel: int) -> Any:
             "OMP_NUM_THREADS": threads,
             "OMP_WAIT_POLICY": "PASSIVE",
             ENDS_WITH: str(os.getpid()),
-            "TERM": "dumb",  # plain lines: two bars on one terminal would overwrite each other
+            "TERM": "dumb",  # plain lines: several progress bars would overwrite each other
         },
         stdout=subprocess.DEVNULL,
     )
@@ -252,10 +234,6 @@ def _started(stage: Stage, tracking: TrackingConfig, parallel: int) -> Any:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def _tracking_yaml(tracking: TrackingConfig) -> str:
-    return "tracking:\n  " + config.to_yaml(tracking).replace("\n", "\n  ").rstrip() + "\n"
 
 
 def _evaluate_on(base: EvaluateConfig, classifiers: Sequence[str], located: dict[str, Path]) -> EvaluateConfig:

@@ -21,9 +21,9 @@ from maep.tracking.client import TrackingConfig, absolute
 from maep.tracking.registry import register
 from maep.tune.results import SearchResult, winner
 from maep_jobs import report
-from maep_jobs.arguments import Parser, find
+from maep_jobs.config_files import find
+from maep_jobs.pipeline.config import PromoteConfig
 from maep_jobs.pipeline.gate import Verdict, folder_of, send_through_gate
-from maep_jobs.verbs.promote import PromoteConfig
 
 FOLDER = "promote"
 """Under the output of the search: the evaluations that the gate decided on."""
@@ -49,20 +49,6 @@ class Promotion:
         shown = [f"report: {self.report}"] if self.report else []
         word = "champion" if self.verdict.champion else "refused"
         return [f"{said} {word}", *(f"  {reason}" for reason in self.verdict.reasons), *shown]
-
-
-def add_options(made: Parser) -> None:
-    """The options of `maep tune` that promote its winner."""
-    made.add_argument(
-        "--promote",
-        nargs="?",
-        const="",
-        metavar="NAME|FILE",
-        help="afterwards send the best purifier through the gate of this configuration (default: DATA/promote)",
-    )
-    made.add_argument(
-        "--force", action="store_true", help="with --promote: promote even if the gate refuses; recorded on the version"
-    )
 
 
 def gate_settings(name: str, data: str, tracking: TrackingConfig) -> PromoteConfig:

@@ -1,1 +1,1 @@
-"""What a person sees: progress, standard output, command lines."""
+"""The terminal: help, progress, standard output, commands to copy."""

@@ -1,7 +1,7 @@
-"""A stage of a pipeline ends with the pipeline, even where that is ended by kill -9.
+"""Terminates a stage of a pipeline when the pipeline ends, even by kill -9.
 
-The stage sees to it itself. Were it done between fork and exec, Python would run its own work after a fork in the
-parent too, and a SIGTERM that comes in that moment would be swallowed there.
+The stage arranges it itself: with a function between fork and exec, a SIGTERM that arrives at the wrong moment would be
+lost in the parent.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import signal
 import sys
 
 ENDS_WITH = "MAEP_ENDS_WITH"
-"""Environment variable with the id of the process whose end is this one's."""
+"""Environment variable with the id of the parent process."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def end_with_parent() -> None:
-    """Where `ENDS_WITH` names a process, its end sends this one SIGTERM (Linux only); children are not told."""
+    """If `ENDS_WITH` is set, this process gets SIGTERM when its parent ends (Linux only); children do not."""
     parent = os.environ.pop(ENDS_WITH, None)
     if parent is None or sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(parent):  # it ended before this
+    if os.getppid() != int(parent):  # it has ended already
         raise SystemExit(128 + signal.SIGTERM)

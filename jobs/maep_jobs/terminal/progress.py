@@ -1,4 +1,4 @@
-"""How work shows itself: a bar on a terminal, plain lines elsewhere, always on standard error."""
+"""Progress: a bar on a terminal, plain lines elsewhere, always on standard error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _EVERY_S = 10.0
 
 
 class Bar:
-    """Progress of one piece of work, in units of its own; closes itself when all is done."""
+    """The progress of one piece of work; closes when all of it is done."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -23,7 +23,7 @@ class Bar:
         self._last = 0.0
 
     def show(self, done: int, total: int, eta_s: float | None, values: Mapping[str, float] | None = None) -> None:
-        """Says where the work stands: at most every ten seconds where lines are printed."""
+        """Shows the progress; plain lines at most every ten seconds."""
         text = "  ".join(f"{name} {value:.4g}" for name, value in (values or {}).items())
         eta = f"ETA {_duration(eta_s)}" if eta_s is not None else ""
         if self._console.is_terminal and not self._console.is_dumb_terminal:
@@ -33,7 +33,7 @@ class Bar:
             print(f"{self.name}  {done:,}/{total:,}  {text}  {eta}".rstrip(), file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        """One line, above a bar that is drawn."""
+        """Prints a line, above the bar if there is one."""
         if self._progress is not None:
             self._console.print(text, highlight=False)
         else:
@@ -51,14 +51,14 @@ class Bar:
             self.close()
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Stops drawing; the bar stays on the screen."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
 
 def wide(console: Console) -> Console:
-    """`console` with room for a table: in a file or a pipe, which have no width, rich would cut it at 80 columns."""
+    """`console`, at least 120 columns wide in a file or pipe, where rich would cut tables at 80."""
     if not console.is_terminal:
         console.width = max(console.width, 120)
     return console

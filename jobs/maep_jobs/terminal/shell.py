@@ -1,4 +1,4 @@
-"""Command lines that are printed for a person to copy: they must work as they stand."""
+"""Commands that are printed to be copied; they must work as printed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def program(name: str = "maep") -> str:
-    """How a program of this environment is called here: its name where the shell finds this very one, else its path.
+    """How to call a program of this environment: by name if the shell finds the same file, else by path.
 
     Where it is not installed beside this Python (a wheel unpacked into a folder), `maep` is `python -m maep_jobs.cli`.
     """

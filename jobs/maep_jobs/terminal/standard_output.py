@@ -1,7 +1,6 @@
 """Standard output under `--json`: one value, and nothing else.
 
-Whatever else is said goes to standard error: Ray, for one, tells on standard output that a worker has died, which is a
-thing that maep goes on after.
+Everything else goes to standard error, such as Ray's messages about workers that died.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
 _places: list[TextIO] = []
-"""Standard output as it was, while it is kept for the JSON."""
+"""The real standard output, while it is reserved for JSON."""
 
 
 @contextmanager
 def json_alone() -> Iterator[None]:
-    """Within, only `print_json` reaches standard output."""
+    """Inside, only `print_json` writes to standard output."""
     _places.append(sys.stdout)
     try:
         with redirect_stdout(sys.stderr):
@@ -28,5 +27,5 @@ def json_alone() -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
-    """Prints `value` as JSON in one line on standard output, at once."""
+    """Prints `value` as one line of JSON on standard output, unbuffered."""
     print(json.dumps(value), file=_places[-1] if _places else sys.stdout, flush=True)

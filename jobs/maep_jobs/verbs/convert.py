@@ -1,4 +1,4 @@
-"""`maep convert`: a ViTMAE of Hugging Face's as an artifact to start from, and an autoencoder as such a ViTMAE."""
+"""`maep convert`: convert autoencoders from and to Hugging Face's ViTMAE."""
 
 from __future__ import annotations
 
@@ -6,30 +6,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maep.errors import ConfigError
-from maep.models.vitmae.folder import export_vitmae, import_vitmae, is_vitmae
-from maep.tracking.resolve import resolve
 from maep_jobs.arguments import Parser, local_folder
 from maep_jobs.terminal.standard_output import print_json
 
-_EXAMPLES = """examples:
-  maep convert downloads/vit-mae-base -o outputs/vit-mae-base
+_EXAMPLES = """  maep convert downloads/vit-mae-base -o outputs/vit-mae-base
   maep convert outputs/mae/model -o exports/vit-mae --json"""
+
+
+def parser() -> Parser:
+    """The verb's options."""
+    summary = "Convert a folder of Hugging Face's ViTMAE to an autoencoder artifact, or an artifact to such a folder."
+    made = Parser("convert", summary, _EXAMPLES)
+    made.add_argument("source", metavar="FROM", help="folder of a ViTMAEForPreTraining, or URI of an autoencoder")
+    made.add_argument("-o", "--output", type=local_folder, required=True, metavar="TO", help="folder to write")
+    made.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+    return made
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb."""
-    made = Parser(
-        "convert",
-        "Turn a folder of Hugging Face's ViTMAE into an artifact, or an autoencoder's artifact into such a folder.",
-        _EXAMPLES,
-    )
-    made.add_argument("source", metavar="FROM", help="folder of a ViTMAEForPreTraining, or URI of an autoencoder")
-    made.add_argument("-o", "--output", type=local_folder, required=True, metavar="TO", help="folder to write")
-    made.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
-    options = made.parse_args(list(argv))
+    options = parser().parse_args(list(argv))
     output: Path = options.output
     if output.resolve() == Path(options.source).resolve():
-        raise ConfigError(f"-o {output}: that is where it is converted from: name another folder")
+        raise ConfigError(f"-o {output}: is the folder to convert: name another one")
+    from maep.models.vitmae.folder import export_vitmae, import_vitmae, is_vitmae
+    from maep.tracking.resolve import resolve
+
     if is_vitmae(options.source):
         result = import_vitmae(options.source, output)
         found = {"model": str(result.folder), "kind": result.kind, "sha256": result.sha256}

@@ -1,4 +1,4 @@
-"""`maep data`: fetch a data set, say what lies there, or pack ImageNet for training."""
+"""`maep data`: fetch a data set, count its images, or pack ImageNet for training."""
 
 from __future__ import annotations
 
@@ -8,55 +8,56 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from maep.config import build
 from maep.data.config import DataConfig
-from maep.data.datasets import data_root, load
-from maep.data.get import get
-from maep.data.image_set import Split
-from maep.data.pack.archive import open_archive
-from maep.data.pack.build import PackedShard, left_out, pack
-from maep.data.pack.plan import OFFICIAL, PackPlan, plan_pack
 from maep.errors import ConfigError, DataError, UserError, nearest
 from maep_jobs.arguments import Parser
-from maep_jobs.terminal.progress import Bar
 from maep_jobs.terminal.standard_output import print_json
+
+if TYPE_CHECKING:
+    from maep.data.image_set import Split
+    from maep.data.pack.build import PackedShard
+    from maep.data.pack.plan import PackPlan
 
 _NAMES = ("digits", "cifar10", "imagenet")
 _SPLITS: tuple[Split, ...] = ("train", "dev", "test")
-_EXAMPLES = """examples:
-  maep data get cifar10 --root data
+_EXAMPLES = """  maep data get cifar10 --root data
   maep data show cifar10
   MAEP_DATA=/mnt/data maep data show imagenet --max-corrupt 10 --json"""
-_PACK_EXAMPLES = """examples:
-  maep data pack imagenet --source ILSVRC2012_img_train.tar --dry-run
+_PACK_EXAMPLES = """  maep data pack imagenet --source ILSVRC2012_img_train.tar --dry-run
   maep data pack imagenet --source ILSVRC2012_img_train.tar --root data
   maep data pack imagenet --source raw/train --shards 1024 --max-corrupt 5
   maep data pack imagenet --part val --source ILSVRC2012_img_val.tar --labels synsets.txt"""
 
 
+def parser() -> Parser:
+    """The verb's options."""
+    made = Parser("data", "Fetch a data set (get), count its images (show), or pack ImageNet (pack).", _EXAMPLES)
+    made.add_argument("action", choices=list(_ACTIONS))
+    made.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="see maep data ACTION --help")
+    return made
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the verb."""
-    made = Parser(
-        "data", "Fetch a data set (get), count what lies there (show), or make ImageNet's shards (pack).", _EXAMPLES
-    )
-    made.add_argument("action", choices=list(_ACTIONS))
-    made.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="maep data ACTION --help tells more")
-    options = made.parse_args(list(argv))
+    options = parser().parse_args(list(argv))
     return _ACTIONS[options.action](options.rest)
 
 
 def _get(argv: Sequence[str]) -> int:
     options = _options(_parser("get", "Fetch a data set.", _EXAMPLES), argv)
+    from maep.data.get import get
+
     print(get(options.name, _root(options)))
     return 0
 
 
 def _show(argv: Sequence[str]) -> int:
-    made = _parser("show", "Count what lies there, by split.", _EXAMPLES)
-    made.add_argument("--max-corrupt", type=int, default=0, help="so many images may be left out")
-    made.add_argument("--json", action="store_true")
+    made = _parser("show", "Count the images of a data set, by split.", _EXAMPLES)
+    made.add_argument("--max-corrupt", type=int, default=0, help="number of images that may be skipped (default: 0)")
+    made.add_argument("--json", action="store_true", help="print the counts as JSON on standard output")
     options = _options(made, argv)
     config = build(DataConfig, {"name": options.name, "root": options.root, "max_corrupt": options.max_corrupt})
     found = [_describe(config, split) for split in _SPLITS]
@@ -68,34 +69,38 @@ def _show(argv: Sequence[str]) -> int:
 
 
 def _pack(argv: Sequence[str]) -> int:
-    made = _parser(
-        "pack", "Pack ImageNet's folders or tars into Parquet shards. The same line goes on.", _PACK_EXAMPLES
-    )
+    summary = "Pack ImageNet into Parquet shards. If it is interrupted, re-run the same command to resume."
+    made = _parser("pack", summary, _PACK_EXAMPLES)
     made.add_argument("--source", type=Path, required=True, help="folder of class folders, or an uncompressed tar")
-    made.add_argument("--part", choices=list(OFFICIAL), default="train")
+    made.add_argument("--part", choices=["train", "val"], default="train", help="(default: train)")
     made.add_argument("--labels", type=Path, metavar="FILE", help="one synset a line, for images without class folders")
-    made.add_argument("--shards", type=int, help="number of files (default: of about 256 MiB each)")
-    made.add_argument("--seed", type=int, default=0, help="of the order of the images")
-    made.add_argument("--max-corrupt", type=int, default=0, help="so many images may be left out")
-    made.add_argument("--dry-run", action="store_true", help="count the images and say what would be written")
-    made.add_argument("--json", action="store_true")
+    made.add_argument("--shards", type=int, help="number of files (default: files of about 256 MiB)")
+    made.add_argument("--seed", type=int, default=0, help="seed of the order of images (default: 0)")
+    made.add_argument("--max-corrupt", type=int, default=0, help="number of images that may be skipped (default: 0)")
+    made.add_argument("--dry-run", action="store_true", help="count the images and print the plan; write nothing")
+    made.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
     options = _options(made, argv)
     if options.name != "imagenet":
         raise UserError(f"{options.name} needs no packing: only imagenet does")
     if options.max_corrupt < 0:
-        raise ConfigError(f"--max-corrupt {options.max_corrupt}: at least 0")
+        raise ConfigError(f"--max-corrupt {options.max_corrupt}: must be at least 0")
+    from maep.data.pack.archive import open_archive
+    from maep.data.pack.build import pack
+    from maep.data.pack.plan import plan_pack
+    from maep_jobs.terminal.progress import Bar
+
     with closing(Bar("list")) as bar:
         archive = open_archive(options.source, options.labels, bar.show)
     plan = plan_pack(archive, _root(options), options.part, options.shards, options.seed)
     if options.dry_run:
-        told = _planned(plan)
+        result = _planned(plan)
     else:
         with closing(Bar("pack")) as bar:
-            told = _packed(plan, pack(plan, options.max_corrupt, bar.show))
+            result = _packed(plan, pack(plan, options.max_corrupt, bar.show))
     if options.json:
-        print_json(told)
+        print_json(result)
     else:
-        print(_line(told))
+        print(_line(result))
     return 0
 
 
@@ -117,7 +122,9 @@ def _options(made: Parser, argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _root(options: argparse.Namespace) -> Path:
-    return Path(data_root(build(DataConfig, {"name": options.name, "root": options.root})))
+    from maep.data.datasets import data_root
+
+    return data_root(build(DataConfig, {"name": options.name, "root": options.root}))
 
 
 def _line(entry: dict[str, Any]) -> str:
@@ -125,6 +132,8 @@ def _line(entry: dict[str, Any]) -> str:
 
 
 def _planned(plan: PackPlan) -> dict[str, Any]:
+    from maep.data.pack.plan import OFFICIAL
+
     archive = plan.archive
     place = next(folder for folder in plan.folder.absolute().parents if folder.is_dir())
     return {
@@ -140,8 +149,11 @@ def _planned(plan: PackPlan) -> dict[str, Any]:
 
 
 def _packed(plan: PackPlan, shards: dict[str, PackedShard]) -> dict[str, Any]:
+    from maep.data.pack.build import left_out
+    from maep.data.pack.plan import OFFICIAL
+
     for line in left_out(shards):
-        print(f"left out {line}", file=sys.stderr)
+        print(f"skipped {line}", file=sys.stderr)
     return {
         "part": plan.part,
         "images": sum(shard.rows for shard in shards.values()),
@@ -154,12 +166,14 @@ def _packed(plan: PackPlan, shards: dict[str, PackedShard]) -> dict[str, Any]:
 
 
 def _describe(config: DataConfig, split: Split) -> dict[str, Any]:
+    from maep.data.datasets import load
+
     try:
         images = load(config, split)
     except DataError as error:
         if split != "train" or config.name != "imagenet":
             raise
-        return {"split": split, "missing": str(error)}  # an evaluation needs no training images
+        return {"split": split, "missing": str(error)}  # evaluation needs no training images
     height, width = images.image_shape
     return {
         "split": split,

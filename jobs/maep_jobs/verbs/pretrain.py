@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from maep.train.config import PretrainConfig
-from maep_jobs.arguments import parse, parser
-from maep_jobs.training import run_training
+from maep_jobs.arguments import JobParser
 
 _EXAMPLES = """  maep pretrain --config cifar10/pretrain --output outputs/mae
   maep pretrain --config digits/pretrain --mask_ratio 0.5 --dry-run
@@ -16,10 +15,19 @@ _EXAMPLES = """  maep pretrain --config cifar10/pretrain --output outputs/mae
   maep pretrain --config cifar10/pretrain --output outputs/again --resume runs:/RUN_ID"""
 
 
+def parser() -> JobParser[PretrainConfig]:
+    """The verb's options."""
+    summary = "Train a masked autoencoder. If it is interrupted, re-run the same command to resume."
+    made = JobParser("pretrain", PretrainConfig, summary, _EXAMPLES, remote=True)
+    made.add_argument("--resume", metavar="URI", help="resume from this checkpoint (runs:/ID, s3://, a folder)")
+    made.add_argument("--address", help="Ray cluster to run the workers on (default: this machine)")
+    return made
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the verb."""
-    made = parser("pretrain", "Train a masked autoencoder; the same line after a kill goes on.", _EXAMPLES, remote=True)
-    made.add_argument("--resume", metavar="URI", help="go on from this checkpoint (runs:/ID, s3://, a folder)")
-    made.add_argument("--address", help="Ray cluster to run the workers on (default: this machine)")
-    run_training(parse(made, PretrainConfig, argv), "pretrain")
+    job = parser().parse_job(argv)
+    from maep_jobs.training import run_training
+
+    run_training(job, "pretrain")
     return 0

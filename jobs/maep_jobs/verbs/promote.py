@@ -1,15 +1,13 @@
-"""`maep promote`: send a purifier through the gate to the alias `champion`."""
+"""`maep promote`: register a purifier and, if it passes the gate, make it champion."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
-from maep.evaluate.config import EvaluateConfig, GateConfig
 from maep.tracking.purifier_ref import FORMS, PurifierRef
-from maep.tracking.resolve import resolve
-from maep_jobs.arguments import parse, parser, plan_text
-from maep_jobs.pipeline.gate import send_through_gate
+from maep_jobs.arguments import JobParser, plan_text
+from maep_jobs.pipeline.config import PromoteConfig
 from maep_jobs.terminal.standard_output import print_json
 
 _EXAMPLES = """  maep promote outputs/purifier/model
@@ -17,27 +15,29 @@ _EXAMPLES = """  maep promote outputs/purifier/model
   maep promote models:/purifier/3 --force"""
 
 
-@dataclass(frozen=True)
-class PromoteConfig:
-    """How the candidate is measured, and what it must hold."""
-
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    gate: GateConfig = field(default_factory=GateConfig)
+def parser() -> JobParser[PromoteConfig]:
+    """The verb's options."""
+    summary = "Register a purifier and, if it passes the gate, make it champion. Exit status 1: the gate refused it."
+    made = JobParser("promote", PromoteConfig, summary, _EXAMPLES)
+    made.add_argument("purifier", metavar="URI", help=FORMS)
+    made.add_argument(
+        "--force", action="store_true", help="promote it even if the gate refuses; recorded on the version"
+    )
+    return made
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; exit status 1 where the gate refuses."""
-    made = parser("promote", "Register a purifier and, if it passes the gate, make it champion.", _EXAMPLES)
-    made.add_argument("purifier", metavar="URI", help=FORMS)
-    made.add_argument("--force", action="store_true", help="promote also what the gate refuses; recorded")
-    job = parse(made, PromoteConfig, argv, default="cifar10/promote")
-    purifier = PurifierRef.parse(job.options.purifier)
-    if job.options.dry_run:
-        line = f"evaluates {purifier} on {job.settings.gate.images}, then moves the alias champion"
-        print(plan_text(job, [line]), end="")
-        return 0
-    candidate = resolve(purifier, job.tracking)
+    job = parser().parse_job(argv, default="cifar10/promote")
     settings, options = job.settings, job.options
+    purifier = PurifierRef.parse(options.purifier)
+    if options.dry_run:
+        print(plan_text(job, [f"evaluate {purifier} on {settings.gate.images}, then move the alias champion"]), end="")
+        return 0
+    from maep.tracking.resolve import resolve
+    from maep_jobs.pipeline.gate import send_through_gate
+
+    candidate = resolve(purifier, job.tracking)
     verdict = send_through_gate(
         candidate, settings.evaluate, settings.gate, job.tracking, options.output, options.force
     )

@@ -1,12 +1,11 @@
-"""`maep rollback`: give the alias `champion` back to the version that had it before."""
+"""`maep rollback`: move the alias `champion` back to an earlier version."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from maep.tracking.registry import by_alias, roll_back
-from maep_jobs.arguments import parse, parser, plan_text
+from maep_jobs.arguments import JobParser, plan_text
 from maep_jobs.terminal.standard_output import print_json
 
 _EXAMPLES = """  maep rollback
@@ -16,23 +15,31 @@ _EXAMPLES = """  maep rollback
 
 @dataclass(frozen=True)
 class RollbackConfig:
-    """Nothing but `tracking` is configured."""
+    """No keys but `tracking`."""
+
+
+def parser() -> JobParser[RollbackConfig]:
+    """The verb's options."""
+    summary = "Move the alias champion back to the version that had it before."
+    made = JobParser("rollback", RollbackConfig, summary, _EXAMPLES, output=False)
+    made.add_argument("--to", type=int, metavar="N", help="to version N instead")
+    return made
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the verb. Endpoints that follow the alias take the version within their `follow_s`, without a restart."""
-    made = parser("rollback", "Give the alias champion back to the version before.", _EXAMPLES, output=False)
-    made.add_argument("--to", type=int, metavar="N", help="to version N instead")
-    job = parse(made, RollbackConfig, argv)
-    target = "the version before" if job.options.to is None else f"version {job.options.to}"
+    """Runs the verb."""
+    job = parser().parse_job(argv)
+    target = "the previous version" if job.options.to is None else f"version {job.options.to}"
     if job.options.dry_run:
-        print(plan_text(job, [f"moves the alias champion of {job.tracking.model} back to {target}"]), end="")
+        print(plan_text(job, [f"move the alias champion of {job.tracking.model} to {target}"]), end="")
         return 0
+    from maep.tracking.registry import by_alias, roll_back
+
     left, reached = roll_back(job.tracking, "champion", job.options.to)
     holder = by_alias(job.tracking, "champion")
     assert holder is not None
     if job.options.json:
         print_json({"left": left, "champion": reached, "sha256": holder.sha256})
     else:
-        print(f"{job.tracking.model} version {reached}, {holder.sha256[:12]}, is champion again (it was {left})")
+        print(f"{job.tracking.model} version {reached} ({holder.sha256[:12]}) is champion; it was version {left}")
     return 0

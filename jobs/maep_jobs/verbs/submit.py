@@ -1,4 +1,4 @@
-"""`maep submit VERB ...`: run a verb on a Ray cluster, by Ray's Jobs API; the same code as here."""
+"""`maep submit VERB ...`: run a verb on a Ray cluster, through Ray's Jobs API."""
 
 from __future__ import annotations
 
@@ -18,32 +18,37 @@ from maep import config, storage
 from maep.cluster import check_address, is_here, prepare_environment
 from maep.errors import ConfigError, UnavailableError, nearest
 from maep.tracking.client import TrackingConfig, absolute
-from maep_jobs.arguments import Parser, default_output, find
+from maep_jobs.arguments import Parser
+from maep_jobs.config_files import default_output, find
 from maep_jobs.terminal.shell import program
 from maep_jobs.terminal.standard_output import print_json
 
 _VERBS = ("run", "pretrain", "finetune", "tune", "evaluate", "classifier", "promote", "demo")
 _REMOTE = ("pretrain", "finetune")
-_EXAMPLES = """examples:
-  maep submit pretrain --config cifar10/pretrain --address http://127.0.0.1:8265 --follow
+_EXAMPLES = """  maep submit pretrain --config cifar10/pretrain --address http://127.0.0.1:8265 --follow
   maep submit finetune --config my.yaml --output /shared/run --tracking.uri http://mlflow:5000 --address http://head:8265
   RAY_AUTH_MODE=token RAY_AUTH_TOKEN=... maep submit evaluate --config cifar10/evaluate --json
 
-Every other word is the verb's own. The configuration file travels with the job; data and outputs do not: name
-folders that all machines of the cluster see. Checkpoints and purifiers go where --tracking.artifact_uri says."""
+All other arguments are passed to the verb. The configuration file is uploaded with the job; data and outputs are not:
+name folders that all machines of the cluster see. Checkpoints and purifiers go to --tracking.artifact_uri."""
+
+
+def parser() -> Parser:
+    """The verb's options."""
+    made = Parser("submit", "Run a verb as a job of a Ray cluster on which maep is installed.", _EXAMPLES)
+    made.add_argument("verb", metavar="VERB", help=", ".join(_VERBS))
+    made.add_argument("--address", default="http://127.0.0.1:8265", help="the cluster's dashboard, http://HOST:8265")
+    made.add_argument("--follow", action="store_true", help="print the job's log until it ends")
+    made.add_argument("--config", metavar="NAME|FILE", help="the verb's configuration")
+    made.add_argument("--output", metavar="DIR", help="the verb's output, as the cluster sees it")
+    made.add_argument("--dry-run", action="store_true", help="print the job; submit nothing")
+    made.add_argument("--json", action="store_true", help="print the job as JSON on standard output")
+    return made
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the verb: 0 submitted (with --follow: succeeded), 1 the job failed, 2 a mistake, its own or the job's."""
-    made = Parser("submit", "Run a verb as a job of a Ray cluster where maep is installed.", _EXAMPLES)
-    made.add_argument("verb", metavar="VERB", help=", ".join(_VERBS))
-    made.add_argument("--address", default="http://127.0.0.1:8265", help="the cluster's dashboard, http://HOST:8265")
-    made.add_argument("--follow", action="store_true", help="print the job's lines until it ends")
-    made.add_argument("--config", metavar="NAME|FILE")
-    made.add_argument("--output", metavar="DIR")
-    made.add_argument("--dry-run", action="store_true", help="print the job, submit nothing")
-    made.add_argument("--json", action="store_true")
-    options, words = made.parse_known_args(list(argv))
+    """Runs the verb: 0 submitted (with --follow: succeeded), 1 the job failed, 2 a mistake, here or in the job."""
+    options, words = parser().parse_known_args(list(argv))
     if options.verb not in _VERBS:
         raise ConfigError(f"verb {options.verb!r} cannot be submitted: {nearest(options.verb, _VERBS)}")
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +65,7 @@ def _job(options: argparse.Namespace, words: list[str], folder: Path) -> dict[st
     line = [sys.executable if here else "python", "-m", "maep_jobs.cli", options.verb]
     source, values = options.config, {}
     if options.verb == "run" and source is None and words and not words[0].startswith("--"):
-        source, *words = words  # a pipeline is the verb's first word
+        source, *words = words  # the pipeline is the verb's first argument
     if source:
         values = config.read_yaml(find(source))
         storage.write_bytes(folder / "config.yaml", find(source).read_bytes())
@@ -69,15 +74,14 @@ def _job(options: argparse.Namespace, words: list[str], folder: Path) -> dict[st
     output = str(options.output or default_output(source or options.verb))
     if storage.is_remote(output) and options.verb not in _REMOTE:
         raise ConfigError(
-            f"--output {output}: name a folder that the cluster sees; s3:// is for {' and '.join(_REMOTE)}, and"
-            " --tracking.artifact_uri"
+            f"--output {output}: name a folder that the cluster sees; only {' and '.join(_REMOTE)} write to s3://"
         )
     line += ["--output", output if storage.is_remote(output) else str(Path(output).absolute())]
     if "tracking" not in values and not any(word.startswith("--tracking.") for word in words):
-        if not here:  # the default store lies in a job's working folder, which does not outlive it
+        if not here:  # the default store would be in the job's working folder, which is deleted after it
             raise ConfigError("--tracking.uri: name a tracking server that the cluster reaches, http://HOST:5000")
         line += ["--tracking.uri", str(absolute(TrackingConfig()).uri)]
-    carried = ("MAEP_DATA", "AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL")  # places, never keys
+    carried = ("MAEP_DATA", "AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL")  # addresses, never credentials
     variables = {name: os.environ[name] for name in carried if name in os.environ}
     return {
         "entrypoint": shlex.join(line),
@@ -97,17 +101,17 @@ def _submit(job: dict[str, Any], options: argparse.Namespace) -> int:
         job_id = client.submit_job(**job)
     except AuthenticationError:
         raise UnavailableError(
-            f"the Ray cluster at {options.address} asks for another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+            f"the Ray cluster at {options.address} refuses the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
         ) from None
     except (ConnectionError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UnavailableError(f"the Ray cluster at {options.address} did not take the job: {reason}") from None
+        raise UnavailableError(f"the Ray cluster at {options.address} did not accept the job: {reason}") from None
     if options.follow:
         try:
             asyncio.run(_follow(client, job_id))
         except KeyboardInterrupt:
             stop = f"{program('ray')} job stop --address {options.address} {job_id}"
-            print(f"job {job_id} goes on; to stop it: {stop}", file=sys.stderr)
+            print(f"job {job_id} is still running; to stop it: {stop}", file=sys.stderr)
             return 130
     status = str(client.get_job_status(job_id))
     if options.json:
@@ -115,7 +119,7 @@ def _submit(job: dict[str, Any], options: argparse.Namespace) -> int:
     else:
         print(f"job {job_id}: {status}")
         if not options.follow:
-            print(f"its lines: {program('ray')} job logs --follow --address {options.address} {job_id}")
+            print(f"logs: {program('ray')} job logs --follow --address {options.address} {job_id}")
     if not options.follow or status == "SUCCEEDED":
         return 0
     return 2 if client.get_job_info(job_id).driver_exit_code == 2 else 1

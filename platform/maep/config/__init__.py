@@ -5,7 +5,17 @@ reads, fills, prints and describes them. It needs nothing but PyYAML, because `p
 is no more than PyTorch.
 """
 
-from maep.config.fields import REQUIRED, Key, deciding, describe, key, named_section, section
+from maep.config.fields import (
+    REQUIRED,
+    Key,
+    deciding,
+    describe,
+    inner_classes,
+    key,
+    named_section,
+    section,
+    section_class,
+)
 from maep.config.fill import build, load
 from maep.config.plain import digest, flatten, to_dict, to_yaml
 from maep.config.text import apply_overrides, read_yaml
@@ -19,11 +29,13 @@ __all__ = [
     "describe",
     "digest",
     "flatten",
+    "inner_classes",
     "key",
     "load",
     "named_section",
     "read_yaml",
     "section",
+    "section_class",
     "to_dict",
     "to_yaml",
 ]

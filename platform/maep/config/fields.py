@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
 
 from maep.config.plain import to_plain
@@ -89,45 +89,88 @@ def _deciding(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One key of a configuration class, for help and documentation; `decides` is None where it is not declared."""
+    """One key or section of a configuration class, for help and documentation.
+
+    `decides` is None where it is not declared, and for sections, whose own keys declare it.
+    """
 
     path: str
     type: str
     default: str
     meaning: str
     decides: bool | None
+    is_section: bool = False
 
 
-def describe(cls: type, prefix: str = "") -> Iterator[Key]:
-    """Every key of `cls`, nested ones by their dotted path, in the order of declaration."""
+def describe(cls: type, prefix: str = "", filled: Any = None, names: Sequence[str] = ()) -> Iterator[Key]:
+    """Every section and key of `cls` in the order of declaration, each section before its keys.
+
+    Paths are dotted; keys of the items of a list have paths such as `mixture[].share`, those of the values of a
+    mapping `space.NAME.choice`. Defaults are those of the instance `filled`, if given, else of the class. A section of
+    several classes has the keys of the default one, and its key `name` all `names`.
+    """
     for field in dataclasses.fields(cls):
-        path, metadata = f"{prefix}{field.name}", field.metadata
+        path, metadata, kind = f"{prefix}{field.name}", field.metadata, kinds(cls)[field.name]
+        meaning = " ".join(metadata.get("meaning", "").split())
         inner = section_class(cls, field)
         if inner is not None:
-            yield from describe(inner, f"{path}.")
+            words, default = ("section or null", "null") if types.NoneType in get_args(kind) else ("section", "")
+            yield Key(path, words, default, meaning or _headline(inner), None, is_section=True)
+            yield from describe(inner, f"{path}.", _default(field, filled), _section_names(cls, field))
             continue
-        meaning = " ".join(metadata.get("meaning", "").split())
-        choices = metadata.get("choices")
-        kind = type_name(kinds(cls)[field.name])
-        if choices is not None:
-            kind = kind.replace("text", "|".join(choices()))
-        yield Key(path, kind, _default(field), meaning, metadata.get("decides"))
+        words = "|".join(names) if field.name == "name" and names else type_name(kind)
+        if metadata.get("choices") is not None:
+            words = words.replace("text", "|".join(metadata["choices"]()))
+        yield Key(path, words, _written(_default(field, filled)), meaning, metadata.get("decides"))
+        item = _item_class(kind)
+        if item is not None:
+            yield from describe(item, f"{path}.NAME." if get_origin(kind) is dict else f"{path}[].")
 
 
 def section_class(cls: type, field: dataclasses.Field[Any], name: str | None = None) -> type | None:
     """The class that a field's section is filled from, where `name` is its key `name`; None: the field is no section.
 
-    An optional section is one; of several classes that say their `name` the first is the default.
+    An optional section is one; of several classes, `name` chooses, and the first is the default.
     """
     named: Named | None = field.metadata.get("named")
     if named is not None:
         default: str = field.metadata["default_name"]
         return named.config_class(name if name in set(named.names()) else default)
-    kind = kinds(cls)[field.name]
-    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    sections = [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
+    sections = _sections(kinds(cls)[field.name])
     by_name = {str(option.__dataclass_fields__["name"].default): option for option in sections if len(sections) > 1}
     return by_name.get(name or "", sections[0] if sections else None)
+
+
+def inner_classes(cls: type, field: dataclasses.Field[Any]) -> list[type]:
+    """Every class that a field's section, or the items of its list or mapping, may have; empty for a plain key."""
+    names: list[str | None] = [*_section_names(cls, field)] or [None]
+    found = [*(section_class(cls, field, name) for name in names), _item_class(kinds(cls)[field.name])]
+    return [each for each in found if each is not None]
+
+
+def _section_names(cls: type, field: dataclasses.Field[Any]) -> list[str]:
+    """The names that choose a section's class; empty where there is only one."""
+    named: Named | None = field.metadata.get("named")
+    if named is not None:
+        return list(named.names())
+    sections = _sections(kinds(cls)[field.name])
+    return [str(option.__dataclass_fields__["name"].default) for option in sections if len(sections) > 1]
+
+
+def _item_class(kind: Any) -> type | None:
+    """The configuration class of the items of a list or mapping, if they have one."""
+    args = get_args(kind)
+    item = args[1] if get_origin(kind) is dict else args[0] if get_origin(kind) in (list, tuple) else None
+    return item if isinstance(item, type) and dataclasses.is_dataclass(item) else None
+
+
+def _sections(kind: Any) -> list[Any]:
+    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    return [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
+
+
+def _headline(cls: type) -> str:
+    return " ".join((cls.__doc__ or "").partition("\n\n")[0].split())
 
 
 def type_name(kind: Any) -> str:
@@ -146,21 +189,23 @@ def type_name(kind: Any) -> str:
     return words.get(kind, "section" if dataclasses.is_dataclass(kind) else getattr(kind, "__name__", str(kind)))
 
 
-def _default(field: dataclasses.Field[Any]) -> str:
-    if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-        return "required"
-    made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    return _written(to_plain(made))
+def _default(field: dataclasses.Field[Any], filled: Any) -> Any:
+    if filled is not None:
+        return getattr(filled, field.name)
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _written(value: Any) -> str:
+    """A value as a user writes it; numbers that are short only in steps of 1/255 are written so."""
+    value = to_plain(value)
+    if value is dataclasses.MISSING:
+        return "required"
     if isinstance(value, list):
         return f"[{', '.join(map(_written, value))}]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{name}: {_written(inner)}" for name, inner in value.items()) + "}"
     if isinstance(value, float):
-        levels = value * 255
-        off_grid = not 0 < value < 1 or abs(levels - round(levels)) > 1e-9
-        return f"{value:g}" if off_grid else f"{round(levels)}/255"
+        short, levels = f"{value:g}", f"{value * 255:g}"
+        return short if float(short) == value or float(levels) / 255 != value else f"{levels}/255"
     words = {None: "null", True: "true", False: "false"}
     return words[value] if value is None or isinstance(value, bool) else str(value)

@@ -6,13 +6,13 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from maep.config.fields import describe, kinds, section_class, type_name
 from maep.config.text import Word, apply_overrides, guess, parse_word, read_yaml
-from maep.errors import ConfigError, nearest
+from maep.errors import ConfigError, few, nearest
 
 T = TypeVar("T")
 
@@ -23,16 +23,17 @@ def load(cls: type[T], path: str | Path | None = None, overrides: Sequence[str] 
     return build(cls, apply_overrides(values, overrides))
 
 
-def build(cls: type[T], values: Mapping[str, Any] | None, where: str = "") -> T:
+def build(cls: type[T], values: Mapping[str, Any] | None, where: str = "", also: Iterable[str] = ()) -> T:
     """Fills dataclass `cls` from plain `values`; `where` is the dotted path of this section, for messages.
 
     Keys are checked before any value is read, so that a misspelt key is refused before anything is imported for a
-    value. Raises ConfigError for an unknown key (naming the nearest one, or the section that has it), a wrong type, or
+    value. `also` are paths that are no keys of `cls` but known to the caller, such as options of the command line.
+    Raises ConfigError for an unknown key (naming the nearest, or the same key of another section), a wrong type, or
     what the class itself refuses.
     """
     values = {} if values is None else values
-    for path in _unknown_keys(cls, values, where):
-        raise ConfigError(_unknown(cls, path, where))
+    for found in _unknown_keys(cls, values, where):
+        raise ConfigError(_unknown(cls, found, where, list(also)))
     return typing.cast(T, _section(cls, values, where))
 
 
@@ -54,13 +55,17 @@ def _unknown_keys(cls: type, values: Any, where: str) -> Iterator[tuple[str, str
             yield from _unknown_keys(section, value, path)
 
 
-def _unknown(cls: type, found: tuple[str, str, list[str]], where: str) -> str:
+def _unknown(cls: type, found: tuple[str, str, list[str]], where: str, also: list[str]) -> str:
     path, name, known = found
-    prefix = f"{where}." if where else ""
-    elsewhere = [each.path for each in describe(cls, prefix) if each.path.rpartition(".")[2] == name]
-    if name not in known and elsewhere and "[" not in path:
-        return f"unknown key {path!r}: {name} is a key of another section: --{' or --'.join(elsewhere)}"
-    return f"unknown key {path!r}: {nearest(name, known)}"
+    place = path.rpartition(".")[0]
+    here = [other for other in also if other.rpartition(".")[0] == place]
+    if name in here:
+        return f"unknown key {path!r}: it is an option: --{path}"
+    keys = [key.path for key in describe(cls, f"{where}." if where else "") if not key.is_section]
+    elsewhere = [f"--{other}" for other in [*keys, *also] if other.rpartition(".")[2] == name and "[" not in other]
+    if elsewhere:
+        return f"unknown key {path!r}: did you mean {few(elsewhere, ' or ')}?"
+    return f"unknown key {path!r}: {nearest(name, [*known, *here])}"
 
 
 def _section(cls: type, values: Any, where: str) -> Any:

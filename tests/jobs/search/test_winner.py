@@ -22,8 +22,8 @@ from maep.tracking.registry import aliases, by_version
 from maep.tune import results
 from maep.tune.record import TrialRecord
 from maep.tune.results import SearchResult
+from maep_jobs.pipeline.config import PromoteConfig
 from maep_jobs.search.winner import gate_classifiers, gate_settings, promote_winner
-from maep_jobs.verbs.promote import PromoteConfig
 
 TRACKING = TrackingConfig()
 Make = Callable[[int], Artifact]
@@ -69,7 +69,8 @@ def test_the_best_trial_becomes_champion_and_its_version_says_from_which_search(
     assert done.lines[0] == "trial 001-test, purifier version 1: champion"
 
     again = promote_winner(result, gate, TRACKING)
-    assert "champion already" in again.verdict.reasons[0]
+    assert again.verdict.champion
+    assert again.report is None
 
     strict = dataclasses.replace(gate, gate=dataclasses.replace(gate.gate, over_baselines=("none",)))
     worse = dataclasses.replace(result, trials=result.trials[:1])

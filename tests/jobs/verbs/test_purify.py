@@ -18,8 +18,8 @@ from serving import serving
 from maep import storage
 from maep.artifact import Artifact
 from maep.errors import UserError
-from maep_jobs import image_files
 from maep_jobs.pipeline.endpoint import offline
+from maep_jobs.purify import image_files
 from maep_serve.config import ServeConfig
 from maep_serve.engine.loading import build_models
 from maep_serve.engine.service import Service

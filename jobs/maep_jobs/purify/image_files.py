@@ -72,7 +72,7 @@ def find(inputs: Sequence[Path], output: Path) -> FoundImages:
         found = FoundImages(tuple(pairs), num_others)
     _check(found.pairs)
     if not named:
-        _spare(found.pairs)
+        _check_ours(found.pairs)
     return found
 
 
@@ -95,7 +95,7 @@ def _check(pairs: Sequence[FilePair]) -> None:
             raise UserError(f"{pair.target} is also an input: choose an output folder (-o) outside the inputs")
 
 
-def _spare(pairs: Sequence[FilePair]) -> None:
+def _check_ours(pairs: Sequence[FilePair]) -> None:
     for pair in pairs:
         if pair.target.is_file() and not _is_ours(pair.target):
             raise UserError(

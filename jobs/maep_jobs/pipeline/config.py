@@ -1,0 +1,44 @@
+"""The pipeline and the promotion, as configured. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from maep import config
+from maep.evaluate.config import EvaluateConfig, GateConfig
+from maep.train.config import ClassifierConfig, FinetuneConfig, PretrainConfig
+from maep_serve.config import ServeConfig
+
+CHAMPION = "models:/purifier@champion"
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """The whole pipeline. Its own classifiers are referred to by their `name` in the other sections."""
+
+    classifiers: tuple[ClassifierConfig, ...] = config.key((), "Classifiers to train first.", decides=True)
+    pretrain: PretrainConfig = config.section(PretrainConfig)
+    finetune: FinetuneConfig = config.section(lambda: FinetuneConfig(classifiers=("cifar10_resnet20",)))
+    conv: FinetuneConfig | None = config.key(
+        None, "Convolutional purifier to compare with, trained for as long; null: none.", decides=True
+    )
+    evaluate: EvaluateConfig = config.section(EvaluateConfig)
+    gate: GateConfig = config.section(GateConfig)
+    gate_classifiers: tuple[str, ...] = config.key(
+        (), "Classifiers that the gate decides on; empty: those of `evaluate`.", decides=True
+    )
+    serve: ServeConfig = config.section(lambda: ServeConfig(model=CHAMPION))
+    parallel: int = config.key(2, "Training stages that run at once, each with its share of the cores.", decides=False)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a pipeline that runs nothing."""
+        if self.parallel < 1:
+            raise ValueError(f"parallel: {self.parallel} must be at least 1")
+
+
+@dataclass(frozen=True)
+class PromoteConfig:
+    """How a candidate is measured, and what it must pass."""
+
+    evaluate: EvaluateConfig = config.section(EvaluateConfig)
+    gate: GateConfig = config.section(GateConfig)

@@ -1,0 +1,1 @@
+"""`maep purify`: image files through a purifier."""

@@ -1,0 +1,75 @@
+"""Each key of each configuration class says what it means and whether it decides the result, and does what it says."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from maep import config
+from maep.attacks.config import AttackConfig
+from maep.tracking.client import TrackingConfig
+from maep_jobs.arguments import JobParser
+from maep_jobs.cli import VERBS
+
+
+def below(cls: type) -> Iterator[type]:
+    """The class, then the classes of its sections and lists."""
+    yield cls
+    for field in dataclasses.fields(cls):
+        for inner in config.inner_classes(cls, field):
+            yield from below(inner)
+
+
+def roots() -> Iterator[type]:
+    """What each verb is configured by, and what no verb reaches."""
+    for verb in VERBS:
+        parser = importlib.import_module(f"maep_jobs.verbs.{verb}").parser()
+        if isinstance(parser, JobParser):
+            yield parser.settings_class
+    yield from (TrackingConfig, AttackConfig)
+
+
+CLASSES = list(dict.fromkeys(cls for root in roots() for cls in below(root)))
+KEYS = [(cls, field.name) for cls in CLASSES for field in dataclasses.fields(cls) if "decides" in field.metadata]
+
+
+def unchecked(cls: type) -> object:
+    """An instance of `cls` with its defaults, whether or not the class accepts them together."""
+    made = object.__new__(cls)
+    for field in dataclasses.fields(cls):
+        value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        object.__setattr__(made, field.name, None if value is dataclasses.MISSING else value)
+    return made
+
+
+def test_all_are_found() -> None:
+    names = {cls.__name__ for cls in CLASSES}
+    assert {"LoopConfig", "ConvConfig", "LoraConfig", "Axis", "MixtureConfig", "GateConfig", "ServeConfig"} <= names
+    assert len(KEYS) > 150
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_each_key_is_declared(cls: type) -> None:
+    for key in config.describe(cls):
+        assert key.meaning, key.path
+        assert key.is_section or key.decides is not None, key.path
+
+
+@pytest.mark.parametrize(("cls", "name"), KEYS, ids=lambda value: getattr(value, "__name__", value))
+def test_a_changed_value_makes_another_identity_where_it_decides(cls: type, name: str) -> None:
+    before = unchecked(cls)
+    after = copy.copy(before)
+    object.__setattr__(after, name, "another value")
+    field = next(field for field in dataclasses.fields(cls) if field.name == name)
+    changed = config.digest(config.deciding(after)) != config.digest(config.deciding(before))
+    assert changed is field.metadata["decides"]
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_what_decides_is_plain(cls: type) -> None:
+    json.dumps(config.deciding(unchecked(cls)))
