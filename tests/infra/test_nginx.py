@@ -1,4 +1,4 @@
-"""infra/nginx with Debian's nginx before two real purifiers: TLS, limits, the canary's share, and what is logged."""
+"""infra/nginx with Debian's nginx in front of two real purifiers: TLS, limits, canary share, logs."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Front:
         return httpx.Client(base_url=self.url, headers=headers, verify=trust, trust_env=False, timeout=60)
 
     def logged(self, request_id: str) -> dict[str, Any]:
-        """The line of a request, which nginx writes once the answer is sent."""
+        """The log line of a request, which nginx writes once the response is sent."""
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             lines = (self.folder / "access.log").read_text().splitlines()
@@ -94,7 +94,7 @@ class Front:
 def written(
     folder: Path, port: int, backend: str, changes: dict[str, str], of_maep: dict[str, str] | None = None
 ) -> None:
-    """The two files with this machine's ports and paths, `changes` of what a site sets, and of what is done."""
+    """Write both files with this machine's ports and paths, `changes` to site.conf, and `of_maep` to maep.conf."""
     site = (FOLDER / "site.conf").read_text()
     maep = (FOLDER / "maep.conf").read_text()
     changes = {
@@ -179,7 +179,7 @@ def is_problem(answer: httpx.Response, status: int, code: str) -> bool:
     return (answer.status_code, body["status"], body["code"]) == (status, status, code)
 
 
-def test_a_purified_image_comes_through_tls_and_its_version_is_logged(front: Front, png: bytes) -> None:
+def test_a_purified_image_over_tls_and_its_logged_version(front: Front, png: bytes) -> None:
     with front.http() as http:
         for track, version in front.versions.items():
             headers = {"x-maep-track": track, "x-request-id": f"mine-{track}"}
@@ -208,10 +208,8 @@ def test_the_canary_has_its_share(front: Front, png: bytes) -> None:
     assert 0.1 < share < 0.4, "4 standard deviations about a quarter"
 
 
-def test_too_many_from_one_address_are_told_when_to_come_back_and_the_client_does(
-    front: Front, png: bytes, tmp_path: Path
-) -> None:
-    """Two a second after a burst of two: plain requests see 429 with Retry-After, the client only takes longer."""
+def test_the_rate_limit_sends_retry_after_and_the_client_honours_it(front: Front, png: bytes, tmp_path: Path) -> None:
+    """Two per second after a burst of two: plain requests get 429 with Retry-After, the client waits."""
     tmp_path.chmod(0o755)
     port = free_ports(1)[0]
     written(tmp_path, port, front.backend, {"rate=100r/s": "rate=2r/s"}, {"burst=200": "burst=2"})
@@ -228,7 +226,7 @@ def test_too_many_from_one_address_are_told_when_to_come_back_and_the_client_doe
             assert {client.purify(png).purifier for _ in range(4)} <= set(front.versions.values())
 
 
-def test_only_our_routes_are_there(front: Front) -> None:
+def test_only_maeps_routes_are_forwarded(front: Front) -> None:
     with front.http() as http:
         for path in (
             "/-/routes",
@@ -245,7 +243,7 @@ def test_only_our_routes_are_there(front: Front) -> None:
             assert http.get(path).status_code == 200, path
 
 
-def test_what_is_refused(front: Front, png: bytes) -> None:
+def test_refused_requests_are_problems(front: Front, png: bytes) -> None:
     with front.http() as http:
         assert is_problem(http.post("/v1/purify", content=bytes(8 * 2**20 + 1)), 413, "body-too-large")
 
@@ -272,7 +270,7 @@ def test_old_tls_and_plain_http_are_refused(front: Front) -> None:
     assert plain_answer.status_code == 400
 
 
-def test_a_backend_that_is_gone_is_a_503_that_says_when_to_come_back(tmp_path: Path) -> None:
+def test_an_unreachable_backend_is_503_with_retry_after(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     port = free_ports(1)[0]
     written(tmp_path, port, f"http://127.0.0.1:{free_ports(1)[0]}", {})
@@ -285,7 +283,7 @@ def test_a_backend_that_is_gone_is_a_503_that_says_when_to_come_back(tmp_path: P
         assert answer.headers["retry-after"] == "2"
 
 
-def test_as_it_ships_the_canary_has_no_share() -> None:
+def test_the_shipped_canary_has_no_share() -> None:
     site = (FOLDER / "site.conf").read_text()
     share = re.search(r"split_clients[^{]*\{(.*?)\}", site, re.S)
     assert share is not None
@@ -293,7 +291,7 @@ def test_as_it_ships_the_canary_has_no_share() -> None:
     assert [entry.split() for entry in entries if entry] == [["*", "stable;"]]
 
 
-def test_every_code_of_the_front_is_one_of_the_endpoints(front: Callable[..., Any]) -> None:
+def test_every_code_of_nginx_is_one_of_the_endpoints(front: Callable[..., Any]) -> None:
     from maep_serve.http.problems import CODES
 
     said = re.findall(r"return (\d+) '(\{.*\})';", (FOLDER / "maep.conf").read_text())

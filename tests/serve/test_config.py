@@ -1,4 +1,4 @@
-"""The endpoint's configuration, and what it is filled with where it is silent."""
+"""The endpoint's configuration and its defaults."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_values_out_of_range_are_named(key, value):
         config.build(ServeConfig, config.apply_overrides({"model": "m"}, [f"--{key}", value]))
 
 
-def test_the_largest_image_fits_into_the_pixels_in_flight():
+def test_max_pixels_in_flight_holds_the_largest_image():
     with pytest.raises(ValueError, match="max_pixels_in_flight"):
         ServeConfig("m", max_pixels=100, max_pixels_in_flight=99)
     assert ServeConfig("m", max_pixels=100, max_pixels_in_flight=100).max_pixels == 100
@@ -54,7 +54,7 @@ def test_the_largest_image_fits_into_the_pixels_in_flight():
     ("host", "expected"),
     [("127.0.0.1", True), ("localhost", True), ("::1", True), ("127.8.8.8", True), ("0.0.0.0", False), ("a.b", False)],
 )
-def test_loopback(host, expected):
+def test_loopback_addresses(host, expected):
     assert is_loopback(host) is expected
 
 
@@ -67,12 +67,12 @@ def test_loopback(host, expected):
         (("one",), "imagenet", 2, ("0", "1")),
     ],
 )
-def test_class_names_are_the_classifiers_else_the_data_sets_else_numbers(own, data, count, expected):
+def test_class_names_fall_back_to_the_data_set_then_to_indices(own, data, count, expected):
     assert class_names(own, data, count) == expected
 
 
 @pytest.mark.parametrize(("size", "data"), [((24, 40), None), ((32, 32), DataConfig(name="cifar10"))])
-def test_samples_are_drawn_where_there_is_no_data(tmp_path, size, data):
+def test_samples_are_drawn_without_data(tmp_path, size, data):
     samples = load_samples(data and dataclasses.replace(data, root=str(tmp_path)), size)
     assert len(samples) == 8
     assert {tuple(sample.pixels.shape) for sample in samples} == {(1, 3, *size)}

@@ -31,13 +31,13 @@ def build(import_path: str, values: dict[str, Any]) -> Any:
     return getattr(importlib.import_module(module), attribute)(dict(values))
 
 
-def test_they_are_three() -> None:
+def test_three_configurations_ship() -> None:
     assert NAMES == ["canary.yaml", "cluster.yaml", "local.yaml"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_ray_serve_takes_it_and_ignores_no_key(name: str) -> None:
-    """Its schema lets keys pass that it does not know, so that a misspelt one would be lost."""
+def test_ray_serve_knows_every_key(name: str) -> None:
+    """Its schema ignores unknown keys, so a misspelt one would be lost."""
     values = read(name)
     schema = ServeDeploySchema.model_validate(values)
     assert set(values) <= set(ServeDeploySchema.model_fields)
@@ -63,7 +63,7 @@ def test_rays_own_time_limit_is_above_the_endpoints(name: str) -> None:
         assert values["http_options"]["request_timeout_s"] > ServeConfig(**arguments).longest_s
 
 
-def test_what_others_can_reach_has_a_token_and_no_playground() -> None:
+def test_public_endpoints_need_a_token_and_have_no_playground() -> None:
     for name in NAMES:
         values = read(name)
         for application in values["applications"]:
@@ -75,7 +75,7 @@ def test_what_others_can_reach_has_a_token_and_no_playground() -> None:
                     build(application["import_path"], application["args"])
 
 
-def test_the_canary_is_the_cluster_and_one_more_where_nginx_looks_for_it() -> None:
+def test_the_canary_is_the_cluster_plus_one_application_at_nginxs_prefix() -> None:
     cluster, both = read("cluster.yaml"), read("canary.yaml")
     assert both["applications"][0] == cluster["applications"][0]
     assert {**both, "applications": cluster["applications"]} == cluster

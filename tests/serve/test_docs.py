@@ -1,4 +1,4 @@
-"""What docs/serving.md and the README tell a caller to type works as printed, and the errors table is complete."""
+"""The commands of docs/serving.md and the README work as printed, and the errors table is complete."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def url(config: Any, models: Any) -> Iterator[str]:
 
 @pytest.fixture
 def files(tmp_path: Path, picture: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The files that the lines name, in a folder that is also the home."""
+    """The files that the commands use, in a folder that is also $HOME."""
     pixels = picture(SIDE, SIDE)
     for name in ("image.png", "image.jpg"):
         Image.fromarray(pixels).save(tmp_path / name)
@@ -65,13 +65,13 @@ def files(tmp_path: Path, picture: Callable[..., np.ndarray], monkeypatch: pytes
 
 @pytest.fixture
 def folder(url: str, files: Path) -> Path:
-    """`files`, for lines that ask the application of this process."""
+    """`files`, for commands that call the application of this process."""
     lead_to(url, files)
     return files
 
 
 def lead_to(url: str, home: Path) -> None:
-    """Lets the curl of `home` find the printed address at `url`."""
+    """Redirect curl from the printed address to `url`, in the .curlrc of `home`."""
     port = url.rpartition(":")[2]
     options = [f'connect-to = "127.0.0.1:8000:127.0.0.1:{port}"', "fail-with-body", "silent", "show-error"]
     (home / ".curlrc").write_text("\n".join(options))
@@ -104,8 +104,8 @@ def test_every_curl_line_works_as_printed(folder: Path, models: Any, png: Callab
 @pytest.mark.slow
 @pytest.mark.shared_data
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-def test_the_readmes_lines_from_maep_serve_to_its_answers(files: Path, shared_data: Path, offline: Any) -> None:
-    """As printed, but for the port, on Ray, with the purifier that ships."""
+def test_the_readmes_serve_and_curl_lines_work_on_ray(files: Path, shared_data: Path, offline: Any) -> None:
+    """As printed except for the port, with the bundled purifier."""
     (line,) = [line for line in "".join(blocks(README)).splitlines() if line.startswith("maep serve ")]
     words = shlex.split(line.removesuffix("&"))[1:]
     assert words[1:3] == ["--model", "bundled:cifar10"]
@@ -136,7 +136,7 @@ def test_the_readmes_lines_from_maep_serve_to_its_answers(files: Path, shared_da
     assert 0 <= answer["suspicion"]["score"] < 1
 
 
-def test_the_python_lines_work_but_for_the_port(folder: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_example_works(folder: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = [block for block in blocks(DOCS, "python") if "Client(" in block]
     assert ADDRESS in block
     exec(compile(block.replace(ADDRESS, url), "docs/serving.md", "exec"), {})
@@ -144,12 +144,12 @@ def test_the_python_lines_work_but_for_the_port(folder: Path, url: str, capsys: 
     assert "Candidate(" in capsys.readouterr().out
 
 
-def test_the_errors_table_is_the_endpoints() -> None:
+def test_the_errors_table_lists_every_code() -> None:
     rows = re.findall(r"^\| (\d{3}) \| `([a-z-]+)` \| .+ \|$", DOCS, re.M)
     assert {code: int(status) for status, code in rows} == {code: status for code, (status, _) in CODES.items()}
 
 
-def test_links_inside_and_to_files_lead_somewhere() -> None:
+def test_links_resolve() -> None:
     titles = re.findall(r"^#+ (.+)$", DOCS, re.M)
     headings = {re.sub(r"[^a-z0-9 -]", "", title.lower()).strip().replace(" ", "-") for title in titles}
     for target in re.findall(r"\]\(([^)]+)\)", DOCS):
@@ -159,7 +159,7 @@ def test_links_inside_and_to_files_lead_somewhere() -> None:
             assert (ROOT / "docs" / target).is_file(), target
 
 
-def test_commands_of_maep_are_its_verbs() -> None:
+def test_maep_commands_are_verbs() -> None:
     from maep_jobs.cli import VERBS
 
     named = set(re.findall(r"^maep ([a-z]+)", "\n".join(blocks(DOCS)), re.M)) | set(re.findall(r"`maep ([a-z]+)", DOCS))

@@ -98,7 +98,6 @@ def start(config: ServeConfig, tracking: TrackingConfig | None = None, wait_read
             _start_ray(config, ray_folder)
         deadline = time.monotonic() + wait_ready_s
         _deploy(served, canary, digests)
-        _wait_until_running(deadline)
         _wait_until_ready(url, sha256, deadline)
     except BaseException:
         _stop(ray_folder)
@@ -217,42 +216,42 @@ def _deploy(served: Releases, canary: Releases | None, digests: tuple[str, ...])
     serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 
 
-def _wait_until_running(deadline: float) -> None:
+def _wait_until_ready(url: str, sha256: str, deadline: float) -> None:
+    """Wait until Ray Serve runs every application, and /readyz reports `sha256` several times in a row."""
+    in_a_row = 0
+    while in_a_row < _NUM_CHECKS:
+        state = _serve_state()
+        served = None
+        if state is None:
+            try:
+                response = httpx.get(f"{url}/readyz", timeout=5, trust_env=False)
+                state = f"/readyz responds {response.status_code}"
+                served = str(response.json().get("purifier")) if response.status_code == 200 else None
+            except (httpx.TransportError, ValueError) as error:
+                state = f"/readyz fails with {type(error).__name__}"
+        if served not in (None, sha256):
+            raise UnavailableError(f"{url} serves purifier {served}, not {sha256}: another server uses this address")
+        in_a_row = in_a_row + 1 if served is not None else 0
+        if not in_a_row:
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"the endpoint did not start in time: {state}: does Ray have a free CPU for it?")
+            time.sleep(0.1)
+
+
+def _serve_state() -> str | None:
+    """The state of the applications; None once all are running. Raises UnavailableError if one failed."""
     from ray import serve
     from ray.serve.schema import ApplicationStatus
 
-    while True:
-        applications = serve.status().applications
-        failed = [each for each in applications.values() if each.status == ApplicationStatus.DEPLOY_FAILED]
-        if failed:
-            reasons = [deployment.message for deployment in failed[0].deployments.values()] or [failed[0].message]
-            raise UnavailableError(f"the endpoint did not start: {_last_line(reasons[0])}")
-        if applications and all(each.status == ApplicationStatus.RUNNING for each in applications.values()):
-            return
-        if time.monotonic() > deadline:
-            state = ", ".join(each.status.value for each in applications.values()) or "unknown to Ray Serve"
-            raise UnavailableError(f"the endpoint did not start in time ({state}): does Ray have a free CPU for it?")
-        time.sleep(0.1)
-
-
-def _wait_until_ready(url: str, sha256: str, deadline: float) -> None:
-    last, in_a_row = "no response", 0
-    while in_a_row < _NUM_CHECKS:
-        if time.monotonic() > deadline:
-            raise UnavailableError(f"{url}/readyz did not become ready in time: {last}")
-        try:
-            response = httpx.get(f"{url}/readyz", timeout=5, trust_env=False)
-            last = f"status {response.status_code}"
-            served = str(response.json().get("purifier")) if response.status_code == 200 else None
-        except (httpx.TransportError, ValueError) as error:
-            last, served = type(error).__name__, None
-        if served is None:
-            in_a_row = 0
-            time.sleep(0.1)
-        elif served != sha256:
-            raise UnavailableError(f"{url} serves purifier {served}, not {sha256}: another server uses this address")
-        else:
-            in_a_row += 1
+    applications = serve.status().applications.values()
+    for failed in (each for each in applications if each.status == ApplicationStatus.DEPLOY_FAILED):
+        reasons = [deployment.message for deployment in failed.deployments.values()] or [failed.message]
+        lines = [line.strip() for line in reasons[0].splitlines() if line.strip()]
+        reason = lines[-1][:300] if lines else "see logs/serve in the folder of the Ray session"
+        raise UnavailableError(f"the endpoint did not start: {reason}")
+    if applications and all(each.status == ApplicationStatus.RUNNING for each in applications):
+        return None
+    return ", ".join(each.status.value for each in applications) or "unknown to Ray Serve"
 
 
 def _stop(ray_folder: Path | None) -> None:
@@ -271,8 +270,3 @@ def _stop(ray_folder: Path | None) -> None:
             if ray_folder is not None:
                 ray.shutdown()
                 shutil.rmtree(ray_folder, ignore_errors=True)
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "see logs/serve in the folder of the Ray session"

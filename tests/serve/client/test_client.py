@@ -31,7 +31,7 @@ Outcome = httpx.Response | Exception
 
 
 class Script(httpx.BaseTransport, httpx.AsyncBaseTransport):
-    """Answers with what it is given, in order; an exception is raised. Remembers the requests."""
+    """Returns the given outcomes in order, or raises them; records the requests."""
 
     def __init__(self, *outcomes: Outcome) -> None:
         self.outcomes = list(outcomes)
@@ -74,11 +74,11 @@ def refusal(status: int, code: str, **headers: str) -> httpx.Response:
 
 
 def within(waits: list[float], least: list[float]) -> bool:
-    """Each wait is what was asked for, or up to half as much longer: callers must not come back together."""
+    """Each wait is the requested one plus a jitter of up to half: clients must not return together."""
     return len(waits) == len(least) and all(low <= wait <= 1.5 * low for wait, low in zip(waits, least, strict=True))
 
 
-def test_busy_not_ready_and_lost_connections_are_tried_again(call: Callable[..., Any]) -> None:
+def test_busy_not_ready_and_lost_connections_are_retried(call: Callable[..., Any]) -> None:
     script, waits = (
         Script(
             refusal(429, "queue-full", **{"Retry-After": "2"}),
@@ -97,13 +97,13 @@ def test_busy_not_ready_and_lost_connections_are_tried_again(call: Callable[...,
 
 
 @pytest.mark.parametrize("status", [500, 502, 504])
-def test_a_front_that_lost_its_replica_is_tried_again(call: Callable[..., Any], status: int) -> None:
+def test_a_proxy_that_lost_its_replica_is_retried(call: Callable[..., Any], status: int) -> None:
     script = Script(httpx.Response(status, text="Internal Server Error"), CLEAN)
     assert call(script, [], "purify", PNG).image == b"clean"
 
 
 @pytest.mark.parametrize("status", [400, 401, 413, 415, 422, 500, 504])
-def test_what_the_endpoint_itself_refuses_is_raised_at_once(call: Callable[..., Any], status: int) -> None:
+def test_the_endpoints_own_refusals_are_raised_at_once(call: Callable[..., Any], status: int) -> None:
     script, waits = Script(refusal(status, "some-code")), []
     with pytest.raises(ProblemError, match="why") as caught:
         call(script, waits, "purify", PNG)
@@ -111,21 +111,21 @@ def test_what_the_endpoint_itself_refuses_is_raised_at_once(call: Callable[..., 
     assert (len(script.requests), waits) == (1, [])
 
 
-def test_it_gives_up_with_one_line(call: Callable[..., Any]) -> None:
+def test_it_gives_up_after_its_retries(call: Callable[..., Any]) -> None:
     script = Script(*[httpx.ConnectError("refused")] * 3)
     with pytest.raises(UnavailableError, match=r"http://test .*3 .*ConnectError"):
         call(script, [], "purify", PNG, patience=Patience(retries=2))
     assert len(script.requests) == 3
 
 
-def test_it_does_not_wait_for_what_comes_after_its_deadline(call: Callable[..., Any]) -> None:
+def test_it_does_not_wait_beyond_its_deadline(call: Callable[..., Any]) -> None:
     script, waits = Script(refusal(429, "queue-full", **{"Retry-After": "500"})), []
     with pytest.raises(UnavailableError, match="429 queue-full"):
         call(script, waits, "purify", PNG, patience=Patience(deadline_s=60))
     assert waits == []
 
 
-def test_an_answer_of_something_else_is_one_line(call: Callable[..., Any]) -> None:
+def test_a_response_of_another_server_is_an_error(call: Callable[..., Any]) -> None:
     with pytest.raises(ProblemError, match="404 unknown: <h1> no such page </h1>"):
         call(Script(httpx.Response(404, text="<h1>\nno such page\n</h1>")), [], "purify", PNG)
     for method, arguments in (("purify", [PNG]), ("classify", [PNG]), ("info", [])):
@@ -149,7 +149,7 @@ def test_content_type_token_and_top_k(call: Callable[..., Any]) -> None:
     assert content_type(b"RIFF\x00\x00\x00\x00WEBPVP8 ") == "image/webp"
 
 
-def test_the_token_is_nowhere_to_be_read(call: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_the_token_is_in_no_log_repr_or_error(call: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     outcomes = [httpx.ReadError("lost"), refusal(503, "not-ready"), *[httpx.ConnectError("no")] * 4]
     with pytest.raises(UnavailableError) as caught:
@@ -167,12 +167,12 @@ def test_the_token_is_nowhere_to_be_read(call: Callable[..., Any], caplog: pytes
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "x", "http://[::1"])
-def test_what_is_no_address_is_one_line(url: str) -> None:
+def test_an_invalid_url_is_an_error(url: str) -> None:
     with pytest.raises(ConfigError, match="url: "):
         Client(url)
 
 
-def test_a_slash_at_the_end_and_a_prefix(call: Callable[..., Any]) -> None:
+def test_trailing_slash_and_path_prefix(call: Callable[..., Any]) -> None:
     script = Script(CLEAN)
     with Client("http://test/canary/", transport=script) as client:
         client.purify(PNG)
@@ -191,7 +191,7 @@ def test_retry_after_is_seconds_or_a_date() -> None:
 
 @pytest.fixture
 def drops() -> Iterator[tuple[str, list[bytes]]]:
-    """A server whose first connection breaks off within the answer, and what it was sent; then it answers."""
+    """A server that breaks its first connections during the response, and the requests it received."""
     whole = b"HTTP/1.1 200 OK\r\ncontent-type: image/png\r\nx-maep-purifier: abc\r\ncontent-length: 5\r\n\r\nclean"
     received: list[bytes] = []
 
@@ -223,7 +223,7 @@ def _request(connection: socket.socket) -> bytes:
     return data
 
 
-def test_a_connection_that_breaks_within_the_answer_costs_nothing(drops: tuple[str, list[bytes]]) -> None:
+def test_a_connection_that_breaks_within_the_response_is_retried(drops: tuple[str, list[bytes]]) -> None:
     url, received = drops
     with Client(url) as client:
         assert client.purify(PNG).image == b"clean"
@@ -239,8 +239,8 @@ def test_the_same_asynchronously(drops: tuple[str, list[bytes]]) -> None:
     assert asyncio.run(purify()).image == b"clean"
 
 
-def test_it_reads_what_an_endpoint_answers(config: Any, models: Any, png: Callable[..., bytes]) -> None:
-    """The real application behind both HTTP libraries' ASGI door: records are filled, refusals have their code."""
+def test_it_reads_a_real_endpoints_responses(config: Any, models: Any, png: Callable[..., bytes]) -> None:
+    """The real application through ASGI: records are filled, refusals have their code."""
 
     async def use() -> None:
         transport = httpx.ASGITransport(create_api(Service(config, models)))

@@ -1,4 +1,4 @@
-"""Requests of equal shape share forward passes; refilled while one computes; each caller gets its own row."""
+"""Requests of equal shape share forward passes; one batch fills while another computes; each caller gets its row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from maep_serve.engine.batching import Batcher
 
 
 class Doubling:
-    """Doubles what it is given, once `gate` opens, and remembers the sizes of its batches."""
+    """Doubles its input once `gate` opens, and records the shapes of its batches."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -88,7 +88,7 @@ def test_shapes_are_never_mixed_and_the_oldest_goes_first():
     assert forward.shapes == [(1, 3, 2, 2), (3, 3, 3, 3), (3, 3, 2, 2)]
 
 
-def test_a_batch_waits_for_company():
+def test_a_batch_waits_for_more_images():
     forward = Doubling()
     forward.gate.set()
 
@@ -113,7 +113,7 @@ def test_one_callers_error_leaves_the_batcher_alive():
     assert run(forward, 4, 0, body) == 6
 
 
-def test_who_has_gone_is_not_computed():
+def test_cancelled_requests_are_not_computed():
     forward = Doubling()
 
     async def body(batcher: Batcher) -> None:

@@ -1,4 +1,4 @@
-"""The suspicion score: what it promises on clean images, whom it belongs to, and how the route tells it."""
+"""The suspicion score: its false-positive rate, its models, and its JSON."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def calibration_of(models, unchanged=(0.1, 0.2, 0.3), changed=(0.2,)) -> Calibra
     )
 
 
-def test_order_of_suspicion(models):
+def test_p_values_follow_the_order_of_suspicion(models):
     known = calibration_of(models)
     assert known.num_images == 4
     assert known.p_value(0.05, False) == 1.0
@@ -40,7 +40,7 @@ def test_order_of_suspicion(models):
     assert (score, suspected) == (0.8, False)  # of four images, none can stand out by more
 
 
-def test_of_clean_images_no_more_are_suspected_than_stated(models):
+def test_false_positive_rate_on_clean_images_holds(models):
     draw = np.random.default_rng(20261126)
     shares = []
     for _ in range(20):
@@ -55,14 +55,14 @@ def test_of_clean_images_no_more_are_suspected_than_stated(models):
     assert not known.judge(float(np.median(distances)), False)[1]
 
 
-def test_distance_is_that_of_pixels_in_0_to_1():
+def test_distance_is_root_mean_square_in_0_to_1():
     black, grey = torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.full((1, 3, 4, 4), 51, dtype=torch.uint8)
     assert suspicion.distance(black, grey) == pytest.approx(0.2)
     assert suspicion.distance(images.to_float(black), images.to_float(grey)) == pytest.approx(0.2)
 
 
-def test_it_is_measured_as_the_endpoint_answers(config, models, png):
-    """What `calibrate` notes of an image is what /v1/classify finds of it."""
+def test_calibration_measures_what_classify_reports(config, models, png):
+    """The calibrated distances are the ones that /v1/classify reports."""
     pixels = torch.cat([images.decode(png(seed=seed), 10**4) for seed in range(12)])
     known = calibrate(models, pixels, "drawn", "0")
     assert known.num_images == 12
@@ -108,7 +108,7 @@ def test_a_calibration_is_for_its_own_models_only(models, tmp_path):
 
 
 @pytest.mark.shared_data
-def test_what_ships_is_of_what_ships(shared_data, monkeypatch):
+def test_shipped_calibrations_belong_to_shipped_purifiers(shared_data, monkeypatch):
     from maep.models.classifiers.load import load_classifier
     from maep.tracking.resolve import bundled_names, resolve
 

@@ -1,4 +1,4 @@
-"""Every route, in this process: answers, readiness, the playground, the page's parts."""
+"""Every route, in this process: responses, readiness, the playground, and what the page uses."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_any_size_comes_back_at_that_size(client, png, height, width, pixels_of)
     assert pixels_of(response.content).shape == (1, 3, height, width)
 
 
-def test_jpeg_is_taken(client, models, picture, pixels_of, offline):
+def test_jpeg_is_accepted(client, models, picture, pixels_of, offline):
     buffer = io.BytesIO()
     Image.fromarray(picture()).save(buffer, "JPEG")
     response = client.post("/v1/purify", content=buffer.getvalue(), headers={"content-type": "image/jpeg; q=1"})
@@ -61,7 +61,7 @@ def test_classify_gives_the_best_classes_before_and_after(client, models, png, p
     assert len(client.post("/v1/classify?top_k=1000", content=data, headers=PNG).json()["before"]) == 10
 
 
-def test_an_endpoint_without_a_classifier_says_so(config, models, png, is_problem):
+def test_an_endpoint_without_a_classifier_reports_that(config, models, png, is_problem):
     bare = dataclasses.replace(models, classifier=None, classifier_name=None, classes=())
     service = Service(dataclasses.replace(config, classifier=None), bare)
     with TestClient(create_api(service)) as client:
@@ -144,7 +144,7 @@ def test_request_ids(client):
     assert client.get("/healthz").headers["x-request-id"] != made
 
 
-def test_the_page_needs_nothing_from_outside(client):
+def test_the_page_loads_nothing_external(client):
     response = client.get("/")
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/html")

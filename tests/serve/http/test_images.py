@@ -122,11 +122,11 @@ BOMB = zlib.compress(bytes(32 * 2**20), 9)
         ),
     ],
 )
-def test_what_is_refused_has_a_code(data, code):
+def test_invalid_input_has_a_stable_code(data, code):
     assert code_of(data) == code
 
 
-def test_a_progressive_jpeg_is_taken_but_not_one_of_endless_scans(picture):
+def test_a_progressive_jpeg_is_accepted_but_not_with_too_many_scans(picture):
     data = encoded(Image.fromarray(picture(16, 16)), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     scans, scan = data.count(b"\xff\xda"), data[last:-2]
@@ -141,7 +141,7 @@ def test_a_progressive_jpeg_is_taken_but_not_one_of_endless_scans(picture):
     assert caught.value.code == "unsupported-image"
 
 
-def test_a_colour_profile_is_taken_but_not_thousands(picture):
+def test_a_colour_profile_is_accepted_but_not_thousands(picture):
     """Each is a kilobyte that is inflated to a megabyte."""
     data = encoded(Image.fromarray(picture(8, 8)))
     profile = with_chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(2**20)))[33 : -len(png_header(8, 8)) + 33]

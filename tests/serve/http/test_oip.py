@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, spoken by tritonclient to a real HTTP server, and what a broken request is told."""
+"""The Open Inference Protocol, with tritonclient against a real HTTP server, and the problems of invalid requests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INFER = "/v2/models/purifier/infer"
 
 @pytest.fixture(scope="module")
 def address(config, models) -> Iterator[str]:
-    """HOST:PORT of the application behind uvicorn, which asks for the token `secret`."""
+    """HOST:PORT of the application behind uvicorn, which requires the token `secret`."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         app = create_api(Service(config, models), Tokens(digests_in("secret")))
@@ -37,7 +37,7 @@ def address(config, models) -> Iterator[str]:
 
 @pytest.fixture
 def triton(address):
-    """The package's own client, and its module."""
+    """The Triton client, and its module."""
     module = pytest.importorskip("tritonclient.http")
     client = module.InferenceServerClient(address, network_timeout=60, connection_timeout=60)
     try:
@@ -51,7 +51,7 @@ AUTH = {"Authorization": "Bearer secret"}
 
 
 def offline(models, array_BHWC: np.ndarray) -> np.ndarray:
-    """The purifier on a batch, in this process: of the input's type."""
+    """The output of the purifier in this process, in the input's dtype."""
     import torch
 
     from maep_serve.http import images
@@ -100,7 +100,7 @@ def test_infer_equals_the_offline_purifier_bit_for_bit(triton, models, picture, 
         np.testing.assert_array_equal(purified, offline(models, given))
 
 
-def test_a_bad_request_is_the_clients_exception(triton):
+def test_a_bad_request_raises_the_triton_clients_exception(triton):
     client, module = triton
     tensor = module.InferInput("images", [1, 2, 2, 3], "FP32")
     tensor.set_data_from_numpy(np.full((1, 2, 2, 3), np.nan, "f4"))
@@ -176,15 +176,15 @@ def test_a_single_image_and_nested_lists(client, models):
         (body(datatype="FP32", data=[float("nan")] * 12), "invalid-tensor"),
     ],
 )
-def test_what_is_refused_has_a_code(client, is_problem, sent, code):
+def test_invalid_input_has_a_stable_code(client, is_problem, sent, code):
     text = sent if isinstance(sent, bytes) else json.dumps(sent).encode()
     answer = client.post(INFER, content=text, headers={"content-type": "application/json"})
     assert is_problem(answer, code)
     assert answer.json()["error"].startswith(f"{code}: ")
 
 
-def test_texts_among_the_numbers_cost_no_more_than_they_are():
-    """As an array of texts, each as long as the longest, they would take 2 GB."""
+def test_strings_among_numbers_use_no_extra_memory():
+    """As an array of strings, each as long as the longest, they would take 2 GB."""
     sent = json.dumps(body(data=["x" * 100_000, *[""] * 5_000])).encode()
     tracemalloc.start()
     try:
@@ -196,7 +196,7 @@ def test_texts_among_the_numbers_cost_no_more_than_they_are():
 
 
 @pytest.mark.parametrize("wrong", [{"inputs": [{}] * 100_000}, body(shape=["x"] * 200_000), body(parameters=["x"] * 9)])
-def test_a_request_of_many_mistakes_costs_no_more_than_one(wrong):
+def test_many_validation_errors_use_bounded_memory(wrong):
     sent = json.dumps(wrong).encode()
     as_json = 60 * len(sent)  # as Python objects
     tracemalloc.start()
@@ -208,8 +208,8 @@ def test_a_request_of_many_mistakes_costs_no_more_than_one(wrong):
         tracemalloc.stop()
 
 
-def test_numbers_that_wait_cost_no_more_than_their_text():
-    """As Python's own a million bytes of them would be kept at twenty times that, for each request that waits."""
+def test_queued_json_tensors_use_no_more_memory_than_their_text():
+    """As Python objects, they would take twenty times as much for each queued request."""
     sent = json.dumps(body(datatype="FP32", shape=[100, 100, 3], data=[0.12345] * 30_000)).encode()
     tracemalloc.start()
     try:
@@ -226,7 +226,7 @@ def test_a_wrong_header_length_is_refused(client, is_problem, length):
     assert is_problem(answer, "invalid-request")
 
 
-def test_many_numbers_come_as_binary_data(config, models, is_problem):
+def test_large_json_tensors_are_refused(config, models, is_problem):
     import dataclasses
 
     from starlette.testclient import TestClient

@@ -1,4 +1,4 @@
-"""Raw tensors in and out, and the forms of an answer."""
+"""Raw tensors as input and output, and the forms of a response."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def offline_float(models, array_HWC: np.ndarray) -> np.ndarray:
     return purified[0].permute(1, 2, 0).numpy()
 
 
-def test_a_uint8_tensor_is_the_same_picture_as_its_png(client, picture, png, models, offline):
+def test_a_uint8_tensor_equals_its_png(client, picture, png, models, offline):
     answer = client.post("/v1/purify", content=picture().tobytes(), headers=tensor_headers(picture(), accept=RAW))
     assert answer.status_code == 200
     assert answer.headers["content-type"] == RAW
@@ -60,13 +60,13 @@ def test_a_float_tensor_is_purified_without_rounding(client, picture, models):
     )
 
 
-def test_an_image_may_be_answered_unrounded(client, picture, png, models):
+def test_an_image_can_be_returned_unrounded(client, picture, png, models):
     answer = client.post("/v1/purify", content=png(), headers={**PNG, "accept": f"{RAW};dtype=float32"})
     expected = offline_float(models, (picture() / np.float32(255)).astype("f4"))
     np.testing.assert_array_equal(np.frombuffer(answer.content, "<f4").reshape(16, 16, 3), expected)
 
 
-def test_jpeg_only_where_it_is_asked_for(client, png, models, offline):
+def test_jpeg_only_if_requested(client, png, models, offline):
     for accept, kind in (("*/*", "png"), ("image/*", "png"), ("text/html", "png"), ("image/jpeg", "jpeg")):
         answer = client.post("/v1/purify", content=png(), headers={**PNG, "accept": accept})
         assert answer.headers["content-type"] == f"image/{kind}"
@@ -86,7 +86,7 @@ def test_jpeg_only_where_it_is_asked_for(client, png, models, offline):
         (RAW.upper(), Form("raw")),
     ],
 )
-def test_the_form_that_is_wanted(accept, form):
+def test_accept_selects_the_form(accept, form):
     assert wanted(accept) == form
     with pytest.raises(Problem, match="float64"):
         wanted(f"{RAW};dtype=float64")
@@ -136,7 +136,7 @@ def test_classify_takes_tensors(client, picture, png):
     assert answers[0] == answers[1]
 
 
-def test_a_float_tensor_weighs_what_it_takes(config, models, is_problem):
+def test_a_float_tensor_reserves_four_times_the_pixels(config, models, is_problem):
     zeros = np.zeros((127, 131, 3), "f4")  # fewer pixels than a small image's, and four times their bytes
     assert zeros[..., 0].size < images.SMALL < 4 * zeros[..., 0].size
     service = Service(dataclasses.replace(config, max_pixels_in_flight=300 * 300), models)

@@ -1,4 +1,4 @@
-"""Bearer tokens: asked for where there are some, several, exchanged while the endpoint runs, never told."""
+"""Bearer tokens: required if configured, several at a time, rotated at run time, never logged."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ PNG = {"content-type": "image/png"}
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A changed file is seen at once."""
+    """A changed file is re-read at once."""
     monkeypatch.setattr(tokens, "_CHECK_INTERVAL_S", 0.0)
 
 
 def write(file: Path, text: str) -> None:
-    """As a secret is exchanged: the new file takes the old one's place."""
+    """Replace the file, as secret stores do."""
     beside = file.with_name("new")
     beside.write_text(text)
     os.replace(beside, file)
 
 
-def test_a_token_is_asked_for_where_there_is_one(config, models, png, is_problem):
+def test_configured_tokens_are_required(config, models, png, is_problem):
     app = create_api(Service(config, models), Tokens(digests_in("secret, other")))
     with TestClient(app) as client:
         for path in ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/v2/models/purifier/ready", "/"):
@@ -51,13 +51,13 @@ def test_a_token_is_asked_for_where_there_is_one(config, models, png, is_problem
             assert client.post("/v1/purify", content=png(), headers=headers).status_code == 200
 
 
-def test_no_token_opens_nothing_whatever_the_digests():
+def test_empty_tokens_are_never_valid():
     known = Tokens((digest_of(""), digest_of("secret")))
     assert [known.allow(given) for given in ("", "Bearer", "Bearer ", "Bearer   ")] == [False] * 4
     assert known.allow("Bearer secret")
 
 
-def test_tokens_are_exchanged_while_it_runs(tmp_path: Path, impatient: None):
+def test_tokens_rotate_without_a_restart(tmp_path: Path, impatient: None):
     file = tmp_path / "tokens"
     write(file, f"# team tokens\nold {digest_of('old')}\n")
     known = Tokens(digests_in("fixed"), file)
@@ -73,7 +73,7 @@ def test_tokens_are_exchanged_while_it_runs(tmp_path: Path, impatient: None):
 
 
 @pytest.mark.parametrize("damage", ["token secret-in-the-clear\n", None])
-def test_a_damaged_file_leaves_the_last_tokens_and_is_told_without_what_it_holds(
+def test_a_damaged_file_keeps_the_last_tokens_and_is_logged_without_its_content(
     tmp_path: Path, impatient: None, caplog: pytest.LogCaptureFixture, damage: str | None
 ):
     file = tmp_path / "tokens"
@@ -89,7 +89,7 @@ def test_a_damaged_file_leaves_the_last_tokens_and_is_told_without_what_it_holds
     assert "secret-in-the-clear" not in caplog.text
 
 
-def test_an_unusable_file_is_refused_at_first_in_one_line(config, tmp_path: Path):
+def test_an_unusable_file_is_refused_at_start(config, tmp_path: Path):
     for text, match in (
         ("token\n", "line 1 "),
         ("# none\n", "tokens_file"),
@@ -102,7 +102,7 @@ def test_an_unusable_file_is_refused_at_first_in_one_line(config, tmp_path: Path
         endpoint_tokens(dataclasses.replace(config, tokens_file=str(tmp_path / "absent")))
 
 
-def test_off_loopback_there_must_be_one(config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_token_is_required_off_loopback(config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert endpoint_tokens(config) == ()
     outside = dataclasses.replace(config, host="0.0.0.0")
     with pytest.raises(ConfigError, match=r"host: .*MAEP_SERVE_TOKEN"):

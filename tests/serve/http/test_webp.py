@@ -1,4 +1,4 @@
-"""WebP: decoded as Pillow does, and refused from its header where it is too large or moves."""
+"""WebP: decoded as Pillow does, and refused by its header if it is too large or animated."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def riff(kind: bytes, body: bytes) -> bytes:
 
 @pytest.mark.parametrize("options", [{"quality": 80}, {"lossless": True}, {"lossless": True, "exif": b"Exif\0\0"}])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (16, 16), (37, 90)])
-def test_it_is_what_pillow_decodes_and_the_header_says_so_before(picture, options, height, width):
+def test_pixels_equal_pillows_and_the_header_gives_the_size(picture, options, height, width):
     data = encoded(Image.fromarray(picture(height, width)), **options)
     assert webp.read_header(data) == webp.WebPHeader(width, height, False)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
@@ -63,7 +63,7 @@ EXTENDED = struct.pack("<I", 0) + (16384).to_bytes(3, "little") * 2
         (b"RIFF\0\0\0\0WAVE", "not-an-image"),
     ],
 )
-def test_what_is_refused_has_a_code(data, code):
+def test_invalid_input_has_a_stable_code(data, code):
     with pytest.raises(Problem) as caught:
         images.decode(data, LIMIT)
     assert caught.value.code == code
@@ -77,7 +77,7 @@ def test_a_truncated_one_is_refused(picture):
         assert caught.value.code == "not-an-image"
 
 
-def test_the_route_takes_it(client, picture, models, offline, pixels_of):
+def test_the_route_accepts_it(client, picture, models, offline, pixels_of):
     data = encoded(Image.fromarray(picture()), lossless=True)
     answer = client.post("/v1/purify", content=data, headers={"content-type": "image/webp"})
     assert answer.headers["content-type"] == "image/png"

@@ -1,4 +1,4 @@
-"""The Ray Serve application as it is built, before any Ray runs: replicas, limits, tokens, and the shipped files."""
+"""The Ray Serve application before any Ray runs, its ingress, and the shipped configurations."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def app() -> Any:
 
 
 def options(application: Any) -> Any:
-    """What Ray Serve is told of the deployment."""
+    """The deployment's configuration in Ray Serve."""
     return application._bound_deployment._deployment_config
 
 
@@ -52,7 +52,7 @@ def test_replicas_are_fixed_or_follow_the_load(app):
             ServeConfig("m", **wrong)
 
 
-def test_serves_limits_lie_above_our_own(app):
+def test_ray_serves_limits_are_above_the_services(app):
     config = ServeConfig("m", max_batch_size=16, max_queued_requests=100)
     told = options(app.build_app(Releases.of(config)))
     assert min(told.max_ongoing_requests, told.max_queued_requests) >= 4 * config.most_in_flight
@@ -62,7 +62,7 @@ def test_serves_limits_lie_above_our_own(app):
 
 
 @pytest.mark.parametrize(("longest_s", "named"), [(60, None), (600.5, None), (600, "7")])
-def test_a_haproxy_that_is_replaced_ends_what_it_has_begun(tmp_path, monkeypatch, longest_s, named):
+def test_a_replaced_haproxy_finishes_its_requests(tmp_path, monkeypatch, longest_s, named):
     name = "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"
     monkeypatch.setattr(os, "environ", {key: value for key, value in os.environ.items() if key != name})
     if named is not None:
@@ -71,7 +71,7 @@ def test_a_haproxy_that_is_replaced_ends_what_it_has_begun(tmp_path, monkeypatch
     assert os.environ[name] == named if named else int(os.environ[name]) >= longest_s + 10
 
 
-def test_the_configuration_of_a_cluster_with_a_canary_is_what_serve_deploy_takes(app, monkeypatch):
+def test_serve_deploy_accepts_the_canary_configuration(app, monkeypatch):
     from ray.serve.schema import ServeDeploySchema
 
     text = (importlib.resources.files("maep_serve") / "configs" / "canary.yaml").read_text()
@@ -99,7 +99,7 @@ def test_unknown_arguments_of_serve_deploy_are_named(app):
         app.application({"modle": "m", "host": "127.0.0.1"})
 
 
-def test_haproxys_files_and_ports_are_an_endpoints_own(tmp_path, monkeypatch):
+def test_each_endpoint_has_its_own_haproxy_files_and_ports(tmp_path, monkeypatch):
     seen = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -116,7 +116,7 @@ def test_haproxys_files_and_ports_are_an_endpoints_own(tmp_path, monkeypatch):
     assert said.stdout.startswith("HAProxy version")
 
 
-def test_replicas_get_ports_that_no_other_endpoint_has(tmp_path, monkeypatch):
+def test_replica_ports_are_free(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", {**os.environ})
     ingress.prepare(tmp_path, 160, 60)
     first, last = (int(os.environ[f"RAY_SERVE_DIRECT_INGRESS_{end}_HTTP_PORT"]) for end in ("MIN", "MAX"))
@@ -129,14 +129,14 @@ def test_replicas_get_ports_that_no_other_endpoint_has(tmp_path, monkeypatch):
 
 @pytest.fixture
 def haproxy_of_ray(tmp_path, monkeypatch) -> Iterator[dict[str, int]]:
-    """HAProxy as Ray configures it and our program starts it, before a replica that is not there: its ports."""
+    """The ports of a HAProxy that Ray configured and haproxy.py started; its replica is not running."""
     with haproxy(tmp_path, monkeypatch, {"maep": "/"}) as ports:
         yield ports
 
 
 @contextmanager
 def haproxy(folder: Path, monkeypatch: pytest.MonkeyPatch, applications: dict[str, str]) -> Iterator[dict[str, int]]:
-    """The same, before `applications`: prefixes of paths by name."""
+    """The same, for `applications`: path prefixes by name."""
     from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
     from ray.serve.config import HTTPOptions
 
@@ -176,12 +176,12 @@ def haproxy(folder: Path, monkeypatch: pytest.MonkeyPatch, applications: dict[st
 
 
 def listening() -> set[tuple[str, int]]:
-    """IPv4 addresses, as they stand in /proc/net/tcp, and ports on which somebody listens."""
+    """The IPv4 addresses (as in /proc/net/tcp) and ports with a listening socket."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return {(row[1].partition(":")[0], int(row[1].partition(":")[2], 16)) for row in rows if row[3] == "0A"}
 
 
-def test_haproxy_shows_other_machines_neither_its_figures_nor_rays_routes(haproxy_of_ray):
+def test_haproxy_hides_its_statistics_and_rays_routes(haproxy_of_ray):
     addresses = {port: address for address, port in listening()}
     assert addresses[haproxy_of_ray["public"]] == "00000000"
     assert addresses[haproxy_of_ray["metrics"]] == addresses[haproxy_of_ray["stats"]] == "0100007F"
@@ -195,7 +195,7 @@ def test_haproxy_shows_other_machines_neither_its_figures_nor_rays_routes(haprox
         assert answer.headers["x-request-id"] == "mine"
 
 
-def test_haproxy_without_an_application_says_that_it_may_be_asked_again(tmp_path, monkeypatch):
+def test_haproxy_without_an_application_responds_503_with_retry_after(tmp_path, monkeypatch):
     with haproxy(tmp_path, monkeypatch, {}) as ports:
         answer = httpx.post(f"http://127.0.0.1:{ports['public']}/v1/purify", content=b"image", trust_env=False)
     assert (answer.status_code, answer.headers["retry-after"], answer.json()["code"]) == (503, "1", "not-ready")
@@ -203,7 +203,7 @@ def test_haproxy_without_an_application_says_that_it_may_be_asked_again(tmp_path
 
 
 class SlowReplica(http.server.BaseHTTPRequestHandler):
-    """Answers a GET at once, and a POST when `may_answer` is set."""
+    """Responds to a GET at once, and to a POST when `may_answer` is set."""
 
     protocol_version = "HTTP/1.1"
     arrived = threading.Semaphore(0)
@@ -226,7 +226,7 @@ class SlowReplica(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def replica(ports: dict[str, int], kind: type[http.server.BaseHTTPRequestHandler]) -> Iterator[httpx.Client]:
-    """A client of HAProxy's, which has seen that a replica is there."""
+    """A client of HAProxy, which has detected the replica."""
     with (
         http.server.ThreadingHTTPServer(("127.0.0.1", ports["nobody"]), kind) as server,
         httpx.Client(base_url=f"http://127.0.0.1:{ports['public']}", trust_env=False, timeout=60) as client,
@@ -242,8 +242,8 @@ def replica(ports: dict[str, int], kind: type[http.server.BaseHTTPRequestHandler
             server.shutdown()
 
 
-def test_haproxy_refuses_more_than_the_replicas_take(haproxy_of_ray):
-    """It was told that a replica takes two."""
+def test_haproxy_refuses_requests_above_the_replicas_limit(haproxy_of_ray):
+    """The limit is two per replica."""
     with replica(haproxy_of_ray, SlowReplica) as client, ThreadPoolExecutor(2) as pool:
         taken = [pool.submit(client.post, "/v1/purify", content=b"image") for _ in range(2)]
         assert all(SlowReplica.arrived.acquire(timeout=60) for _ in taken)
@@ -260,7 +260,7 @@ def test_haproxy_refuses_more_than_the_replicas_take(haproxy_of_ray):
 
 
 class StrictReplica(http.server.BaseHTTPRequestHandler):
-    """Answers a GET, and before it reads a body, as the endpoint does where a token is missing."""
+    """Responds before it reads a body, as the endpoint does if a token is missing."""
 
     protocol_version = "HTTP/1.1"
 
@@ -279,7 +279,7 @@ class StrictReplica(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_bodies_that_do_not_come_take_nobodys_place(haproxy_of_ray):
+def test_incomplete_bodies_do_not_count_as_in_flight(haproxy_of_ray):
     with replica(haproxy_of_ray, StrictReplica) as client, ExitStack() as held:
         for _ in range(5):
             half = held.enter_context(socket.create_connection(("127.0.0.1", haproxy_of_ray["public"]), 60))
@@ -289,7 +289,7 @@ def test_bodies_that_do_not_come_take_nobodys_place(haproxy_of_ray):
 
 
 class TellingReplica(StrictReplica):
-    """Answers with the request's headers."""
+    """Responds with the request's headers."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
@@ -300,8 +300,8 @@ class TellingReplica(StrictReplica):
         self.wfile.write(told)
 
 
-def test_haproxy_passes_one_plain_request_id_and_none_of_rays_own_headers(haproxy_of_ray):
-    """Ray's replica takes them for UTF-8, and fails."""
+def test_haproxy_forwards_a_plain_request_id_and_none_of_rays_headers(haproxy_of_ray):
+    """Ray's replica decodes them as UTF-8, and fails."""
     with replica(haproxy_of_ray, TellingReplica) as client:
 
         def sent(*headers: tuple[str, bytes]) -> tuple[list[list[str]], str]:
@@ -320,8 +320,8 @@ def test_haproxy_passes_one_plain_request_id_and_none_of_rays_own_headers(haprox
         assert "\xe9" not in {value for _, value in told}
 
 
-def test_haproxy_lets_nobody_be_silent_for_an_hour(tmp_path, monkeypatch):
-    """Who owes more of his body than HAProxy buffers has a place: for as long as he may be silent."""
+def test_haproxy_times_out_idle_callers(tmp_path, monkeypatch):
+    """A caller whose body exceeds HAProxy's buffer counts as in flight until this timeout."""
     from ray.serve._private import constants
 
     name = "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"
@@ -332,8 +332,8 @@ def test_haproxy_lets_nobody_be_silent_for_an_hour(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("moved", ["frontend prometheus", "listen stats", "frontend http_frontend", "backend default_"])
-def test_haproxy_is_not_started_where_rays_configuration_is_another(haproxy_of_ray, tmp_path, moved):
-    """Else what is to be private would be public without a word."""
+def test_haproxy_is_not_started_with_an_unknown_configuration(haproxy_of_ray, tmp_path, moved):
+    """Otherwise private statistics would silently become public."""
     text = (tmp_path / "as-ray-wrote-it").read_text()
     seen = []
     for name, given in (("same", text), ("another", text.replace(moved, f"{moved}2"))):
@@ -344,7 +344,7 @@ def test_haproxy_is_not_started_where_rays_configuration_is_another(haproxy_of_r
     assert "HAProxy" in seen[1].stderr
 
 
-def test_haproxy_ends_with_whoever_started_it(tmp_path, monkeypatch):
+def test_haproxy_ends_with_its_parent(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", {**os.environ})
     ingress.prepare(tmp_path, 2, 60)
     # Not by -f, which says that it is Ray's

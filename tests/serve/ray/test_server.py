@@ -1,4 +1,4 @@
-"""The endpoint on a real Ray Serve: start, golden request, classify, stop. And what is refused before Ray starts."""
+"""The endpoint on a real Ray Serve: start, golden request, classify, stop; and what is refused before Ray starts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def server(config: ServeConfig, tmp_path_factory: pytest.TempPathFactory) -> Ite
         httpx.get(f"{running.url}/healthz", trust_env=False)
 
 
-def test_the_served_picture_is_the_offline_purifiers_bit_for_bit(server: Server, models, png):
+def test_served_output_equals_offline_output_bit_for_bit(server: Server, models, png):
     assert server.purifier_sha256 == models.purifier_sha256
     with Client(server.url) as client:
         for seed in range(3):
@@ -90,7 +90,7 @@ def test_a_second_endpoint_in_the_same_ray_is_refused(server: Server, config: Se
     assert httpx.get(f"{server.url}/readyz", trust_env=False).status_code == 200
 
 
-def test_replicas_get_the_very_purifier_that_was_verified(config: ServeConfig, models, monkeypatch: pytest.MonkeyPatch):
+def test_replicas_get_the_verified_purifier_by_hash(config: ServeConfig, models, monkeypatch: pytest.MonkeyPatch):
     """By its hash, and by names that do not depend on the working directory."""
     monkeypatch.chdir(Path(config.model).parent)
     relative = dataclasses.replace(config, model=Path(config.model).name)
@@ -114,21 +114,21 @@ class TestRefusedBeforeAnythingStarts:
             start(config)
         assert "\n" not in str(caught.value)
 
-    def test_a_taken_port(self, config: ServeConfig):
+    def test_a_port_in_use(self, config: ServeConfig):
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen(1)
             port = taken.getsockname()[1]
             self.refused(dataclasses.replace(config, port=port), UnavailableError, f"port.*{port}")
 
-    def test_a_host_that_others_reach_without_a_token(self, config: ServeConfig):
+    def test_a_public_host_without_a_token(self, config: ServeConfig):
         self.refused(dataclasses.replace(config, host="0.0.0.0"), ConfigError, "MAEP_SERVE_TOKEN")
 
-    def test_a_host_that_is_not_ours(self, config: ServeConfig, monkeypatch: pytest.MonkeyPatch):
+    def test_a_host_of_another_machine(self, config: ServeConfig, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("MAEP_SERVE_TOKEN", "secret")
         self.refused(dataclasses.replace(config, host="192.0.2.1"), ConfigError, "host.*192.0.2.1")
 
-    def test_a_model_that_is_not_there(self, config: ServeConfig, tmp_path: Path):
+    def test_a_missing_model(self, config: ServeConfig, tmp_path: Path):
         missing = dataclasses.replace(config, model=str(tmp_path / "none"), port=free_ports(1)[0])
         self.refused(missing, UserError, "none")
 
@@ -144,7 +144,7 @@ class TestRefusedBeforeAnythingStarts:
         unknown = dataclasses.replace(config, classifier="cifar10_resnet21", port=free_ports(1)[0])
         self.refused(unknown, ConfigError, "cifar10_resnet20")
 
-    def test_a_classifier_is_no_purifier(self, config: ServeConfig, classifier_folder: Path):
+    def test_a_classifier_as_the_purifier(self, config: ServeConfig, classifier_folder: Path):
         swapped = dataclasses.replace(config, model=str(classifier_folder), port=free_ports(1)[0])
         self.refused(swapped, ArtifactError, "classifier")
 
@@ -163,7 +163,7 @@ print("stopped", flush=True)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_and_nothing_is_left(config: ServeConfig, tmp_path: Path, number: signal.Signals):
+def test_a_signal_stops_it_and_leaves_no_processes(config: ServeConfig, tmp_path: Path, number: signal.Signals):
     file = tmp_path / "serve.yaml"
     file.write_text(to_yaml(dataclasses.replace(config, port=free_ports(1)[0], num_threads=1)))
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(file)], stdout=subprocess.PIPE, text=True)

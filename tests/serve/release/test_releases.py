@@ -1,4 +1,4 @@
-"""Versions that come while requests go on: taken, or refused and the old one stays. With a real registry."""
+"""New versions under load: taken, or refused while the old one stays. With a real registry."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def num_refused(service: Service, purifier: Artifact) -> float | None:
     return service.metrics.registry.get_sample_value("maep_refused_version_total", labels)
 
 
-def test_golden_outputs_are_made_again_and_another_purifiers_are_refused(purifier_artifact, models, tmp_path):
+def test_golden_outputs_are_reproduced_and_other_purifiers_refused(purifier_artifact, models, tmp_path):
     recorded = golden.record(models.purifier)
     assert len(bytes.fromhex(recorded)) == 512
     golden.check(load_purifier_artifact(purifier_artifact), recorded)
@@ -73,28 +73,28 @@ def test_golden_outputs_are_made_again_and_another_purifiers_are_refused(purifie
             golden.check(models.purifier, damaged)
 
 
-def test_golden_pictures_are_the_same_everywhere():
+def test_golden_patterns_are_the_same_everywhere():
     pictures = golden.patterns((16, 16))
     assert pictures.shape == (4, 3, 16, 16)
     assert pictures[0, 0, 0, :4].tolist() == [255, 244, 233, 222]
     assert len({picture.numpy().tobytes() for picture in pictures}) == 4
 
 
-def test_a_purifier_that_draws_masks_has_none():
+def test_a_randomised_purifier_has_no_golden_outputs():
     class Drawing(torch.nn.Module):
         randomised = True
 
     assert golden.record(Drawing()) is None
 
 
-def test_only_an_alias_moves(config):
+def test_only_an_alias_is_followed(config):
     assert Releases.of(dataclasses.replace(config, model=CHAMPION)).followed
     assert not Releases.of(dataclasses.replace(config, model=CHAMPION, follow_s=0)).followed
     for fixed in ("models:/purifier/3", "bundled:cifar10", "runs:/1", "a@b"):
         assert not Releases.of(dataclasses.replace(config, model=fixed)).followed
 
 
-def test_a_promotion_under_load_changes_the_answers_and_fails_no_request(
+def test_a_promotion_under_load_switches_versions_and_fails_no_request(
     purifier_artifact, following, tracking, tmp_path, png
 ):
     second = another(purifier_artifact, tmp_path / "second", 1.01)
@@ -167,7 +167,7 @@ def test_a_bad_version_takes_no_traffic_and_the_old_one_stays(
         following.load(following.find())
 
 
-def test_a_replica_that_starts_after_two_bad_promotions_serves_what_its_elders_serve(
+def test_a_replica_started_after_two_bad_promotions_serves_the_last_good_version(
     purifier_artifact, models, following, tracking, tmp_path
 ):
     promote(tracking, purifier_artifact)
@@ -177,7 +177,7 @@ def test_a_replica_that_starts_after_two_bad_promotions_serves_what_its_elders_s
         assert following.load_first().purifier_sha256 == purifier_artifact.sha256
 
 
-def test_a_calibration_serves_the_version_it_is_of_and_hinders_no_other(
+def test_a_calibration_applies_to_its_own_version_and_blocks_no_other(
     purifier_artifact, models, following, tracking, tmp_path
 ):
     known = Calibration(purifier_artifact.sha256, models.classifier.sha256, "none", "0", (16, 16), (0.0,), ())
@@ -200,7 +200,7 @@ def test_a_calibration_serves_the_version_it_is_of_and_hinders_no_other(
         following.load(following.find())
 
 
-def test_where_all_who_had_the_alias_are_refused_it_says_so(purifier_artifact, models, following, tracking, tmp_path):
+def test_refusing_every_earlier_version_is_an_error(purifier_artifact, models, following, tracking, tmp_path):
     outputs = golden.record(models.purifier)
     first, _ = (promote(tracking, another(purifier_artifact, tmp_path / str(v), v), outputs) for v in (1.5, 1.6))
     set_alias(tracking, "champion", first)  # each had it before the other
@@ -208,8 +208,8 @@ def test_where_all_who_had_the_alias_are_refused_it_says_so(purifier_artifact, m
         following.load_first()
 
 
-def test_no_error_of_a_version_ends_the_looking(purifier_artifact, following, tracking, tmp_path, monkeypatch):
-    """Also one that is no UserError, as of a library that meets weights it was not made for."""
+def test_no_error_of_a_version_ends_the_polling(purifier_artifact, following, tracking, tmp_path, monkeypatch):
+    """Not even one that is no UserError, such as a library's on unexpected weights."""
     promote(tracking, purifier_artifact)
     service = Service(following.config, following.load_first())
     bad, good = (another(purifier_artifact, tmp_path / name, value) for name, value in (("bad", 1.5), ("good", 1.01)))
@@ -240,7 +240,7 @@ def test_no_error_of_a_version_ends_the_looking(purifier_artifact, following, tr
     asyncio.run(main())
 
 
-def test_a_registry_that_is_away_changes_nothing(config, models, tmp_path, png):
+def test_an_unavailable_registry_changes_nothing(config, models, tmp_path, png):
     away = dataclasses.replace(config, model=CHAMPION, follow_s=0.01)
     following = Releases.of(away, TrackingConfig(uri="http://127.0.0.1:1"))
     service = Service(following.config, models)

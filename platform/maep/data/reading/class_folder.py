@@ -7,7 +7,6 @@ folders and files (names that begin with a dot), deeper folders and other ending
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,8 +18,6 @@ from maep import storage
 from maep.data.reading import store
 from maep.data.reading.decoding import SUFFIXES, Undecodable
 from maep.data.reading.shards import EncodedGroup, Shards
-
-HEAD, TAIL = 65_536, 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,16 +60,6 @@ class ClassFolder(Shards):
             return store.read_bytes(path, self.timeout_s)
         try:
             return Path(path).read_bytes()
-        except OSError as error:
-            raise Undecodable(f"cannot be read: {error.strerror}") from None
-
-    def ends(self, row: int) -> tuple[bytes, bytes]:
-        """The first 64 KiB and the last 64 bytes of one local file. Raises Undecodable."""
-        try:
-            with open(storage.join(self.root, self.files[row]), "rb") as file:
-                head = file.read(HEAD)
-                file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-                return head, file.read()
         except OSError as error:
             raise Undecodable(f"cannot be read: {error.strerror}") from None
 

@@ -100,13 +100,8 @@ def orientation(image: ImageFile) -> int:
 def verify(data: bytes) -> None:
     """Check that an image is accepted and whole, by its header and its end; in doubt decode it. Raises Undecodable."""
     open_image(data)
-    if not ends_whole(data):
+    if not any(end in data[-_TAIL:] for end in _ENDS):
         decode(data)
-
-
-def ends_whole(data: bytes) -> bool:
-    """Whether the last bytes of `data` hold the end mark of a JPEG or PNG."""
-    return any(end in data[-_TAIL:] for end in _ENDS)
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:

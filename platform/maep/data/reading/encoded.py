@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maep.data.image_set import ImageSet, Split, refuse_corrupt
-from maep.data.reading.class_folder import HEAD, TAIL, ClassFolder
+from maep.data.reading.class_folder import ClassFolder
 from maep.data.reading.cropping import decode_centre
-from maep.data.reading.decoding import Undecodable, check_label, decode, ends_whole, open_image
+from maep.data.reading.decoding import Undecodable, check_label, verify
 from maep.data.reading.shards import Shards
 from maep.errors import DataError
 
@@ -36,10 +36,6 @@ class RowsInMemory:
     def image(self, row: int) -> bytes:
         """All bytes of one image; empty for a null."""
         return self._images[row]
-
-    def ends(self, row: int) -> tuple[bytes, bytes]:
-        """All bytes, and the last of them."""
-        return self._images[row], self._images[row][-TAIL:]
 
     def place(self, row: int) -> str:
         """As the collection names it."""
@@ -162,20 +158,7 @@ def _damage(rows: Rows, num_classes: int, row: int) -> str:
     """Why an image cannot be used; '' if it can."""
     try:
         check_label(int(rows.labels[row]), num_classes)
-        head, tail = rows.ends(row)
-        if not (ends_whole(tail) and _opens(head)):
-            decode(rows.image(row))
+        verify(rows.image(row))
     except Undecodable as reason:
         return str(reason)
     return ""
-
-
-def _opens(head: bytes) -> bool:
-    """Whether the header is an image's; False in doubt, where it may be longer than `head`. Raises Undecodable."""
-    try:
-        open_image(head)
-    except Undecodable:
-        if len(head) < HEAD:
-            raise
-        return False
-    return True

@@ -1,4 +1,4 @@
-"""Random damage to valid bodies, through the routes: an answer or a problem, never a crash, and no memory kept."""
+"""Random damage to valid bodies, through the routes: a result or a problem, never a crash, and no memory leak."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def originals(picture: Callable[..., np.ndarray]) -> list[tuple[str, dict[str, s
 
 
 def mutated(draw: random.Random, data: bytes) -> bytes:
-    """Some bytes changed, cut out, doubled or put elsewhere; the header more often than its share."""
+    """Change, remove, repeat or move some bytes, preferably in the header."""
     damaged = bytearray(data)
     for _ in range(draw.randint(1, 8)):
         end = min(len(damaged), draw.choice((40, len(damaged))))
@@ -63,7 +63,7 @@ def mutated(draw: random.Random, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_mutations_are_answered_or_problems(client: TestClient, picture, is_problem, count: int):
+def test_mutated_bodies_get_a_result_or_a_problem(client: TestClient, picture, is_problem, count: int):
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     draw = random.Random(seed)

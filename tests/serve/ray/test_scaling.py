@@ -1,4 +1,4 @@
-"""Replicas as the load asks for, down to none and back; and an end that answers what was taken."""
+"""Autoscaling down to zero replicas and back; and a graceful stop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PNG = {"content-type": "image/png"}
 
 
 def running() -> int:
-    """Replicas that take requests."""
+    """The number of running replicas."""
     from ray import serve
 
     states = serve.status().applications["maep"].deployments["purifier"].replica_states
@@ -33,7 +33,7 @@ def wait_for(count: int, seconds: float = 120) -> None:
         time.sleep(0.2)
 
 
-def test_from_none_to_two_and_back(config: ServeConfig, png, monkeypatch, tmp_path):
+def test_replicas_scale_from_zero_to_two_and_back(config: ServeConfig, png, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     settings = dataclasses.replace(
         config,
@@ -70,7 +70,7 @@ def test_from_none_to_two_and_back(config: ServeConfig, png, monkeypatch, tmp_pa
         wait_for(0)
 
 
-def test_what_was_taken_is_answered_before_the_end(config: ServeConfig, png, monkeypatch, tmp_path):
+def test_accepted_requests_finish_before_the_endpoint_stops(config: ServeConfig, png, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     limits = {"max_pixels": 4_000_000, "max_body_bytes": 10**7}
     settings = dataclasses.replace(config, port=free_ports(1)[0], num_threads=1, **limits)

@@ -1,4 +1,4 @@
-"""What is refused, with stable codes and before much work is done; queues, time limits and batches."""
+"""Refusals have stable codes and cost little work; queues, time limits and batches."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_too_many_pixels(client, png, is_problem):
     assert is_problem(client.post("/v1/attack", content=png(257, 257), headers=PNG), "too-many-pixels")
 
 
-def test_what_is_classified_is_capped_for_it_goes_through_the_classifier_whole(client, models, png, is_problem):
+def test_classified_images_have_a_pixel_limit_of_their_own(client, models, png, is_problem):
     assert client.get("/v1/info").json()["max_classified_pixels"] == 256 * 256
     assert client.post("/v1/classify", content=png(256, 256), headers=PNG).status_code == 200
     assert is_problem(client.post("/v1/classify", content=png(256, 257), headers=PNG), "too-many-pixels")
@@ -111,7 +111,7 @@ def test_a_body_without_length_is_refused_unread(config, models):
     assert b"length-required" in body
 
 
-def test_a_body_that_does_not_arrive_ends(config, models):
+def test_a_body_that_does_not_arrive_times_out(config, models):
     app = create_api(Service(dataclasses.replace(config, request_timeout_s=0.05), models))
     headers = [(b"content-type", b"image/png"), (b"content-length", b"1000")]
 
@@ -130,7 +130,7 @@ def test_a_body_that_does_not_arrive_ends(config, models):
 
 
 class Gated(torch.nn.Module):
-    """A purifier that answers only once its gate is open, and remembers its batches."""
+    """A purifier that blocks until its gate is open, and records its batch sizes."""
 
     def __init__(self, purifier: torch.nn.Module) -> None:
         super().__init__()
@@ -229,7 +229,7 @@ def test_an_image_beyond_the_pixels_in_flight_is_429_before_it_is_decoded(config
     asyncio.run(main())
 
 
-def test_an_image_that_is_to_be_answered_as_float32_counts_as_one(config, models, png, is_problem):
+def test_an_image_returned_as_float32_counts_as_float32(config, models, png, is_problem):
     service = Service(dataclasses.replace(config, max_pixels_in_flight=4 * 300 * 300), models)
     as_floats = {**PNG, "accept": "application/octet-stream;dtype=float32"}
     with TestClient(create_api(service)) as client:
@@ -239,7 +239,7 @@ def test_an_image_that_is_to_be_answered_as_float32_counts_as_one(config, models
             assert client.post("/v1/purify", content=png(300, 300), headers=PNG).status_code == 200
 
 
-def test_small_images_pass_while_large_ones_fill_the_pixels_in_flight(config, models, png):
+def test_small_images_pass_while_large_ones_use_all_pixels_in_flight(config, models, png):
     service = Service(dataclasses.replace(config, max_pixels_in_flight=300 * 300), models)
     with TestClient(create_api(service)) as client, service.reservation(300 * 300):
         for body in (png(), png(256, 256), encoded(32, 32, "JPEG")):
@@ -256,7 +256,7 @@ def test_a_large_image_that_claims_to_be_small_is_refused(client, png, is_proble
 
 @contextmanager
 def busy_codecs(service: Service) -> Iterator[None]:
-    """Every thread that decodes is kept busy."""
+    """Occupy every codec thread."""
     gate = threading.Event()
     for _ in range(64):
         service.codecs.submit(gate.wait, 30)
@@ -277,7 +277,7 @@ def text(size: int) -> PngInfo:
     [encoded(8, 8, "JPEG"), encoded(8, 8, "PNG", pnginfo=text(9000)), encoded(300, 300, "PNG")],
     ids=["jpeg", "much metadata", "many pixels"],
 )
-def test_what_may_decode_slowly_does_so_off_the_event_loop(config, models, png, body):
+def test_slow_decoding_happens_off_the_event_loop(config, models, png, body):
     service = Service(config, models)
 
     async def main() -> None:
@@ -297,8 +297,8 @@ def test_what_may_decode_slowly_does_so_off_the_event_loop(config, models, png, 
 
 
 @pytest.mark.parametrize("accept", ["image/png", "application/octet-stream;dtype=float32"])
-def test_nothing_is_done_to_a_large_image_on_the_event_loop(config, models, png, monkeypatch, accept):
-    """Each step takes up to a second at 16 million pixels, in which no one else would be answered."""
+def test_large_images_are_processed_off_the_event_loop(config, models, png, monkeypatch, accept):
+    """Each step takes up to a second at 16 million pixels, which would block all other requests."""
     threads: dict[str, set[str]] = {}
 
     def watch(module: ModuleType, name: str) -> None:
@@ -333,7 +333,7 @@ def test_decoding_counts_towards_the_time_limit(config, models, is_problem):
         assert client.post("/v1/purify", content=encoded(300, 300, "JPEG"), headers=PNG).status_code == 200
 
 
-def test_too_slow_is_504_and_the_service_lives_on(config, models, png, is_problem):
+def test_a_timeout_is_504_and_the_service_recovers(config, models, png, is_problem):
     service, gated = gated_service(config, models, request_timeout_s=0.2)
     with TestClient(create_api(service)) as client:
         assert is_problem(client.post("/v1/purify", content=png(), headers=PNG), "timeout")

@@ -81,9 +81,9 @@ def server(
 
 
 class Load:
-    """Callers that ask without a pause; what each answer was, by status and version.
+    """Callers that send requests without a pause; responses are counted by status and version.
 
-    They try once, or, `by_client`, as maep's own client does.
+    Each request is sent once, or, `by_client`, with the retries of maep's client.
     """
 
     def __init__(self, url: str, body: bytes, num_callers: int, by_client: bool) -> None:
@@ -132,11 +132,11 @@ class Load:
             self._answers[key] += 1
 
     def failed(self) -> int:
-        """Requests that were not answered 200."""
+        """Requests that did not get a 200."""
         return sum(count for (status, _), count in self.answers.items() if status != "200")
 
     def until(self, reached: Callable[[], bool], seconds: float = 120) -> None:
-        """Waits for the load to show something."""
+        """Wait for a condition while the load continues."""
         deadline = time.monotonic() + seconds
         while not reached():
             assert time.monotonic() < deadline, self.answers
@@ -145,14 +145,14 @@ class Load:
 
 @contextmanager
 def steady(url: str, body: bytes, num_callers: int = 4, by_client: bool = False) -> Iterator[Load]:
-    """A load that has begun to be answered."""
+    """A load that has received its first responses."""
     with Load(url, body, num_callers, by_client) as load:
         load.until(lambda: sum(load.answers.values()) > 20)
         yield load
 
 
 def only(load: Load, sha256: str) -> Callable[[], bool]:
-    """Whether the last 30 answers were all of this version."""
+    """Whether the last 30 responses were all of this version."""
 
     def check() -> bool:
         before = load.answers
@@ -163,7 +163,7 @@ def only(load: Load, sha256: str) -> Callable[[], bool]:
 
 
 def exported(settings: ServeConfig, metric: str) -> list[str]:
-    """The lines that Prometheus would be given of `metric`."""
+    """The exported lines of `metric`."""
     text = httpx.get(f"http://127.0.0.1:{settings.metrics_port}/metrics", trust_env=False, timeout=60).text
     return [line for line in text.splitlines() if line.startswith(f"ray_{metric}")]
 
@@ -186,7 +186,7 @@ def test_a_promotion_and_a_rollback_under_load_fail_no_request(server, settings,
 
 
 @pytest.mark.parametrize(("by_client", "most"), [(False, 4), (True, 0)])  # one for each caller; none by our client
-def test_a_killed_replica_costs_at_most_what_it_worked_on(server, png, by_client, most):
+def test_a_killed_replica_loses_at_most_its_own_requests(server, png, by_client, most):
     with steady(server.url, png(), num_callers=4, by_client=by_client) as load:
         load.until(lambda: len(replica_names()) == 2)
         victim = replica_names()[0]
@@ -240,7 +240,7 @@ def test_prometheus_gets_the_metrics_by_version_and_application(server, settings
     served = (("", "maep", versions[0]), ("/canary", "maep-canary", versions[1]))
 
     def missing() -> set[str]:
-        """Of the metrics, the two applications with their versions, and the stages."""
+        """The metrics, applications with versions, and stages that are not exported yet."""
         counted, timed = exported(settings, "maep_requests"), "".join(exported(settings, "maep_stage_seconds_bucket"))
         apps = {(f'application="{app}"', f'version="{version.sha256[:12]}"') for _, app, version in served}
         found = {name for name in wanted if exported(settings, name)}
@@ -258,7 +258,7 @@ def test_prometheus_gets_the_metrics_by_version_and_application(server, settings
     assert exported(settings, "maep_version")
 
 
-def test_only_our_routes_are_on_the_port(server):
+def test_only_maeps_routes_are_exposed(server):
     with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
         for path in ("/docs", "/redoc", "/metrics", "/api/serve/applications/", "/api/jobs/", "/stats", "/-/nothing"):
             assert client.get(path).status_code == 404
