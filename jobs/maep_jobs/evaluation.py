@@ -14,7 +14,7 @@ from maep.errors import ConfigError, UserError
 from maep.evaluate.config import EvaluateConfig, eps_label
 from maep.evaluate.protocol import presets
 from maep.evaluate.protocol.presets import Traits
-from maep.evaluate.protocol.run import Progress, evaluate
+from maep.evaluate.protocol.run import EvaluationProgress, evaluate
 from maep.evaluate.report.table import headline, markdown, notes, terminal
 from maep.evaluate.results import compare, summary
 from maep.evaluate.results.summary import Result
@@ -26,7 +26,7 @@ def run_evaluation(settings: EvaluateConfig, artifacts: dict[str, Artifact], out
     """Evaluates with a progress bar."""
     bar = Bar("evaluate")
 
-    def show(progress: Progress) -> None:
+    def show(progress: EvaluationProgress) -> None:
         bar.show(progress.done, progress.total, progress.eta_seconds)
 
     try:
@@ -46,9 +46,9 @@ def plan(settings: EvaluateConfig, purifiers: Iterable[str], output: Path) -> li
         f"purifiers: {', '.join(names)}; classifiers: {', '.join(settings.classifiers)}; images: {settings.images}",
         *(
             f"{column.threat} at {eps_label(column.eps, column.norm)}, {column.num_images} images:"
-            f" {', '.join(step.label(specs) for step in column.steps)}"
+            f" {', '.join(attack.label(specs) for attack in column.attacks)}"
             for column in columns
-            if column.steps
+            if column.attacks
         ),
         f"result and report: {output}",
     ]

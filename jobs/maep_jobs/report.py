@@ -11,7 +11,7 @@ from PIL import Image
 from maep.artifact import Artifact
 from maep.attacks.config import AttackConfig
 from maep.evaluate.config import EvaluateConfig, eps_label
-from maep.evaluate.protocol.context import Bench, Setup
+from maep.evaluate.protocol.context import Context, Setup
 from maep.evaluate.protocol.presets import Source
 from maep.evaluate.report import pictures
 from maep.evaluate.report.report import REPORT, write_report
@@ -32,34 +32,34 @@ def strips(settings: EvaluateConfig, artifacts: Mapping[str, Artifact]) -> dict[
 
     PGD-20 at the oblivious budget, on the first image of each of four classes.
     """
-    bench, spec = _bench(settings, artifacts), settings.classifiers[0]
+    context, spec = _context(settings, artifacts), settings.classifiers[0]
     where = f"PGD-{_STEPS} at {eps_label(settings.oblivious_eps)}"
     found: dict[str, bytes] = {}
     for name in artifacts:
         for threat, source in (("oblivious", Source(None, spec)), ("adaptive", Source(name, spec))):
             data = io.BytesIO()
-            _strip(bench, name, source, num_images=4).save(data, "PNG", optimize=True)
-            found[f"{name} in front of {bench.classifier(spec).name}, {threat} {where}"] = data.getvalue()
+            _strip(context, name, source, num_images=4).save(data, "PNG", optimize=True)
+            found[f"{name} in front of {context.classifier(spec).name}, {threat} {where}"] = data.getvalue()
     return found
 
 
 def write_strip(settings: EvaluateConfig, purifier: Artifact, path: Path) -> Path:
     """Writes a PNG of the first image of each of six classes, attacked (PGD-20, last classifier) and purified."""
-    bench = _bench(settings, {"purifier": purifier})
+    context = _context(settings, {"purifier": purifier})
     path.parent.mkdir(parents=True, exist_ok=True)
-    _strip(bench, "purifier", Source(None, settings.classifiers[-1]), num_images=6).save(path)
+    _strip(context, "purifier", Source(None, settings.classifiers[-1]), num_images=6).save(path)
     return path
 
 
-def _bench(settings: EvaluateConfig, artifacts: Mapping[str, Artifact]) -> Bench:
-    return Bench(Setup(settings, tuple((name, str(saved.folder)) for name, saved in artifacts.items()), Path()))
+def _context(settings: EvaluateConfig, artifacts: Mapping[str, Artifact]) -> Context:
+    return Context(Setup(settings, tuple((name, str(saved.folder)) for name, saved in artifacts.items()), Path()))
 
 
-def _strip(bench: Bench, name: str, source: Source, num_images: int) -> Image.Image:
-    settings = bench.config
-    chosen = pictures.one_of_each(bench.image_set, num_images)
+def _strip(context: Context, name: str, source: Source, num_images: int) -> Image.Image:
+    settings = context.config
+    chosen = pictures.one_of_each(context.image_set, num_images)
     attack = AttackConfig("pgd", settings.oblivious_eps, _STEPS)
-    attacked = pictures.attacked(bench.source_model(source), chosen, attack, settings.seed)
+    attacked = pictures.attacked(context.source_model(source), chosen, attack, settings.seed)
     clean, labels = chosen.pixels(range(len(chosen))), chosen.labels.tolist()
-    classifier, purifier = bench.classifier(source.classifier), bench.defence(name).module
+    classifier, purifier = context.classifier(source.classifier), context.defence(name).module
     return pictures.strip(classifier, purifier, clean, attacked, labels, chosen.classes)

@@ -14,7 +14,7 @@ import pytest
 
 from maep.data.config import DataConfig
 from maep.evaluate.config import EvaluateConfig
-from maep.evaluate.protocol.run import Progress, evaluate
+from maep.evaluate.protocol.run import EvaluationProgress, evaluate
 
 
 def _settings(shared_data: Path, cache: Path) -> EvaluateConfig:
@@ -36,7 +36,7 @@ def _seconds(settings: EvaluateConfig, output: Path) -> float:
     """From the first finished task, when the workers are up, to the last."""
     ticks: list[float] = []
 
-    def tick(progress: Progress) -> None:
+    def tick(progress: EvaluationProgress) -> None:
         del progress
         ticks.append(time.monotonic())
 
@@ -73,7 +73,7 @@ def test_memory_does_not_grow_with_the_images(shared_data: Path, tmp_path: Path)
     """The 2,000 images of `dev`, in this process: from a quarter of the tasks on, what is held stays what it is."""
     seen: list[float] = []
 
-    def tick(progress: Progress) -> None:
+    def tick(progress: EvaluationProgress) -> None:
         del progress
         seen.append(_resident_mib())
 

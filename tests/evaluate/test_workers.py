@@ -13,7 +13,7 @@ from processes import children, is_running
 from maep import artifact
 from maep.errors import UnavailableError
 from maep.evaluate.config import EvaluateConfig
-from maep.evaluate.protocol.run import Progress, evaluate
+from maep.evaluate.protocol.run import EvaluationProgress, evaluate
 from maep.evaluate.results.summary import Result
 
 
@@ -24,7 +24,7 @@ def test_a_killed_worker_costs_no_row(
 ) -> None:
     killed: list[int] = []
 
-    def kill_one(progress: Progress) -> None:
+    def kill_one(progress: EvaluationProgress) -> None:
         if progress.done >= 8 and not killed:
             worker = next(
                 pid for pid in children(os.getpid()) if b"ray::_Worker" in Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -7,17 +7,20 @@ from torch import Tensor, nn
 
 from maep.data.config import DataConfig
 from maep.data.datasets import load
-
-Digits = tuple[Tensor, Tensor, Tensor]
-"""Images, labels and their names."""
+from maep.evaluate.measure import Batch, DefendedModel
 
 
-def zeros_and_ones() -> Digits:
+def randomised(model: nn.Module, eot: int) -> DefendedModel:
+    """A model that is declared to draw."""
+    return DefendedModel(model, randomised=True, eot=eot)
+
+
+def zeros_and_ones() -> Batch:
     """51 `dev` digits that `Linear` tells apart; it keeps them all at 8/255, and about three quarters at 40/255."""
     digits = load(DataConfig("digits"), "dev")
     images, labels = digits.batch(range(240))
     indices = torch.from_numpy(digits.indices[:240])
-    return images[labels < 2], labels[labels < 2], indices[labels < 2]
+    return Batch(images, labels, indices).where(labels < 2)
 
 
 class Linear(nn.Module):

@@ -1,10 +1,11 @@
-"""Attacked images: made once for each (model, attack, seed, image list), kept on disk, verified at use.
+"""Sets of attacked images: made once per (model, attack, seed, image list), kept on disk, verified on use.
 
-The model is the bare classifier (threat model `oblivious`: they do not depend on any purifier) or another purifier
-before a classifier (`transfer`). The attack takes its full budget without an early stop and keeps the iterate of
-highest loss. They are kept as 8-bit images, as they would arrive, within the budget.
-A set is a folder of shards and, written last, a manifest; a folder without a valid manifest does not exist. What a
-shard took to make stands beside it, outside the manifest: it differs from one making to the next, the images do not.
+The model is the bare classifier (threat model `oblivious`, so the images do not depend on any purifier) or another
+purifier before a classifier (`transfer`). The attack uses its full budget without an early stop and keeps the iterate
+of highest loss. Images are stored in 8 bits, within the budget.
+
+A set is a folder of shards and a manifest, written last; without a valid manifest it does not exist. The cost of each
+shard is a file beside it that is not in the manifest, because it differs from run to run.
 """
 
 from __future__ import annotations
@@ -12,9 +13,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,46 +31,26 @@ from maep.data import lists
 from maep.data.image_set import ImageSet, to_uint8
 from maep.data.lists import ImageList
 from maep.errors import DataError
+from maep.evaluate.cost import Cost, CostMeter
 from maep.evaluate.measure import Batch, attack_images, round_to_budget
 from maep.models.classifiers.load import Classifier
 
 SCHEMA = 2
 SHARD = 100
+"""Images of a shard, whoever makes it: the batches of an attack must not depend on the machine."""
 MANIFEST = "MANIFEST.json"
 
 
-@dataclass
-class Meter:
-    """What the blocks under `on` took: images that went forward through a model, and seconds of this thread."""
-
-    forward_passes: int = 0
-    seconds: float = 0.0
-
-    @contextmanager
-    def on(self, model: nn.Module) -> Iterator[None]:
-        """Counts while the block runs; `model` takes a batch as its first argument."""
-
-        def count(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            self.forward_passes += len(inputs[0])
-
-        handle, start = model.register_forward_pre_hook(count), time.thread_time()
-        try:
-            yield
-        finally:
-            self.seconds += time.thread_time() - start
-            handle.remove()
-
-
 def cache_folder(named: str | None = None) -> Path:
-    """Where attacked images are kept: `named`, else $MAEP_CACHE, else ~/.cache/maep."""
+    """The folder of all sets: `named`, else $MAEP_CACHE, else ~/.cache/maep."""
     return Path(named or os.environ.get("MAEP_CACHE") or "~/.cache/maep").expanduser() / "adversarial"
 
 
 @dataclass(frozen=True)
 class AttackedSet:
-    """The images of `images` (picked by `image_list`), attacked on one model; kept below `cache`.
+    """The images of `images` (selected by `image_list`), attacked on one model and kept below `cache`.
 
-    `purifier_sha256` is of the purifier through which they were attacked, None for the bare classifier.
+    `purifier_sha256` identifies the purifier of the attacked model; None: the bare classifier.
     """
 
     classifier_sha256: str
@@ -84,7 +63,7 @@ class AttackedSet:
 
     @functools.cached_property
     def recipe(self) -> dict[str, Any]:
-        """Everything that decides the pixels of a set: equal recipes, equal sets."""
+        """Everything that decides the pixels of the set."""
         return {
             "schema": SCHEMA,
             "classifier_sha256": self.classifier_sha256,
@@ -99,31 +78,34 @@ class AttackedSet:
 
     @functools.cached_property
     def folder(self) -> Path:
-        """Where it is kept."""
+        """The folder of the set, named by a digest of its recipe."""
         digest = storage.sha256(json.dumps(self.recipe, sort_keys=True).encode())
         return self.cache / f"{self.config.name}-{digest[:24]}"
 
     @property
     def num_shards(self) -> int:
-        """A set is made SHARD images at a time, whoever makes it, so that batching cannot change it."""
+        """How many shards the set has."""
         return -(-len(self.images) // SHARD)
 
     def make(self, model: nn.Module, shard: int) -> dict[Path, bytes]:
-        """The files of one shard, to be written in this order: what it took, and the attacked images."""
+        """The files of one shard, to be written in this order: its cost, then its images."""
         positions = np.arange(shard * SHARD, min((shard + 1) * SHARD, len(self.images)))
         images, labels = self.images.batch(positions)
         images = images.contiguous(memory_format=torch.channels_last)
         batch = Batch(images, labels, torch.from_numpy(self.images.indices[positions]))
-        meter = Meter()
+        meter = CostMeter()
         with meter.on(model):
             attacked = attack_images(model, batch, self.config, self.seed)
         pixels = to_uint8(round_to_budget(attacked, images, self.config.eps))
-        cost = json.dumps(asdict(meter)).encode()
-        return {self.folder / _cost_name(shard): cost, self.shard_path(shard): save({"images": pixels})}
+        cost = json.dumps(asdict(meter.cost)).encode()
+        return {self._cost_path(shard): cost, self.shard_path(shard): save({"images": pixels})}
 
     def shard_path(self, shard: int) -> Path:
-        """Where the images of a shard are kept; a shard that is there is done."""
-        return self.folder / _shard_name(shard)
+        """The file of a shard's images; a shard whose file exists is complete."""
+        return self.folder / f"images-{shard:05d}.safetensors"
+
+    def _cost_path(self, shard: int) -> Path:
+        return self.folder / f"cost-{shard:05d}.json"
 
     def finish(self) -> None:
         """Writes the manifest once every shard is there."""
@@ -139,32 +121,30 @@ class AttackedSet:
     def read(self) -> NDArray[np.uint8]:
         """uint8 [N, H, W, 3]: the attacked images, in the order of the image list.
 
-        Raises DataError where the set is not complete, not of this recipe, or was changed after it was written.
+        Raises DataError where the set is incomplete, is another set than its name says, or was changed after it was
+        written.
         """
-        cure = f"delete {self.folder} and they are made again"
+        cure = f"delete {self.folder} to make it again"
         try:
             manifest = json.loads((self.folder / MANIFEST).read_bytes())
             files = dict(manifest.pop("files"))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise DataError(f"{self.folder} holds no complete set of attacked images: {cure}") from None
-        if manifest != self.recipe or sorted(files) != sorted(map(_shard_name, range(self.num_shards))):
-            raise DataError(f"{self.folder / MANIFEST} is of another set of attacked images than its name says: {cure}")
-        return np.concatenate([_read_shard(self.shard_path(s), files, cure) for s in range(self.num_shards)])
+        shards = [self.shard_path(shard) for shard in range(self.num_shards)]
+        if manifest != self.recipe or sorted(files) != [path.name for path in shards]:
+            raise DataError(f"{self.folder / MANIFEST} describes another set than the folder's name: {cure}")
+        return np.concatenate([_read_shard(path, files, cure) for path in shards])
 
-    def cost(self) -> Meter | None:
-        """What the set took when it was made, all shards; None where that was not kept (older sets)."""
-        total = Meter()
+    def cost(self) -> Cost | None:
+        """The cost of making the set; None where a shard's cost was not kept (sets of earlier versions)."""
+        paths = map(self._cost_path, range(self.num_shards))
         try:
-            for name in map(_cost_name, range(self.num_shards)):
-                shard = json.loads((self.folder / name).read_bytes())
-                total.forward_passes += int(shard["forward_passes"])
-                total.seconds += float(shard["seconds"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return sum((Cost(**json.loads(path.read_bytes())) for path in paths), Cost())
+        except (OSError, ValueError, TypeError):
             return None
-        return total
 
     def made(self, model: nn.Module) -> NDArray[np.uint8]:
-        """uint8 [N, H, W, 3]: the attacked images, made now on `model` or read back."""
+        """uint8 [N, H, W, 3]: the attacked images, read or, where the set is incomplete, made on `model`."""
         if not self.is_finished:
             for shard in range(self.num_shards):
                 if not self.shard_path(shard).is_file():
@@ -178,14 +158,6 @@ def dev_images(classifier: Classifier, images: ImageSet, config: AttackConfig, s
     """uint8 [N, H, W, 3]: `images` of split `dev`, attacked on the bare classifier; made once and kept."""
     chosen = lists.make(f"{images.name}-dev[:{len(images)}]", images.name, "dev", tuple(images.indices.tolist()))
     return AttackedSet(classifier.sha256, None, images, chosen, config, seed, cache_folder()).made(classifier)
-
-
-def _shard_name(shard: int) -> str:
-    return f"images-{shard:05d}.safetensors"
-
-
-def _cost_name(shard: int) -> str:
-    return f"cost-{shard:05d}.json"
 
 
 def _read_shard(path: Path, files: Mapping[str, str], cure: str) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from maep.attacks.config import AttackConfig
 from maep.attacks.passes import logits_of
 from maep.attacks.run import attack
 from maep.data.image_set import ImageSet, to_float
+from maep.errors import DataError
 from maep.evaluate.config import Threat
 from maep.evaluate.results import rows
 
@@ -62,8 +63,7 @@ class DefendedModel:
         return Expectation(self.model, self.eot) if self.randomised and self.eot > 1 else self.model
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Clean `images` (float [B, 3, H, W] in [0, 1]), their `labels` and official `indices` (int64 [B])."""
 
     images: Tensor
@@ -72,7 +72,7 @@ class Batch:
 
     def where(self, chosen: Tensor) -> Batch:
         """The images for which bool `chosen` [B] is true."""
-        return Batch(self.images[chosen], self.labels[chosen], self.indices[chosen])
+        return Batch(*(part[chosen] for part in self))
 
 
 @dataclass
@@ -221,6 +221,15 @@ def attack_keys(config: AttackConfig, seed: int, indices: Tensor) -> Tensor:
     """int64 [B]: the seed of each image's random start, from its official index (int64 [B])."""
     salt = int(storage.sha256(config.name.encode())[:12], 16)
     return seeding.mix(seed, salt, indices)
+
+
+def check_images(images: Tensor) -> None:
+    """Raises DataError unless `images` is a float tensor [B, 3, H, W] with every value in [0, 1]."""
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise DataError(f"images are {images.dtype} {list(images.shape)}: they must be float [B, 3, H, W] in [0, 1]")
+    if len(images) and not (images.min() >= 0 and images.max() <= 1):  # NaN fails both
+        seen = f"{float(images.min()):.4g} to {float(images.max()):.4g}"
+        raise DataError(f"images have values of {seen}: all must be in [0, 1]")
 
 
 @torch.no_grad()

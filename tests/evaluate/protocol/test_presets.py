@@ -26,7 +26,7 @@ def of(threat: Threat, defence: Traits, config: EvaluateConfig = STANDARD) -> li
 
 
 def names(column: Column) -> list[str]:
-    return [step.config.label for step in column.steps]
+    return [attack.config.label for attack in column.attacks]
 
 
 def test_quick_is_oblivious_and_adaptive_only() -> None:
@@ -42,7 +42,7 @@ def test_standard_has_autoattack_through_the_purifier() -> None:
     (oblivious,) = of("oblivious", PURIFIER)
     assert clean.num_images == oblivious.num_images == 1000
     assert names(oblivious) == ["FGSM", "PGD-20", "APGD-CE-20", "PGD-100", "CW-PGD-40", "APGD-T-20x3"]
-    assert all(step.source is not None and step.source.purifier is None for step in oblivious.steps)
+    assert all(attack.source is not None and attack.source.purifier is None for attack in oblivious.attacks)
     headline = [column for column in of("adaptive", PURIFIER) if column.eps in STANDARD.eps]
     assert [names(column) for column in headline] == [
         ["PGD-100", "APGD-CE-100", "APGD-T-100x9", "FAB-T-100x9", "Square-5000"]
@@ -70,9 +70,9 @@ def test_what_has_no_gradient_is_never_called_adaptive() -> None:
 
 def test_transfer_comes_from_other_purifiers_and_other_classifiers() -> None:
     (column,) = of("transfer", PURIFIER)
-    sources = {(step.source.purifier, step.source.classifier) for step in column.steps if step.source}
+    sources = {(attack.source.purifier, attack.source.classifier) for attack in column.attacks if attack.source}
     assert sources == {("conv", "a"), ("mine", "b")}
-    assert {step.label({"a": "A", "b": "B"}) for step in column.steps} == {
+    assert {attack.label({"a": "A", "b": "B"}) for attack in column.attacks} == {
         "PGD-20 from conv before A",
         "PGD-20 from mine before B",
     }
@@ -86,7 +86,7 @@ def test_full_adds_norms_seeds_and_decisions() -> None:
     asked = of("black-box", PURIFIER, full)[0]
     assert names(asked) == ["Square-5000", "hard label-2000", "Noise-50"]
     strongest = next(c for c in of("adaptive", PURIFIER, full) if c.eps == 8 / 255 and c.norm == "Linf")
-    assert {step.seed for step in strongest.steps} == {0, 1, 2}
+    assert {attack.seed for attack in strongest.attacks} == {0, 1, 2}
 
 
 @pytest.mark.slow

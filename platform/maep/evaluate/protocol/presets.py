@@ -1,6 +1,6 @@
-"""The presets as data: which attacks make which columns of the table, for a defence and a classifier.
+"""The presets as data: which attacks make which columns of the table, for one defence and classifier.
 
-`quick` is for every candidate, `standard` for what is reported, `full` adds other norms and geometric attacks.
+`quick` is for every candidate, `standard` for reported figures; `full` adds other norms and geometric attacks.
 """
 
 from __future__ import annotations
@@ -10,33 +10,36 @@ from dataclasses import dataclass
 
 from maep.attacks.config import AttackConfig
 from maep.evaluate.config import EvaluateConfig, Threat
+from maep.evaluate.measure import CASCADES
 
 CURVE_STEPS = (1, 5, 20, 50, 100)
 CURVE_EOT = (1, 5, 20, 50)
 L2_EPS, L1_EPS, SHIFT, PATCH_SIDE = 0.5, 12.0, 0.1, 0.2
-"""Usual budgets of the other norms at 32 x 32 (RobustBench's L2; Croce and Hein 2021 for L1), Engstrom et al.'s shift
-of a tenth of the side with 30 degrees, and a patch of a fifth of the side."""
+"""Usual budgets of the other norms at 32 x 32: L2 of RobustBench; L1 of Croce and Hein 2021; Engstrom et al.'s shift of
+a tenth of the side, with 30 degrees of rotation; a patch of a fifth of the side."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The model on which images are attacked that others then see; purifier None: the bare classifier."""
+    """The attacked model of a kept set of images; purifier None: the bare classifier."""
 
     purifier: str | None
     classifier: str
 
 
 @dataclass(frozen=True)
-class Step:
-    """One attack of a column, made through the defended model itself or (`source`) on another one."""
+class ScheduledAttack:
+    """One attack of a column, on the defended model itself or, with `source`, on another model.
+
+    `seed` is added to that of the evaluation.
+    """
 
     config: AttackConfig
     source: Source | None = None
     seed: int = 0
-    """Added to the evaluation's own."""
 
     def label(self, names: dict[str, str]) -> str:
-        """As in the table: PGD-20, PGD-20 from conv; `names` are the classifiers' names by spec."""
+        """The attack's name in tables: PGD-20, PGD-20 from conv; `names` are the classifiers' names by spec."""
         text = self.config.label
         if self.source is not None and self.source.purifier is not None:
             text += f" from {self.source.purifier} before {names[self.source.classifier]}"
@@ -45,25 +48,24 @@ class Step:
 
 @dataclass(frozen=True)
 class Column:
-    """A threat model at one budget: what stands in one column of a table, and the attacks that make it."""
+    """One column of a table: a threat model at one budget, and the attacks that make it."""
 
     threat: Threat
-    steps: tuple[Step, ...] = ()
+    attacks: tuple[ScheduledAttack, ...] = ()
     eps: float = 0.0
     norm: str = "Linf"
     num_images: int = 0
     eot: int = 1
-    """Passes that a gradient is averaged over."""
 
     @property
     def cascade(self) -> bool:
-        """Whether each attack takes only the images that those before it have left (of a deterministic model)."""
-        return self.threat in ("adaptive", "bpda", "black-box", "fixed-mask")
+        """Whether each attack takes only the images that are right after those before it (deterministic models)."""
+        return self.threat in CASCADES
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What a preset needs to know of a defence."""
+    """Properties of a defence that decide its attacks."""
 
     name: str
     baseline: bool
@@ -72,7 +74,7 @@ class Traits:
 
 
 def oblivious_attacks(config: EvaluateConfig) -> tuple[AttackConfig, ...]:
-    """Attacks on the bare classifier, full budget: the worst case over them is the oblivious figure."""
+    """Attacks on the bare classifier; the oblivious figure is the worst case over them."""
     eps = config.oblivious_eps
     few = AttackConfig("fgsm", eps, 1), AttackConfig("pgd", eps, 20), AttackConfig("apgd-ce", eps, 20)
     if config.preset == "quick":
@@ -102,9 +104,9 @@ def autoattack(eps: float, norm: str, randomised: bool) -> tuple[AttackConfig, .
 def columns(
     config: EvaluateConfig, defence: Traits, spec: str, others: Sequence[Traits], total: int
 ) -> tuple[Column, ...]:
-    """Every column of `defence` before classifier `spec` on `total` images; `others` are the table's other defences."""
+    """The columns of `defence` before classifier `spec` on `total` images; `others` are the table's other defences."""
     few = min(total, config.num_adaptive or total)
-    bare = tuple(Step(attack, Source(None, spec)) for attack in oblivious_attacks(config))
+    bare = tuple(ScheduledAttack(attack, Source(None, spec)) for attack in oblivious_attacks(config))
     found = [Column("clean", num_images=total), Column("oblivious", bare, config.oblivious_eps, num_images=total)]
     if config.preset != "quick":
         found += _transfer(config, defence, spec, others, few)
@@ -113,11 +115,11 @@ def columns(
     eot = config.eot if defence.randomised else 1
     for eps in sorted(config.eps):
         if through == "adaptive" and not defence.baseline and config.preset != "quick":
-            found.append(Column("bpda", _steps(_brief(eps)), eps, num_images=few, eot=eot))
+            found.append(Column("bpda", _scheduled(_short(eps)), eps, num_images=few, eot=eot))
         found.append(Column(through, _through(config, defence, eps), eps, num_images=few, eot=eot))
     if config.preset != "quick" and through == "adaptive":
         curve = sorted(set(config.curve_eps) - set(config.eps))
-        found += [Column("adaptive", _steps(_brief(eps)), eps, num_images=few, eot=eot) for eps in curve]
+        found += [Column("adaptive", _scheduled(_short(eps)), eps, num_images=few, eot=eot) for eps in curve]
         if not defence.baseline:
             found += _curves(config, defence, min([*config.eps, *curve]), few, eot)
     if config.preset == "full" and through == "adaptive":
@@ -125,36 +127,37 @@ def columns(
     return tuple(found)
 
 
-def _steps(attacks: Sequence[AttackConfig], seeds: int = 1) -> tuple[Step, ...]:
-    return tuple(Step(attack, seed=seed) for seed in range(seeds) for attack in attacks)
+def _scheduled(attacks: Sequence[AttackConfig], seeds: int = 1) -> tuple[ScheduledAttack, ...]:
+    return tuple(ScheduledAttack(attack, seed=seed) for seed in range(seeds) for attack in attacks)
 
 
-def _brief(eps: float, norm: str = "Linf") -> tuple[AttackConfig, ...]:
+def _short(eps: float, norm: str = "Linf") -> tuple[AttackConfig, ...]:
     return AttackConfig("pgd", eps, 20, norm=norm), AttackConfig("apgd-ce", eps, 50, norm=norm)
 
 
-def _through(config: EvaluateConfig, defence: Traits, eps: float) -> tuple[Step, ...]:
-    """The cascade through a defence: each attack takes the images that those before it did not break."""
+def _through(config: EvaluateConfig, defence: Traits, eps: float) -> tuple[ScheduledAttack, ...]:
+    """The attacks of the adaptive (or BPDA) column, in the order of the cascade."""
     if config.preset == "quick" or not defence.differentiable:
-        return _steps(_brief(eps))
+        return _scheduled(_short(eps))
     pgd = AttackConfig("pgd", eps, 200 if defence.randomised else 100)
-    again = tuple(Step(pgd, seed=seed) for seed in (1, 2)) if config.preset == "full" else ()
-    return (Step(pgd), *_steps(autoattack(eps, "Linf", defence.randomised)), *again)
+    again = tuple(ScheduledAttack(pgd, seed=seed) for seed in (1, 2)) if config.preset == "full" else ()
+    return (ScheduledAttack(pgd), *_scheduled(autoattack(eps, "Linf", defence.randomised)), *again)
 
 
 def _black_box(config: EvaluateConfig, defence: Traits, count: int) -> list[Column]:
-    """What asks purifier and classifier and takes no gradient; and the masks known, where there are any. Of baselines
-    in `full` only: thousands of queries an image are the dearest attack there is.
+    """Query attacks on purifier and classifier; for a randomised purifier also an attacker who knows the masks.
+
+    Baselines get these in `full` only: thousands of queries per image cost more than any other attack.
     """
     eps, many = config.oblivious_eps, config.preset == "full"
     if defence.baseline and not many:
         return []
-    asked = [AttackConfig("square", eps, queries=5000 if many else 1000)]
+    queries = [AttackConfig("square", eps, queries=5000 if many else 1000)]
     if many:
-        asked += [AttackConfig("hard-label", eps, queries=2000), AttackConfig("noise", eps, draws=50)]
-    found = [Column("black-box", _steps(asked), eps, num_images=count)]
+        queries += [AttackConfig("hard-label", eps, queries=2000), AttackConfig("noise", eps, draws=50)]
+    found = [Column("black-box", _scheduled(queries), eps, num_images=count)]
     if defence.randomised:
-        found.append(Column("fixed-mask", _steps(_brief(eps)), eps, num_images=count))
+        found.append(Column("fixed-mask", _scheduled(_short(eps)), eps, num_images=count))
     return found
 
 
@@ -165,29 +168,29 @@ def _transfer(config: EvaluateConfig, defence: Traits, spec: str, others: Sequen
     sources = [Source(other.name, spec) for other in others if other.differentiable and not other.baseline]
     sources += [Source(defence.name, classifier) for classifier in config.classifiers if classifier != spec]
     attack = AttackConfig("pgd", config.oblivious_eps, 20)
-    steps = tuple(Step(attack, source) for source in sources)
-    return [Column("transfer", steps, config.oblivious_eps, num_images=count)] if steps else []
+    attacks = tuple(ScheduledAttack(attack, source) for source in sources)
+    return [Column("transfer", attacks, config.oblivious_eps, num_images=count)] if attacks else []
 
 
 def _curves(config: EvaluateConfig, defence: Traits, eps: float, count: int, eot: int) -> list[Column]:
-    """Accuracy over steps, and over the passes that a randomised gradient is averaged over, at the least budget."""
+    """Accuracy over steps and, if randomised, over EOT passes, at the smallest budget."""
     probes = min(count, config.num_probes)
     attacks = [AttackConfig("pgd", eps, steps) for steps in CURVE_STEPS]
-    found = [Column("adaptive-steps", _steps(attacks), eps, num_images=probes, eot=eot)]
+    found = [Column("adaptive-steps", _scheduled(attacks), eps, num_images=probes, eot=eot)]
     if defence.randomised:
-        once = _steps([AttackConfig("pgd", eps, 20)])
+        once = _scheduled([AttackConfig("pgd", eps, 20)])
         found += [Column("adaptive-eot", once, eps, num_images=probes, eot=passes) for passes in CURVE_EOT]
     return found
 
 
 def _other_norms(defence: Traits, count: int, eot: int) -> list[Column]:
     def column(norm: str, eps: float, attacks: Sequence[AttackConfig], seeds: int = 1) -> Column:
-        return Column("adaptive", _steps(attacks, seeds), eps, norm, count, eot)
+        return Column("adaptive", _scheduled(attacks, seeds), eps, norm, count, eot)
 
     cw = (AttackConfig("cw", L2_EPS, 100, norm="L2"),)
     return [
-        column("L2", L2_EPS, (*_brief(L2_EPS, "L2"), *autoattack(L2_EPS, "L2", defence.randomised), *cw)),
-        column("L1", L1_EPS, (*_brief(L1_EPS, "L1"), *autoattack(L1_EPS, "L1", defence.randomised))),
+        column("L2", L2_EPS, (*_short(L2_EPS, "L2"), *autoattack(L2_EPS, "L2", defence.randomised), *cw)),
+        column("L1", L1_EPS, (*_short(L1_EPS, "L1"), *autoattack(L1_EPS, "L1", defence.randomised))),
         column("spatial", SHIFT, [AttackConfig("spatial", SHIFT, norm="spatial")]),
         column("patch", PATCH_SIDE, [AttackConfig("patch", PATCH_SIDE, 100, norm="patch")], seeds=3),
     ]

@@ -1,7 +1,7 @@
-"""The protocol: every defence on every classifier in every threat model, in shards, resumable, and checked.
+"""Evaluate defences before classifiers in every threat model: in shards, resumable, and checked.
 
-A killed evaluation goes on where it was when the same call is made again: each finished unit left its rows. The
-figures depend neither on the number of workers nor on how often it was interrupted.
+Repeat the same call to resume a killed evaluation: each finished task has left its file. Figures depend neither on the
+number of workers nor on interruptions.
 """
 
 from __future__ import annotations
@@ -13,35 +13,37 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from maep import config, storage
+from maep import config as configuration
+from maep import storage
 from maep.artifact import Artifact
 from maep.errors import ConfigError, UserError
 from maep.evaluate.attacked_sets import AttackedSet
 from maep.evaluate.config import EvaluateConfig
-from maep.evaluate.protocol import pool, tasks
-from maep.evaluate.protocol.context import Bench, Setup, check
-from maep.evaluate.protocol.presets import Column, Source, Step
+from maep.evaluate.cost import Cost
+from maep.evaluate.protocol import pool
+from maep.evaluate.protocol.context import Context, Setup, check
+from maep.evaluate.protocol.presets import Column, ScheduledAttack, Source
+from maep.evaluate.protocol.tasks import AttackShard, MeasureShard, SanityBattery, Task
 from maep.evaluate.results import rows, summary
 from maep.evaluate.results.summary import Result
 from maep.evaluate.trust.checks import pair_checks, pair_flags
 
-__all__ = ["EvaluateConfig", "Progress", "evaluate"]
+__all__ = ["EvaluateConfig", "EvaluationProgress", "evaluate"]
 
 IDENTITY = "evaluation.json"
 _UNWRITABLE = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
 
 
 @dataclass(frozen=True)
-class Progress:
-    """After each task: tasks `done` of `total`, what was done last, seconds since the call and to its expected end."""
+class EvaluationProgress:
+    """After each task: tasks `done` of `total`, the last task, and seconds elapsed and remaining."""
 
     done: int
     total: int
@@ -54,70 +56,70 @@ def evaluate(
     config: EvaluateConfig,
     purifiers: Mapping[str, str | Path | Artifact],
     output: str | Path,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[EvaluationProgress], None] | None = None,
 ) -> Result:
     """Evaluates `purifiers` (name -> artifact, or its local folder) beside the baselines, into folder `output`.
 
-    Raises ConfigError where `output` holds an evaluation of another configuration, and UserErrors of one line for
-    what cannot be evaluated; nothing that was there is overwritten.
+    Raises ConfigError where `output` holds an evaluation of another configuration, and one-line UserErrors for what
+    cannot be evaluated. It overwrites nothing in `output`.
     """
     folders = {name: str(p.folder if isinstance(p, Artifact) else p) for name, p in purifiers.items()}
     _check_names(config, folders)
-    setup = Setup(config, tuple(folders.items()), Path(output))
+    context = Context(Setup(config, tuple(folders.items()), Path(output)))
     try:
-        return _evaluate(setup, progress or (lambda _: None))
+        with pool.one_thread():
+            return _evaluate(context, progress or (lambda _: None))
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
         raise UserError(f"cannot write the evaluation to {error.filename or output}: {error.strerror}") from None
 
 
-def _evaluate(setup: Setup, progress: Callable[[Progress], None]) -> Result:
-    bench = Bench(setup)
-    with pool.one_thread():
-        check(bench)
-        identity = _identity(bench)
-        _claim(setup.output, identity)
-        if (setup.output / summary.RESULT).is_file():
-            return summary.read(setup.output)
-        crafts, rest = _crafts(bench), _rest(bench)
-        clock = _Clock(bench, [*chain.from_iterable(crafts), *chain.from_iterable(rest)], progress)
-        with pool.pool(bench) as run:
-            run(crafts, clock.tick)
-            for attacked in _sets(bench):
-                if not attacked.is_finished:
-                    attacked.finish()
-            # Cascades start from the clean answers, which a worker may still be at, or have died at.
-            run([part for part in rest if _is_clean(part)], clock.tick)
-            run([part for part in rest if not _is_clean(part)], clock.tick)
-        return _merge(bench, identity)
+def _evaluate(context: Context, progress: Callable[[EvaluationProgress], None]) -> Result:
+    check(context)
+    identity = _identity(context)
+    _claim(context.setup.output, identity)
+    if (context.setup.output / summary.RESULT).is_file():
+        return summary.read(context.setup.output)
+    sets, making, measuring = _stages(context)
+    tasks = [task for stage in (making, *measuring) for chain in stage for task in chain]
+    reporter = _Reporter(context, tasks, progress)
+    with pool.pool(context) as run:
+        run(making, reporter.finished)
+        for attacked in sets:
+            if not attacked.is_finished:
+                attacked.finish()
+        for stage in measuring:
+            run(stage, reporter.finished)
+    return _merge(context, identity)
 
 
 def _check_names(config: EvaluateConfig, folders: Mapping[str, str]) -> None:
     for name in folders:
         if name in config.baselines:
-            raise ConfigError(f"purifier {name!r} has the name of a baseline: give it another")
+            raise ConfigError(f"purifier {name!r} has the name of a baseline: rename it")
         if not name:
-            raise ConfigError("a purifier needs a name, which its rows are told apart by")
+            raise ConfigError("a purifier has an empty name: its rows could not be told apart")
     if not folders and not config.baselines:
         raise ConfigError("nothing to evaluate: name a purifier or a baseline")
 
 
-def _identity(bench: Bench) -> dict[str, Any]:
-    """What decides the figures: an output folder belongs to exactly one of these."""
-    classifiers = [bench.classifier(spec) for spec in bench.config.classifiers]
+def _identity(context: Context) -> dict[str, Any]:
+    """What decides the figures; an output folder holds the evaluation of exactly one identity."""
+    classifiers = [context.classifier(spec) for spec in context.config.classifiers]
+    deciding = configuration.deciding(context.config)
     return {
-        "preset": bench.config.preset,
-        "dataset": bench.image_list.dataset,
-        "split": bench.image_list.split,
-        "image_list": bench.image_list.name,
-        "image_list_sha256": bench.image_list.sha256,
-        "num_images": len(bench.image_list),
-        "seed": bench.config.seed,
-        "purifiers": {name: bench.defence(name).sha256 for name in bench.setup.names},
-        "baselines": list(bench.config.baselines),
+        "preset": context.config.preset,
+        "dataset": context.image_list.dataset,
+        "split": context.image_list.split,
+        "image_list": context.image_list.name,
+        "image_list_sha256": context.image_list.sha256,
+        "num_images": len(context.image_list),
+        "seed": context.config.seed,
+        "purifiers": {name: context.defence(name).sha256 for name in context.setup.names},
+        "baselines": list(context.config.baselines),
         "classifiers": {classifier.name: classifier.sha256 for classifier in classifiers},
-        "config": {key: value for key, value in config.deciding(bench.config).items() if key != "classifiers"},
+        "config": {key: value for key, value in deciding.items() if key != "classifiers"},
     }
 
 
@@ -125,9 +127,9 @@ def _claim(output: Path, identity: Mapping[str, Any]) -> None:
     path = output / IDENTITY
     text = json.dumps(identity, indent=2) + "\n"
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found != json.loads(text):
-            differing = [key for key in identity if found.get(key) != json.loads(text)[key]]
+        wanted, found = json.loads(text), json.loads(path.read_text(encoding="utf-8"))
+        if found != wanted:
+            differing = [key for key in identity if found.get(key) != wanted[key]]
             raise ConfigError(
                 f"{output} holds an evaluation of another configuration ({', '.join(differing[:3])} differ):"
                 " give another output folder"
@@ -138,147 +140,114 @@ def _claim(output: Path, identity: Mapping[str, Any]) -> None:
     storage.write_bytes(path, text.encode())
 
 
-def _pairs(bench: Bench) -> list[tuple[str, str]]:
+def _pairs(context: Context) -> list[tuple[str, str]]:
     """Every (defence, classifier), in the order of the table."""
-    return [(name, spec) for spec in bench.config.classifiers for name in bench.setup.names]
+    return [(name, spec) for spec in context.config.classifiers for name in context.setup.names]
 
 
-def _sources(bench: Bench) -> list[tuple[Source, Step, int]]:
-    """What is attacked once for all who see it: model, attack, number of images."""
-    columns = (column for pair in _pairs(bench) for column in bench.columns(*pair))
-    found = ((step.source, step, column.num_images) for column in columns for step in column.steps)
-    return list(dict.fromkeys((source, step, count) for source, step, count in found if source is not None))
+def _sources(context: Context) -> list[tuple[Source, ScheduledAttack, int]]:
+    """The sets of attacked images: attacked model, attack, number of images."""
+    columns = (column for pair in _pairs(context) for column in context.columns(*pair))
+    found = ((attack.source, attack, column.num_images) for column in columns for attack in column.attacks)
+    return list(dict.fromkeys((source, attack, count) for source, attack, count in found if source is not None))
 
 
-def _sets(bench: Bench) -> list[AttackedSet]:
-    return [bench.attacked_set(*source) for source in _sources(bench)]
+def _stages(context: Context) -> tuple[list[AttackedSet], list[pool.Chain], list[list[pool.Chain]]]:
+    """The sets of attacked images, the tasks that make them, and two stages of tasks that measure.
 
-
-def _crafts(bench: Bench) -> list[pool.Chain]:
-    """Those of finished sets are not looked for: their shards may lie packed elsewhere."""
-    open_sources = [source for source in _sources(bench) if not bench.attacked_set(*source).is_finished]
-    return [
-        [tasks.Craft(*source, shard)]
-        for source in open_sources
-        for shard in range(bench.attacked_set(*source).num_shards)
+    The first stage measures clean images, from which the cascades of the second start. The second goes shard by shard
+    over all defences, so that the remaining time is known early. No figure depends on the order.
+    """
+    making: list[pool.Chain] = []
+    sets = []
+    for source, attack, count in _sources(context):
+        attacked = context.attacked_set(source, attack, count)
+        sets.append(attacked)
+        if not attacked.is_finished:
+            making += [[AttackShard(source, attack, count, shard)] for shard in range(attacked.num_shards)]
+    parts = [
+        part for pair in _pairs(context) for column in context.columns(*pair) for part in _parts(context, pair, column)
     ]
+    clean: list[pool.Chain] = [part for part in parts if part[0].column.threat == "clean"]
+    attacks = [part for part in parts if part[0].column.threat != "clean"]
+    batteries: list[pool.Chain] = [[SanityBattery(*pair)] for pair in _pairs(context)]
+    return sets, making, [clean, batteries + sorted(attacks, key=lambda part: part[0].shard)]
 
 
-def _rest(bench: Bench) -> list[pool.Chain]:
-    """Clean answers first, which cascades start from; then shard by shard over all defences, so that the time to go is
-    known early. No figure depends on the order.
+def _parts(context: Context, pair: tuple[str, str], column: Column) -> list[list[MeasureShard]]:
+    """The tasks of a column, one chain per shard."""
+    shards = range(-(-column.num_images // context.config.shard_size))
+    places = range(max(1, len(column.attacks)))
+    return [[MeasureShard(*pair, column, place, shard) for place in places] for shard in shards]
+
+
+def _merge(context: Context, identity: Mapping[str, Any]) -> Result:
+    """Writes the result: rows in the order of the table, findings, and cost. Then deletes the parts.
+
+    `forward_passes` and `thread_seconds` count the attacked images, the batteries and every part. Attacked images read
+    from the cache count with their original cost; where that was not kept (sets of earlier versions) it is null under
+    `attacked_images_cost` and counts nothing.
     """
-    probes: list[pool.Chain] = [[tasks.Probe(*pair)] for pair in _pairs(bench)]
-    chains = [part for pair in _pairs(bench) for column in bench.columns(*pair) for part in _parts(bench, pair, column)]
-    return probes + sorted(chains, key=lambda part: (part[0].column.threat != "clean", part[0].shard))
-
-
-def _is_clean(part: pool.Chain) -> bool:
-    return isinstance(part[0], tasks.Attack) and part[0].column.threat == "clean"
-
-
-def _parts(bench: Bench, pair: tuple[str, str], column: Column) -> list[list[tasks.Attack]]:
-    """The attacks of a column, a chain for each shard."""
-    shards = range(-(-column.num_images // bench.config.shard_size))
-    places = range(max(1, len(column.steps)))
-    return [[tasks.Attack(*pair, column, place, shard) for place in places] for shard in shards]
-
-
-def _merge(bench: Bench, identity: Mapping[str, Any]) -> Result:
-    """Rows in the order of the table, the sanity checks, and what it all took; the parts are no longer needed.
-
-    `forward_passes` counts every image that went forward through a model under attack, `thread_seconds` the time of
-    one thread: the oblivious images, the batteries, and every unit. Oblivious images that lay in the cache count as
-    what they took when they were made, for that is what the figures cost; a set of which it is not known (made
-    before it was kept) counts nothing and has null under `attacked_images_cost`.
-    """
-    crafting = _crafting(bench)
-    tables, cost = [], sum((took for took in crafting.values() if took), rows.Cost())
+    names = context.classifier_names
+    sets = {
+        f"{names[source.classifier]} {attack.label(names)}": context.attacked_set(source, attack, count)
+        for source, attack, count in _sources(context)
+    }
+    set_costs = {label: attacked.cost() for label, attacked in sets.items()}
+    tables, cost = [], sum(filter(None, set_costs.values()), Cost())
     reports: list[dict[str, Any]] = []
     flagged: list[dict[str, str]] = []
-    for name, spec in _pairs(bench):
+    for name, spec in _pairs(context):
         pair_tables = []
-        for column in bench.columns(name, spec):
-            by_shard = _parts(bench, (name, spec), column)
+        for column in context.columns(name, spec):
+            by_shard = _parts(context, (name, spec), column)
             for task in (shard[place] for place in range(len(by_shard[0])) for shard in by_shard):
-                table, part_cost = rows.decode_part(tasks.paths(bench, task)[0].read_bytes())
+                table, part_cost = rows.decode_part(task.path(context).read_bytes())
                 pair_tables.append(table)
                 cost += part_cost
         pair_table = pa.concat_tables(pair_tables)
         tables.append(pair_table)
-        probed = tasks.read_probe(bench, tasks.Probe(name, spec))
-        cost += probed.cost
-        across = pair_checks(bench, name, pair_table, probed.at_eps_zero)
-        checks = [*probed.checks, *(check.to_dict() for check in across)]
-        pair = {"purifier": name, "classifier": bench.classifier(spec).name}
-        reports.append({**pair, "checks": checks})
-        found = [*probed.flags, *(flag.to_dict() for flag in pair_flags(pair_table))]
+        battery = SanityBattery(name, spec).result(context)
+        cost += battery.cost
+        randomised = context.defence(name).traits.randomised
+        across = pair_checks(pair_table, battery.at_eps_zero, context.config.oblivious_eps, randomised)
+        pair = {"purifier": name, "classifier": names[spec]}
+        reports.append({**pair, "checks": [*battery.checks, *map(asdict, across)]})
+        found = [*battery.flags, *map(asdict, pair_flags(pair_table))]
         flagged += [{**pair, "flag": flag["name"], "detail": flag["detail"]} for flag in found]
     values = {
         "name": "maep evaluation",
         **identity,
-        "attacked_images": {label: attacked.folder.name for label, attacked in _labelled_sets(bench)},
-        "attacked_images_cost": {
-            label: took and {"forward_passes": took.forward_passes, "thread_seconds": round(took.seconds, 1)}
-            for label, took in crafting.items()
-        },
+        "attacked_images": {label: attacked.folder.name for label, attacked in sets.items()},
+        "attacked_images_cost": {label: took and _cost(took) for label, took in set_costs.items()},
         "flags": flagged,
-        "forward_passes": cost.forward_passes,
-        "thread_seconds": round(cost.seconds, 1),
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "workers": bench.config.num_workers},
+        **_cost(cost),
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "workers": context.config.num_workers},
         "versions": {package: version(package) for package in ("maep", "torch", "numpy", "pillow")},
     }
-    result = summary.write(bench.setup.output, pa.concat_tables(tables), values, reports)
-    shutil.rmtree(bench.setup.output / "parts", ignore_errors=True)
+    result = summary.write(context.setup.output, pa.concat_tables(tables), values, reports)
+    shutil.rmtree(context.setup.output / "parts", ignore_errors=True)
     return result
 
 
-def _labelled_sets(bench: Bench) -> list[tuple[str, AttackedSet]]:
-    names = {spec: bench.classifier(spec).name for spec in bench.config.classifiers}
-    return [
-        (f"{names[source.classifier]} {step.label(names)}", bench.attacked_set(source, step, count))
-        for source, step, count in _sources(bench)
-    ]
+def _cost(cost: Cost) -> dict[str, float]:
+    return {"forward_passes": cost.forward_passes, "thread_seconds": round(cost.seconds, 1)}
 
 
-def _crafting(bench: Bench) -> dict[str, rows.Cost | None]:
-    """What each set of attacked images took when it was made, None where that is not known."""
-    found = {label: attacked.cost() for label, attacked in _labelled_sets(bench)}
-    return {label: rows.Cost(took.forward_passes, took.seconds) if took else None for label, took in found.items()}
+class _Reporter:
+    """Reports progress, and the remaining time by the estimated effort of the tasks left."""
 
-
-def _effort(step: Step) -> int:
-    return step.config.effort * step.config.num_targets
-
-
-class _Clock:
-    """Progress by the attack steps that are done and to do."""
-
-    def __init__(self, bench: Bench, every: Sequence[tasks.Task], report: Callable[[Progress], None]) -> None:
-        self.bench, self.report = bench, report
-        self.total = len(every)
-        open_tasks = [task for task in every if not tasks.is_done(bench, task)]
-        self.done = self.total - len(open_tasks)
-        self.steps_to_do = sum(self._steps(task) for task in open_tasks)
-        self.steps_done = 0
+    def __init__(self, context: Context, tasks: Sequence[Task], report: Callable[[EvaluationProgress], None]) -> None:
+        left = [task for task in tasks if not task.is_done(context)]
+        self.report, self.total, self.done = report, len(tasks), len(tasks) - len(left)
+        self.effort_left, self.effort_done = sum(task.effort() for task in left), 0
         self.start = time.monotonic()
 
-    def _steps(self, task: tasks.Task) -> int:
-        """Forward and backward passes of an image, by and large: cascades leave few to their dear attacks."""
-        match task:
-            case tasks.Probe():
-                return 20
-            case tasks.Craft():
-                return 2 * _effort(task.step)
-            case tasks.Attack():
-                through = task.step is not None and task.step.source is None
-                later = task.column.cascade and task.place > 0
-                return 1 + (_effort(task.step) * task.column.eot // (4 if later else 1) if through and task.step else 0)
-
-    def tick(self, task: tasks.Task) -> None:
-        """One more task is done."""
+    def finished(self, task: Task) -> None:
+        """Reports one more finished task."""
         self.done += 1
-        self.steps_done += self._steps(task)
+        self.effort_done += task.effort()
+        self.effort_left -= task.effort()
         seconds = time.monotonic() - self.start
-        eta = seconds * (self.steps_to_do - self.steps_done) / self.steps_done if self.steps_done else None
-        self.report(Progress(self.done, self.total, task.label, seconds, eta))
+        eta = seconds * self.effort_left / self.effort_done if self.effort_done else None
+        self.report(EvaluationProgress(self.done, self.total, task.label, seconds, eta))

@@ -1,14 +1,15 @@
-"""The tasks of an evaluation, and how one is done: files out of what is in memory and what the driver hands over.
+"""The tasks of an evaluation. A task reads and writes no file itself, so that any worker can run it.
 
-A task reads and writes no file itself, so that it runs wherever there is a worker; the driver writes what it returns,
-each file whole or not at all. Which worker does a task changes no figure.
+The driver hands a task its `inputs` and writes the file, or files, that it returns; a task whose file exists is done.
+Which worker runs a task changes no figure.
 """
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +23,76 @@ from maep import storage
 from maep.attacks.config import AttackConfig
 from maep.data.image_set import to_float
 from maep.errors import ConfigError
-from maep.evaluate import attacked_sets
 from maep.evaluate.config import Threat
-from maep.evaluate.measure import Batch, DefendedModel, Outcome, measure
-from maep.evaluate.protocol.context import Bench, fast
-from maep.evaluate.protocol.presets import Column, Source, Step
+from maep.evaluate.cost import Cost, CostMeter
+from maep.evaluate.measure import Outcome, measure
+from maep.evaluate.protocol.context import Context
+from maep.evaluate.protocol.presets import Column, ScheduledAttack, Source
 from maep.evaluate.results import rows
 from maep.evaluate.trust import sanity
 from maep.evaluate.trust.flags import flags
 
 
 @dataclass(frozen=True)
-class Craft:
-    """One shard of a set of attacked images."""
+class Inputs:
+    """What a task needs from files."""
+
+    previous: bytes | None = None
+    """The part left by the attack before this one in a cascade."""
+    attacked: NDArray[np.uint8] | None = None
+    """uint8 [B, H, W, 3]: the task's images of a kept set."""
+
+
+class Task(ABC):
+    """One unit of work, finished or repeated as a whole."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """What the task does, for progress."""
+
+    @abstractmethod
+    def path(self, context: Context) -> Path:
+        """The file that the finished task leaves."""
+
+    @abstractmethod
+    def effort(self) -> int:
+        """Estimated forward and backward passes per image."""
+
+    def inputs(self, context: Context) -> Inputs:
+        """What the driver hands to the task, from files of earlier tasks."""
+        del context
+        return Inputs()
+
+    @abstractmethod
+    def files(self, context: Context, inputs: Inputs) -> dict[Path, bytes]:
+        """Runs the task; the files to write, in this order."""
+
+    def is_done(self, context: Context) -> bool:
+        """Whether the task has left its file."""
+        return self.path(context).is_file()
+
+    def run(self, context: Context, inputs: Inputs) -> dict[Path, bytes]:
+        """`files`, with the random draws of this task. Raises ConfigError where the model returns NaN."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.draw_seed(context))
+            try:
+                return self.files(context, inputs)
+            except FloatingPointError as error:
+                raise ConfigError(f"{self.label}: {error}: its weights are damaged or it divides by zero") from None
+
+    def draw_seed(self, context: Context) -> int:
+        """The seed of a randomised purifier's draws: the same in every process, another for each task."""
+        words = (context.config.seed, *self.path(context).parts[-2:])
+        return int(storage.sha256(repr(words).encode())[:15], 16)
+
+
+@dataclass(frozen=True)
+class AttackShard(Task):
+    """Makes one shard of a kept set of attacked images."""
 
     source: Source
-    step: Step
+    attack: ScheduledAttack
     num_images: int
     shard: int
 
@@ -45,12 +100,26 @@ class Craft:
     def label(self) -> str:
         """For progress."""
         through = f"{self.source.purifier} before " if self.source.purifier else ""
-        return f"attacking {through}{self.source.classifier} with {self.step.config.label}"
+        return f"attacking {through}{self.source.classifier} with {self.attack.config.label}"
+
+    def path(self, context: Context) -> Path:
+        """The shard's images."""
+        return context.attacked_set(self.source, self.attack, self.num_images).shard_path(self.shard)
+
+    def effort(self) -> int:
+        """A forward and a backward pass for each step."""
+        return 2 * self.attack.config.effort * self.attack.config.num_targets
+
+    def files(self, context: Context, inputs: Inputs) -> dict[Path, bytes]:
+        """The shard's cost and images."""
+        del inputs
+        attacked = context.attacked_set(self.source, self.attack, self.num_images)
+        return attacked.make(context.source_model(self.source), self.shard)
 
 
 @dataclass(frozen=True)
-class Attack:
-    """One attack of a column (`place` in its steps; without steps, no attack) on one shard of its images."""
+class MeasureShard(Task):
+    """Measures one shard of a column's images under one of its attacks (number `place`); without attacks, clean."""
 
     purifier: str
     classifier: str
@@ -59,20 +128,107 @@ class Attack:
     shard: int
 
     @property
-    def step(self) -> Step | None:
-        """The attack; None where the images are taken as they are."""
-        return self.column.steps[self.place] if self.column.steps else None
+    def attack(self) -> ScheduledAttack | None:
+        """The attack; None for clean images."""
+        return self.column.attacks[self.place] if self.column.attacks else None
 
     @property
     def label(self) -> str:
         """For progress."""
-        made = f", {self.step.config.label}" if self.step else ""
-        return f"{self.purifier} before {self.classifier}: {self.column.threat}{made}"
+        attack = f", {self.attack.config.label}" if self.attack else ""
+        return f"{self.purifier} before {self.classifier}: {self.column.threat}{attack}"
+
+    def path(self, context: Context) -> Path:
+        """The rows of this part."""
+        column, names = self.column, context.classifier_names
+        label = self.attack.label(names) if self.attack else "clean"
+        words = (self.purifier, names[self.classifier], column.threat, column.norm, label, column.eps, column.eot,
+                 self.shard)  # fmt: skip
+        return context.setup.output / "parts" / f"{rows.part_name(words)}.parquet"
+
+    def effort(self) -> int:
+        """One pass, and those of the attack; a cascade leaves few images to its later attacks."""
+        if self.attack is None or self.attack.source is not None:
+            return 1
+        share = 4 if self.column.cascade and self.place else 1
+        return 1 + self.attack.config.effort * self.attack.config.num_targets * self.column.eot // share
+
+    def inputs(self, context: Context) -> Inputs:
+        """Kept attacked images, or the part of the attack before in a cascade (the first follows the clean part)."""
+        if self.attack is None:
+            return Inputs()
+        if self.attack.source is not None:
+            kept = context.attacked_set(self.attack.source, self.attack, self.column.num_images)
+            where = self.positions(context)
+            return Inputs(attacked=context.attacked_images(kept)[where.start : where.stop])
+        if not self.column.cascade or context.defence(self.purifier).traits.randomised:
+            return Inputs()
+        column, place = self.column, self.place - 1
+        if not self.place:
+            column, place = context.columns(self.purifier, self.classifier)[0], 0
+        previous = MeasureShard(self.purifier, self.classifier, column, place, self.shard)
+        return Inputs(previous=previous.path(context).read_bytes())
+
+    def files(self, context: Context, inputs: Inputs) -> dict[Path, bytes]:
+        """The rows of this part, with their cost."""
+        batch, attack, column = context.batch(self.positions(context)), self.attack, self.column
+        defended = context.defended(self.purifier, self.classifier, column.threat, column.eot)
+        attacked: Tensor | AttackConfig | None = attack.config if attack else None
+        if inputs.attacked is not None:  # copied, because PyTorch warns about the read-only array of a worker
+            attacked = to_float(torch.tensor(inputs.attacked), torch.channels_last)
+        previous = None
+        if inputs.previous is not None:  # clean rows may cover more images than the column
+            previous = _outcome(rows.decode_part(inputs.previous)[0].slice(0, len(batch.labels)))
+        meter = CostMeter()
+        with meter.on(defended.model):
+            outcome = measure(
+                defended,
+                batch,
+                attacked,
+                column.threat,
+                seed=context.config.seed + (attack.seed if attack else 0),
+                draw_seed=self.draw_seed(context),
+                batch_size=context.config.batch_size,
+                previous=previous,
+            )
+        constants = {**self._constants(context), "num_draws": outcome.num_draws}
+        columns = {
+            "index": batch.indices.numpy(),
+            "label": batch.labels.numpy(),
+            "correct": (outcome.prediction == batch.labels).numpy(),
+            **{name: getattr(outcome, name).numpy() for name in Outcome.COLUMNS},
+        }
+        return {self.path(context): rows.encode_part(rows.make(constants, columns), meter.cost)}
+
+    def positions(self, context: Context) -> range:
+        """Positions in the image list that this shard covers."""
+        size = context.config.shard_size
+        return range(self.shard * size, min((self.shard + 1) * size, self.column.num_images))
+
+    def _constants(self, context: Context) -> Mapping[str, Any]:
+        """The values that all rows of this part share."""
+        classifier, attack, column = context.classifier(self.classifier), self.attack, self.column
+        return {
+            "dataset": context.image_list.dataset,
+            "split": context.image_list.split,
+            "image_list": context.image_list.name,
+            "purifier": self.purifier,
+            "purifier_sha256": context.defence(self.purifier).sha256,
+            "classifier": classifier.name,
+            "classifier_sha256": classifier.sha256,
+            "threat": column.threat,
+            "norm": column.norm,
+            "attack": attack.label(context.classifier_names) if attack else "clean",
+            "eps": column.eps,
+            "steps": attack.config.effort if attack else 0,
+            "eot": column.eot,
+            "seed": context.config.seed + (attack.seed if attack else 0),
+        }
 
 
 @dataclass(frozen=True)
-class Probe:
-    """The sanity battery of one defence and classifier."""
+class SanityBattery(Task):
+    """Runs the sanity battery of one defence and classifier."""
 
     purifier: str
     classifier: str
@@ -82,197 +238,50 @@ class Probe:
         """For progress."""
         return f"{self.purifier} before {self.classifier}: sanity battery"
 
+    def path(self, context: Context) -> Path:
+        """The findings."""
+        name = rows.part_name(("battery", self.purifier, context.classifier_names[self.classifier]))
+        return context.setup.output / "parts" / f"{name}.json"
 
-Task = Craft | Attack | Probe
+    def effort(self) -> int:
+        """About one PGD-20."""
+        return 20
+
+    def files(self, context: Context, inputs: Inputs) -> dict[Path, bytes]:
+        """The findings, as JSON."""
+        del inputs
+        threat: Threat = "adaptive" if context.defence(self.purifier).traits.differentiable else "bpda"
+        defended = context.defended(self.purifier, self.classifier, threat)
+        batch = context.batch(range(min(context.config.num_probes, len(context.image_list))))
+        seed, meter = context.config.seed, CostMeter()
+        with meter.on(defended.model):
+            flagged = flags(defended, batch, seed)
+            checks = sanity.battery(defended, batch, threat, max(context.config.eps), seed)
+            # after the battery, so that a model changed by an attack is found
+            predictions = sanity.at_eps_zero(defended, batch, seed)
+        found = BatteryResult(
+            [asdict(check) for check in checks], predictions, [asdict(flag) for flag in flagged], meter.cost
+        )
+        return {self.path(context): json.dumps(asdict(found), indent=2).encode()}
+
+    def result(self, context: Context) -> BatteryResult:
+        """The findings of the finished task."""
+        found = json.loads(self.path(context).read_bytes())
+        predictions = {int(index): (prediction, right) for index, (prediction, right) in found["at_eps_zero"].items()}
+        return BatteryResult(found["checks"], predictions, found["flags"], Cost(**found["cost"]))
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a task needs that lies in files, which only the driver reads."""
-
-    before: bytes | None = None
-    """The part that the attack before this one of the cascade has left."""
-    attacked: NDArray[np.uint8] | None = None
-    """uint8 [B, H, W, 3]: the task's share of a kept set."""
-
-
-@dataclass(frozen=True)
-class Probed:
-    """What a probe found: the checks of the battery, the answers at eps 0, flags, and what it all took."""
+class BatteryResult:
+    """The findings of one sanity battery: checks, predictions at eps 0 by official index, flags, and their cost."""
 
     checks: list[dict[str, Any]]
     at_eps_zero: dict[int, tuple[int, bool]]
-    flags: list[dict[str, str]] = field(default_factory=list)
-    cost: rows.Cost = field(default_factory=rows.Cost)
-
-
-def paths(bench: Bench, task: Task) -> tuple[Path, ...]:
-    """The files that a finished task has left; `is_done` where the last of them is there."""
-    match task:
-        case Craft():
-            return (bench.attacked_set(task.source, task.step, task.num_images).shard_path(task.shard),)
-        case Attack():
-            column = task.column
-            label = task.step.label(_names(bench)) if task.step else "clean"
-            words = (task.purifier, bench.classifier(task.classifier).name, column.threat, column.norm, label,
-                     column.eps, column.eot, task.shard)  # fmt: skip
-            return (bench.setup.output / "parts" / f"{rows.part_name(words)}.parquet",)
-        case Probe():
-            name = rows.part_name(("sanity", task.purifier, bench.classifier(task.classifier).name))
-            return (bench.setup.output / "parts" / f"{name}.json",)
-
-
-def is_done(bench: Bench, task: Task) -> bool:
-    """Whether a task has left all it should."""
-    return paths(bench, task)[-1].is_file()
-
-
-def given(bench: Bench, task: Task) -> Given:
-    """What the driver hands to a task, out of files that earlier tasks have left."""
-    if not isinstance(task, Attack) or task.step is None:
-        return Given()
-    if task.step.source is not None:
-        kept = bench.attacked_set(task.step.source, task.step, task.column.num_images)
-        where = positions(bench, task)
-        return Given(attacked=bench.kept(kept)[where.start : where.stop])
-    if task.column.cascade and not bench.defence(task.purifier).traits.randomised:
-        earlier = (
-            Attack(task.purifier, task.classifier, task.column, task.place - 1, task.shard)
-            if task.place
-            else Attack(task.purifier, task.classifier, bench.columns(task.purifier, task.classifier)[0], 0, task.shard)
-        )
-        return Given(before=paths(bench, earlier)[0].read_bytes())
-    return Given()
-
-
-def do(bench: Bench, task: Task, inputs: Given) -> dict[Path, bytes]:
-    """Does one task and returns its files, to be written in this order."""
-    with torch.random.fork_rng(devices=[]):
-        try:
-            match task:
-                case Craft():
-                    model = bench.source_model(task.source)
-                    torch.manual_seed(_seed(bench, task))
-                    return bench.attacked_set(task.source, task.step, task.num_images).make(model, task.shard)
-                case Attack():
-                    return {paths(bench, task)[0]: _attack(bench, task, inputs)}
-                case Probe():
-                    return {paths(bench, task)[0]: _probe(bench, task)}
-        except FloatingPointError as error:
-            raise ConfigError(f"{task.label}: {error}: its weights are damaged or it divides by zero") from None
-
-
-def positions(bench: Bench, task: Attack) -> range:
-    """Places in the image list that this task's shard covers."""
-    size = bench.config.shard_size
-    return range(task.shard * size, min((task.shard + 1) * size, task.column.num_images))
-
-
-def read_probe(bench: Bench, probe: Probe) -> Probed:
-    """What a finished probe has left."""
-    found = json.loads(paths(bench, probe)[0].read_text(encoding="utf-8"))
-    answers = {index: (prediction, right) for index, prediction, right in found["at_eps_zero"]}
-    return Probed(found["checks"], answers, found["flags"], rows.Cost(*found["cost"]))
-
-
-def _probe(bench: Bench, probe: Probe) -> bytes:
-    traits = bench.defence(probe.purifier).traits
-    threat: Threat = "adaptive" if traits.differentiable else "bpda"
-    model = bench.defended(probe.purifier, probe.classifier, threat)
-    where = range(min(bench.config.num_probes, len(bench.image_list)))
-    images, labels = bench.batch(where)
-    indices, seed = bench.indices(where), bench.config.seed
-    passes = bench.config.eot if traits.randomised else None
-    meter = attacked_sets.Meter()
-    with meter.on(model):
-        warnings = flags(model, images, labels, passes, seed)
-        checks = sanity.battery(model, images, labels, indices, threat, max(bench.config.eps), seed, passes)
-        # After the battery, so that a model which an attack has changed is seen.
-        answers = sanity.at_eps_zero(model, images, labels, indices, seed, passes)
-    found = {
-        "checks": [check.to_dict() for check in checks],
-        "at_eps_zero": [(index, *answer) for index, answer in answers.items()],
-        "flags": [flag.to_dict() for flag in warnings],
-        "cost": [meter.forward_passes, meter.seconds],
-    }
-    return json.dumps(found, indent=2).encode()
-
-
-def _attack(bench: Bench, task: Attack, inputs: Given) -> bytes:
-    where = positions(bench, task)
-    batch = Batch(*bench.batch(where), bench.indices(where))
-    traits, column, step = bench.defence(task.purifier).traits, task.column, task.step
-    model = bench.defended(task.purifier, task.classifier, column.threat)
-    draws = bench.config.draws if column.threat != "fixed-mask" else 1
-    defended = DefendedModel(model, traits.randomised, column.eot, draws)
-    attacked: Tensor | AttackConfig | None = step.config if step else None
-    if inputs.attacked is not None:
-        attacked = fast(to_float(torch.tensor(inputs.attacked)))  # a copy: a worker may only read what it shares
-    meter = attacked_sets.Meter()
-    with meter.on(model):
-        outcome = measure(
-            defended,
-            batch,
-            attacked,
-            column.threat,
-            seed=bench.config.seed + (step.seed if step else 0),
-            draw_seed=_seed(bench, task),
-            batch_size=bench.config.batch_size,
-            previous=_previous(inputs, len(where)),
-        )
-    cost = rows.Cost(meter.forward_passes, meter.seconds)
-    return rows.encode_part(_table(bench, task, where, batch.labels, outcome), cost)
-
-
-def _previous(inputs: Given, count: int) -> Outcome | None:
-    """The outcome of the attack before; clean rows may be of more images than the column."""
-    return None if inputs.before is None else _outcome(rows.decode_part(inputs.before)[0].slice(0, count))
+    flags: list[dict[str, str]]
+    cost: Cost
 
 
 def _outcome(table: pa.Table) -> Outcome:
-    """The outcome that these rows keep."""
+    """The outcome that rows record."""
     columns = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in Outcome.COLUMNS}
     return Outcome(**columns, num_draws=table["num_draws"][0].as_py())
-
-
-def _seed(bench: Bench, task: Task) -> int:
-    """What a randomised purifier draws from: its own for each task, whichever process does it."""
-    words = (bench.config.seed, *paths(bench, task)[-1].parts[-2:])
-    return int(storage.sha256(repr(words).encode())[:15], 16)
-
-
-def _names(bench: Bench) -> dict[str, str]:
-    return {spec: bench.classifier(spec).name for spec in bench.config.classifiers}
-
-
-def _table(bench: Bench, task: Attack, where: range, labels: Tensor, outcome: Outcome) -> pa.Table:
-    defence, classifier = bench.defence(task.purifier), bench.classifier(task.classifier)
-    step, column = task.step, task.column
-    constants: Mapping[str, Any] = {
-        "dataset": bench.image_list.dataset,
-        "split": bench.image_list.split,
-        "image_list": bench.image_list.name,
-        "purifier": task.purifier,
-        "purifier_sha256": defence.sha256,
-        "classifier": classifier.name,
-        "classifier_sha256": classifier.sha256,
-        "threat": column.threat,
-        "norm": column.norm,
-        "attack": step.label(_names(bench)) if step else "clean",
-        "eps": column.eps,
-        "steps": step.config.effort if step else 0,
-        "eot": column.eot,
-        "seed": bench.config.seed + (step.seed if step else 0),
-        "num_draws": outcome.num_draws,
-    }
-    columns = {
-        "index": bench.image_set.indices[where.start : where.stop],
-        "label": labels.numpy(),
-        "prediction": outcome.prediction.numpy(),
-        "correct": (outcome.prediction == labels).numpy(),
-        "loss": outcome.loss.numpy(),
-        "num_right": outcome.num_right.numpy(),
-        "change": outcome.change.numpy(),
-        "inherited": outcome.inherited.numpy(),
-    }
-    return rows.make(constants, columns)

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from maep.attacks.norms import lengths
 from maep.errors import DataError
+from maep.evaluate.cost import Cost
 
 SCHEMA = pa.schema(
     [
@@ -45,17 +45,6 @@ SCHEMA = pa.schema(
     ]
 )
 _COST = b"maep.cost"
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The cost of a part: forward passes of single images, and core-seconds."""
-
-    forward_passes: int = 0
-    seconds: float = 0.0
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.forward_passes + other.forward_passes, self.seconds + other.seconds)
 
 
 def make(constants: Mapping[str, Any], columns: Mapping[str, Any]) -> pa.Table:

@@ -1,104 +1,82 @@
-"""Flags: what makes a robustness figure worth a second look, and yet need not be wrong.
+"""Flags: what makes a robustness figure worth a second look, but need not be wrong.
 
-After the automatic checks that AutoAttack warns by (Croce and Hein 2020, arXiv 2003.01690, and its notes on flags).
+Modelled on AutoAttack's automatic checks (Croce and Hein 2020, arXiv 2003.01690, and the notes on its flags).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from maep.evaluate.protocol.context import check_images, looks_like_probabilities
-from maep.evaluate.trust.findings import TOLERANCE, Flag
-from maep.evaluate.trust.probes import Probes, own_draws, seed_stream
+from maep.evaluate.measure import Batch, DefendedModel
+from maep.evaluate.trust.findings import Flag
+from maep.evaluate.trust.probes import Probes, isolated_draws
 
-CALLS = 3
 SATURATED = 0.5
-"""Share of the images whose probability float32 rounds to 1; ResNet-20 on CIFAR-10 is that sure of a third."""
+"""Share of images whose probability float32 rounds to 1; ResNet-20 on CIFAR-10 reaches that on a third of them."""
 DISTINCT = 0.5
 """Least share of distinct highest logits among different images."""
 
 
-def flags(model: nn.Module, images: Tensor, labels: Tensor, passes: int | None = None, seed: int = 0) -> list[Flag]:
-    """What is unusual about `model` (float [B, 3, H, W] in [0, 1] to logits) on a few images with int64 [B] labels.
+def flags(defended: DefendedModel, batch: Batch, seed: int = 0) -> list[Flag]:
+    """What is unusual about the model on a few images.
 
-    `passes`: over how many a randomised model's gradient is averaged, None: it says that it draws nothing. Raises
-    DataError for images that are not float in [0, 1].
+    Raises DataError for images that are not float in [0, 1].
     """
-    check_images(images)
-    with own_draws(images.device):
-        calls = []
-        with torch.no_grad():
-            for call in range(CALLS):
-                seed_stream(seed, call)
-                calls.append(model(images))
-        slope = Probes(model, images, labels, labels, seed, passes).slope()
-    found = [
-        *([_randomised(calls)] if passes is None else []),
-        _zero_gradients(slope),
-        _equal_logits(calls[0]),
-        _saturated(calls[0]),
-        _probabilities(calls[0]),
-        _discrete(images, calls[0]),
-    ]
-    return [flag for flag in found if flag is not None]
+    probes, images = Probes(defended, batch, seed), batch.images
+    with isolated_draws(images.device):
+        calls = probes.calls((False, False, False))
+        gradient = probes.gradient()
+    logits, count = calls[0], len(images)
+    found = {
+        "zero gradients": _zero_gradients(gradient),
+        "equal logits": _if(
+            equal := int((logits.amax(dim=1) == logits.amin(dim=1)).sum()),
+            f"{equal} of {count} images have the same logit for every class",
+        ),
+        "saturated loss": _if(
+            (sure := int((logits.float().softmax(dim=1).amax(dim=1) == 1).sum())) > SATURATED * count,
+            f"a probability of 1 for {sure} of {count} images: use a loss on the logits (DLR)",
+        ),
+        "probabilities": _if(
+            looks_like_probabilities(logits),
+            "rows are non-negative and sum to one: attack the logits before the softmax",
+        ),
+        "discrete output": _discrete(images, logits),
+    }
+    if not defended.randomised and (apart := spread(calls)):
+        detail = f"logits of {len(calls)} calls differ by up to {apart:.2g}: declare it randomised, and use EOT"
+        found = {"randomised": detail, **found}
+    return [Flag(name, detail) for name, detail in found.items() if detail]
 
 
-def gradient_free_stronger(gradient: Mapping[int, bool], gradient_free: Mapping[int, bool]) -> Flag | None:
-    """Official index -> whether the image stands: on the images of both, those without gradients should not find more.
-
-    By more than one point (or one image); by more than two it is a failure, see `sanity.black_box_within`.
-    """
-    common = gradient.keys() & gradient_free.keys()
-    ours, theirs = sum(gradient[index] for index in common), sum(gradient_free[index] for index in common)
-    if ours - theirs <= max(TOLERANCE * len(common), 1) + 1e-9:
-        return None
-    seen = f"{theirs} of {len(common)} stand attacks without gradients and {ours} those with"
-    return Flag("gradient-free attack is stronger", f"{seen}: the gradient may be masked")
+def spread(calls: list[Tensor]) -> float:
+    """The largest difference between the logits of repeated calls; 0 where they are equal within rounding."""
+    if all(torch.allclose(calls[0], other, rtol=1e-4, atol=1e-5) for other in calls[1:]):
+        return 0.0
+    return max(float((other - calls[0]).abs().max()) for other in calls[1:])
 
 
-def _randomised(calls: list[Tensor]) -> Flag | None:
-    apart = max(float((one - calls[0]).abs().max()) for one in calls[1:])
-    if all(torch.allclose(one, calls[0], rtol=1e-4, atol=1e-5) for one in calls[1:]):
-        return None
-    return Flag("randomised", f"{CALLS} calls are up to {apart:.2g} apart: say that it is randomised, and use EOT")
+def looks_like_probabilities(logits: Tensor) -> bool:
+    """Whether every row of `logits` [B, classes] is non-negative and sums to one."""
+    sums = logits.sum(dim=1)
+    return bool((logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3))
 
 
-def _zero_gradients(slope: Tensor | None) -> Flag | None:
-    if slope is None:
-        return Flag("zero gradients", "no gradient reaches the image: use BPDA")
-    zero = int((slope.abs().amax(dim=(1, 2, 3)) == 0).sum())
-    return (
-        Flag("zero gradients", f"{zero} of {len(slope)} images have none: use BPDA, or another loss") if zero else None
-    )
+def _if(flagged: object, detail: str) -> str:
+    return detail if flagged else ""
 
 
-def _equal_logits(logits: Tensor) -> Flag | None:
-    equal = int((logits.amax(dim=1) == logits.amin(dim=1)).sum())
-    return Flag("equal logits", f"of {equal} of {len(logits)} images: no class is preferred") if equal else None
+def _zero_gradients(gradient: Tensor | None) -> str:
+    if gradient is None:
+        return "no gradient reaches the image: use BPDA"
+    zero = int((gradient.abs().amax(dim=(1, 2, 3)) == 0).sum())
+    return _if(zero, f"{zero} of {len(gradient)} images have no gradient: use BPDA, or another loss")
 
 
-def _saturated(logits: Tensor) -> Flag | None:
-    sure = int((logits.float().softmax(dim=1).amax(dim=1) == 1).sum())
-    if sure <= SATURATED * len(logits):
-        return None
-    return Flag(
-        "saturated loss", f"a probability of 1 for {sure} of {len(logits)} images: use a loss on the logits (DLR)"
-    )
-
-
-def _probabilities(logits: Tensor) -> Flag | None:
-    if not looks_like_probabilities(logits):
-        return None
-    return Flag("probabilities", "rows are non-negative and sum to one: attack the logits before the softmax")
-
-
-def _discrete(images: Tensor, logits: Tensor) -> Flag | None:
-    """Of few distinct outputs the gradient says nothing, whatever it is; equal images are counted once."""
+def _discrete(images: Tensor, logits: Tensor) -> str:
+    """With few distinct outputs the gradient is meaningless, whatever its value. Equal images count once."""
     different = len({image.numpy().tobytes() for image in images.cpu().contiguous()})
     distinct = len(set(logits.amax(dim=1).tolist()))
-    if distinct >= DISTINCT * different:
-        return None
-    return Flag("discrete output", f"{different} images have {distinct} distinct highest logits: use BPDA, or Square")
+    detail = f"{different} images have {distinct} distinct highest logits: use BPDA, or Square"
+    return _if(distinct < DISTINCT * different, detail)

@@ -1,4 +1,4 @@
-"""The probe images of a sanity battery, the model that they try, and what an attack on them sees on its way."""
+"""The images and the model of a sanity battery, and the trace of an attack on them."""
 
 from __future__ import annotations
 
@@ -12,97 +12,98 @@ from torch import Tensor, nn
 
 from maep import seeding, storage
 from maep.attacks.config import AttackConfig
-from maep.evaluate.measure import Batch, Expectation, attack_images
+from maep.evaluate.measure import Batch, DefendedModel, attack_images, check_images
 
-_JUDGE, _ATTACK, _SLOPE = 0, 1, 2
-"""Streams of a randomised model's draws: an attack must not meet the draws by which it is judged."""
+_PREDICT, _ATTACK, _GRADIENT = 0, 1, 2
+"""Random streams of a randomised model: an attack must not use the draws that judge it."""
 
 
 @contextmanager
-def own_draws(device: torch.device) -> Iterator[None]:
-    """What the block seeds and draws leaves torch's generators as they were."""
+def isolated_draws(device: torch.device) -> Iterator[None]:
+    """Restores torch's random generators after the block."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 
-def seed_stream(seed: int, *stream: int) -> None:
-    """Seeds torch's generators for one purpose: whatever was drawn before, the same draws follow."""
-    torch.manual_seed(int(seeding.mix(seed, *stream)))
-
-
 @dataclass(frozen=True)
 class Probes:
-    """The images of a battery (float [B, 3, H, W] in [0, 1], int64 [B] twice) and the model that it tries.
+    """The model under test and the images of its battery.
 
-    `passes`: over how many passes a randomised model's gradient is averaged; None: the model draws nothing.
-    Its methods seed torch's generators; what is public of a battery calls them under `own_draws`.
+    Methods seed torch's generators: call them under `isolated_draws`. Raises DataError for images that are not float
+    in [0, 1].
     """
 
-    model: nn.Module
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
+    defended: DefendedModel
+    batch: Batch
     seed: int
-    passes: int | None
 
-    @property
-    def target(self) -> nn.Module:
-        """What an attack takes the gradient of."""
-        return self.model if self.passes is None else Expectation(self.model, self.passes)
+    def __post_init__(self) -> None:
+        check_images(self.batch.images)
 
-    def only(self, which: Tensor) -> Probes:
-        """The probes of which bool `which` [B] is true."""
-        parts = (self.images[which], self.labels[which], self.indices[which])
-        return Probes(self.model, *parts, self.seed, self.passes)
+    def where(self, chosen: Tensor) -> Probes:
+        """The probes for which bool `chosen` [B] is true."""
+        return Probes(self.defended, self.batch.where(chosen), self.seed)
+
+    def calls(self, gradients: tuple[bool, ...]) -> list[Tensor]:
+        """Logits of several forward passes with draws of their own, each with or without recording a gradient."""
+        found = []
+        for call, gradient in enumerate(gradients):
+            self._seed(call)
+            with torch.set_grad_enabled(gradient):
+                found.append(self.defended.model(self.batch.images).detach())
+        return found
 
     def attacked(self, config: AttackConfig, target: nn.Module | None = None, full: bool = False) -> Tensor:
-        """The images after an attack, as the protocol makes it, on `target` (None: its own).
+        """The images attacked as by the protocol, not rounded, on `target` (None: the model's own).
 
-        An image that breaks is done, but with `full` and for a randomised model, which no mean of a few draws breaks.
+        The attack stops at the first success, unless `full` or the model is randomised.
         """
-        seed_stream(self.seed, _ATTACK)
-        batch = Batch(self.images, self.labels, self.indices)
-        return attack_images(target or self.target, batch, config, self.seed, self.passes is None and not full)
+        self._seed(_ATTACK)
+        stop = not self.defended.randomised and not full
+        return attack_images(target or self.defended.target, self.batch, config, self.seed, stop)
 
     def traced(self, config: AttackConfig, target: nn.Module | None = None) -> Trace:
-        """The same attack, and what it saw on its way."""
-        recorder = _Recorder(target or self.target, self.images, self.labels)
+        """The same attack with its trace."""
+        recorder = _Recorder(target or self.defended.target, self.batch)
         return recorder.trace(self.attacked(config, recorder))
 
     def predictions(self, images: Tensor, model: nn.Module | None = None) -> Tensor:
-        """int64 [B]: what the model, called anew, says of `images`; always with the same draws."""
-        seed_stream(self.seed, _JUDGE)
+        """int64 [B]: the classes that the model predicts for `images`, always with the same draws."""
+        self._seed(_PREDICT)
         with torch.no_grad():
-            logits: Tensor = (model or self.model)(images)
+            logits: Tensor = (model or self.defended.model)(images)
         return logits.argmax(dim=1)
 
-    def stand(self, images: Tensor, model: nn.Module | None = None) -> list[bool]:
+    def right(self, images: Tensor, model: nn.Module | None = None) -> list[bool]:
         """[B]: which of `images` are classified right."""
-        right: list[bool] = (self.predictions(images, model) == self.labels).tolist()
+        right: list[bool] = (self.predictions(images, model) == self.batch.labels).tolist()
         return right
 
-    def slope(self, target: nn.Module | None = None, stream: int = 0) -> Tensor | None:
-        """[B, 3, H, W]: the gradient of each image's cross-entropy; None where none reaches the images.
+    def gradient(self, target: nn.Module | None = None, stream: int = 0) -> Tensor | None:
+        """[B, 3, H, W]: the gradient of each image's cross-entropy, with other draws for another `stream`.
 
-        Another `stream`, other draws.
+        None where no gradient reaches the images.
         """
-        seed_stream(self.seed, _SLOPE, stream)
+        self._seed(_GRADIENT, stream)
         with torch.enable_grad():
-            point = self.images.detach().clone().requires_grad_(True)
-            loss = F.cross_entropy((target or self.target)(point), self.labels, reduction="sum")
+            point = self.batch.images.detach().clone().requires_grad_(True)
+            loss = F.cross_entropy((target or self.defended.target)(point), self.batch.labels, reduction="sum")
             if loss.grad_fn is None:
                 return None
             return torch.autograd.grad(loss, point, allow_unused=True, materialize_grads=True)[0]
 
+    def _seed(self, *stream: int) -> None:
+        torch.manual_seed(int(seeding.mix(self.seed, *stream)))
+
 
 @dataclass(frozen=True)
 class Trace:
-    """An attack on B images from inside.
+    """What an attack on B images did at each iterate.
 
-    attacked  float [B, 3, H, W]: what it returned
-    losses    each image's cross-entropy at its iterates, in their order, as long as it was not broken
+    attacked  float [B, 3, H, W]: the images that it returned
+    losses    each image's cross-entropy at its iterates, in order, up to its first success
     broken    bool [B]: some iterate was misclassified
-    kept      bool [B]: what it returned is an iterate that was misclassified
+    kept      bool [B]: the returned image is a misclassified iterate
     """
 
     attacked: Tensor
@@ -112,29 +113,29 @@ class Trace:
 
 
 class _Recorder(nn.Module):
-    """`target`, which remembers what it was asked: so the attack that is looked at is the protocol's own, unchanged."""
+    """Wraps `target` and records every iterate passed to it, so that the traced attack is the protocol's own."""
 
-    def __init__(self, target: nn.Module, images: Tensor, labels: Tensor) -> None:
+    def __init__(self, target: nn.Module, batch: Batch) -> None:
         super().__init__()
         self.target = target
-        self.images, self.labels = images.detach(), labels
-        self.losses: list[list[float]] = [[] for _ in images]
-        self.broken: list[set[str]] = [set() for _ in images]
+        self.images, self.labels = batch.images.detach(), batch.labels
+        self.losses: list[list[float]] = [[] for _ in batch.images]
+        self.broken: list[set[str]] = [set() for _ in batch.images]
 
     def forward(self, images: Tensor) -> Tensor:
-        """float [A, 3, H, W], any of the images' iterates in any order -> logits."""
+        """float [A, 3, H, W], iterates of any of the images in any order -> logits."""
         logits: Tensor = self.target(images)
         with torch.no_grad():
             self._record(images.detach(), logits.detach())
         return logits
 
     def trace(self, attacked: Tensor) -> Trace:
-        """What was recorded of the attack that returned `attacked`."""
+        """The trace of the attack that returned `attacked`."""
         kept = [_digest(image) in seen for image, seen in zip(attacked, self.broken, strict=True)]
         return Trace(attacked, self.losses, torch.tensor([bool(seen) for seen in self.broken]), torch.tensor(kept))
 
     def _record(self, iterates: Tensor, logits: Tensor) -> None:
-        # An attack may sort, drop and refill its batch: an iterate belongs to the image nearest in its own norm.
+        # An attack may sort, drop and refill its batch: an iterate belongs to the image nearest to it.
         apart = torch.cdist(iterates.flatten(1).float(), self.images.flatten(1).float(), p=float("inf"))
         owners = apart.argmin(dim=1)
         losses = F.cross_entropy(logits.double(), self.labels[owners], reduction="none").tolist()
