@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import matplotlib.figure
 import pyarrow as pa
 import pyarrow.compute as pc
-from matplotlib.ticker import NullLocator
 
 from maep.evaluate.config import eps_label
 from maep.evaluate.report import drawing
@@ -19,6 +17,9 @@ from maep.evaluate.report.page import Picture
 from maep.evaluate.report.table import Table, percent
 from maep.evaluate.results import summary
 from maep.evaluate.results.summary import CURVES, WORST, Figure, Result, Share
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 _LABEL_ROOM = 1 / 14
 """Least distance of two tick labels, as a share of the x axis."""
@@ -136,6 +137,8 @@ def picture(chart: Chart, name: str) -> Picture:
 
 def draw(chart: Chart) -> matplotlib.figure.Figure:
     """Lines through the measured points, with their intervals as bars and bands. Needs at least one point."""
+    from matplotlib.ticker import NullLocator
+
     with canvas(6.4, 4.0) as (figure, axes):
         for curve in chart.curves:
             colour, marker = COLOURS[curve.place % len(COLOURS)], MARKERS[curve.place % len(MARKERS)]

@@ -10,12 +10,11 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+if TYPE_CHECKING:  # Matplotlib takes half a second to import and writes to the home folder: only where a chart is drawn
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#8a5bb5", "#a67c00", "#c0508a", "#2f8fc4", "#5f6b76")
 """Series colours in order: Okabe and Ito (2008), distinct to colour-blind readers and dark enough for lines."""
@@ -48,6 +47,9 @@ _LONGEST_NAME = 32
 @contextmanager
 def canvas(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """An empty figure, size in inches."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     with rc_context(_STYLE):
         figure = Figure(figsize=(width, height))
         yield figure, figure.add_subplot()
@@ -66,6 +68,8 @@ def legend(axes: Axes, columns: int) -> None:
 
 def thousands(axes: Axes) -> None:
     """Writes the numbers of the x axis as 12,000."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
@@ -95,6 +99,8 @@ def svg(figure: Figure) -> bytes:
 
 
 def _encoded(figure: Figure, kind: str, metadata: dict[str, Any], facecolor: str) -> bytes:
+    from matplotlib import rc_context
+
     data = io.BytesIO()
     with rc_context(_STYLE):
         figure.savefig(

@@ -6,12 +6,15 @@ import base64
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import jinja2
-from matplotlib.figure import Figure
 
 from maep.evaluate.report import drawing
 from maep.evaluate.report.table import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from maep.evaluate.report.drawing import COLOURS, INK, SOFT, canvas, distances, legend, thousands
 from maep.tune.config import BudgetConfig
@@ -14,6 +12,10 @@ from maep.tune.record import RungResult, TrialRecord
 from maep.tune.report.history import HistoryEntry, spent, unspent
 from maep.tune.report.importance import Importance
 from maep.tune.report.maps import common_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 AXIS_LABELS = {"mask_ratio": "mask ratio in training", "patch_size": "patch size, pixels"}
 """Axis labels of settings; any other setting is labelled by its key."""

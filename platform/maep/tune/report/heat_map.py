@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
-
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from typing import TYPE_CHECKING, Any
 
 from maep.evaluate.report.drawing import COLOURS, EMPTY, SOFT, canvas
 from maep.tune.metrics import estimates
 from maep.tune.metrics.estimates import Estimate, measure
 from maep.tune.report.charts import axis_label
 from maep.tune.report.maps import Cell, Map, level_with_best
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 BEST, LEVEL = "★", "≈"
 """Marks the best cell; marks those whose interval overlaps it."""
@@ -50,6 +48,9 @@ def heat_map(found: Map) -> Figure:
 
 def _shades(found: Map) -> _Shade:
     """The colour of a value, on a scale that spans the intervals rather than the values."""
+    from matplotlib import colormaps
+    from matplotlib.colors import Normalize
+
     shown = [cell.found for cell in [*found.filled, *([found.reference] if found.reference else [])] if cell.found]
     low, high = min((f.low for f in shown), default=0.0), max((f.high for f in shown), default=1.0)
     scale = Normalize(low, high if high > low else low + 1)
@@ -58,6 +59,8 @@ def _shades(found: Map) -> _Shade:
 
 
 def _draw(axes: Axes, found: Map, cell: Cell, column: float, row: int, shade: _Shade, mark: str) -> None:
+    from matplotlib.patches import Rectangle
+
     corner = column - 0.48, row - 0.47
     middle: dict[str, Any] = {"ha": "center", "va": "center"}
     if cell.found is None:
