@@ -4,6 +4,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 MAEP := $(BIN)/maep
 PYTEST := $(BIN)/python -m pytest
+JOBS ?= 2
+PARALLEL = -n $(JOBS) --dist loadfile
+QUICK := not slow and not stack and not gpu and not browser
+SMOKE := tests/test_config.py tests/test_artifact.py tests/test_house.py tests/data/test_lists.py tests/models/test_mae.py \
+	tests/attacks/test_gradient.py tests/evaluate/test_measure.py tests/train/loop/test_step.py tests/tune/search \
+	tests/serve/http/test_request_body.py tests/jobs/test_arguments.py
 
 export PYTHON
 export RAY_USAGE_STATS_ENABLED := 0
@@ -11,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-stack bench lint format types lock wheel clean
+.PHONY: help setup demo smoke test test-random test-slow test-stack bench lint format types lock wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -23,9 +29,15 @@ demo: setup ## sets up, then trains, evaluates, promotes and serves a small puri
 	@echo "demo: the whole path on scikit-learn's digits, about 4 minutes on 2 cores; again: at once, finished stages are kept"
 	@$(MAEP) demo
 
-test: setup ## sets up, then runs the tests: under 10 minutes
-	@echo "test: everything that needs no GPU, service or browser; under 10 minutes on 2 cores"
-	@$(PYTEST) -m "not slow and not stack and not gpu and not browser"
+test: setup ## sets up, then runs the tests: under 8 minutes on 2 cores; ROOM=evaluate runs one room, JOBS=1 one process
+	@echo "test: everything that needs no GPU, service or browser"
+	@$(PYTEST) $(PARALLEL) -m "$(QUICK)" $(if $(ROOM),tests/$(ROOM),tests)
+
+smoke: setup ## a selection from every room: under 2 minutes on 2 cores
+	@$(PYTEST) $(PARALLEL) -m "$(QUICK)" $(SMOKE)
+
+test-random: setup ## the same tests in random order
+	@$(PYTEST) $(PARALLEL) -p randomly -m "$(QUICK)" $(if $(ROOM),tests/$(ROOM),tests)
 
 test-slow: setup ## the long tests, the browser's and the GPU's (each skips, with its reason, where it cannot run)
 	@$(PYTEST) -m "(slow or gpu or browser) and not stack"
