@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
@@ -19,6 +19,7 @@ from maep.errors import ConfigError
 from maep.tracking.client import TrackingConfig, hide_secrets
 from maep_jobs import config_files
 from maep_jobs.terminal.key_help import keys_text
+from maep_jobs.terminal.standard_output import print_json
 
 T = TypeVar("T", covariant=True)
 
@@ -30,6 +31,16 @@ class Job(Generic[T]):
     settings: T
     tracking: TrackingConfig
     options: argparse.Namespace
+
+    def print_plan(self, *lines: str) -> int:
+        """Prints what --dry-run shows, the resolved configuration and the plan, as YAML with comments."""
+        shown = dataclasses.replace(self.tracking, uri=self.tracking.uri and hide_secrets(self.tracking.uri))
+        print(with_tracking(self.settings, shown) + "".join(f"# {line}\n" for line in lines), end="")
+        return 0
+
+    def print_result(self, values: Any, *lines: str) -> None:
+        """Prints the result: `values` as JSON with --json, else `lines`."""
+        print_result(self.options, values, *lines)
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,6 +55,10 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self.verb = verb
+
+    def add_json(self) -> None:
+        """Adds --json, for `print_result`."""
+        self.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
 
     def error(self, message: str) -> NoReturn:
         """Raises ConfigError."""
@@ -73,7 +88,7 @@ class JobParser(Parser, Generic[T]):
         self.add_argument(
             "--dry-run", action="store_true", help="print the resolved configuration and the plan; do nothing"
         )
-        self.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+        self.add_json()
 
     @property
     def option_names(self) -> list[str]:
@@ -96,13 +111,16 @@ class JobParser(Parser, Generic[T]):
         finally:
             self.epilog = examples
 
-    def parse_job(self, argv: Sequence[str], default: str | None = None) -> Job[T]:
-        """The job of a command line; words that are no option override keys of --config, or of `default`.
+    def parse_job(self, argv: Sequence[str], default: Callable[[argparse.Namespace], str | None] | str = "") -> Job[T]:
+        """The job of a command line. Words that are no option override keys of --config, or of `default`.
 
-        Raises ConfigError for what does not fit the settings.
+        `default` may depend on the options. Raises ConfigError for what does not fit the settings.
         """
-        options, overrides = self.parse_known_args(list(argv))
-        source = options.config or default
+        words, overrides = self._split(argv)
+        options, stray = self.parse_known_args(words)
+        overrides += stray
+        fallback = default if isinstance(default, str) else default(options)
+        source = options.config or fallback
         values, name = config_files.read(source, self.verb, self.settings_class) if source else ({}, self.verb)
         values = config.apply_overrides(values, overrides)
         tracking = config.build(TrackingConfig, values.pop("tracking", None), "tracking")
@@ -111,6 +129,25 @@ class JobParser(Parser, Generic[T]):
         if getattr(options, "output", Path()) is None:
             options.output = config_files.default_output(name)
         return Job(settings, tracking, options)
+
+    def _split(self, argv: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Options with their values and positional arguments; overrides with theirs, wherever they are."""
+        words, overrides, rest = list[str](), list[str](), list(argv)
+        while rest:
+            word = rest.pop(0)
+            is_override = word.startswith("--") and word.partition("=")[0] not in self._option_string_actions
+            (overrides if is_override else words).append(word)
+            if is_override and "=" not in word and rest:
+                overrides.append(rest.pop(0))
+        return words, overrides
+
+
+def print_result(options: argparse.Namespace, values: Any, *lines: str) -> None:
+    """Prints `values` as JSON if the options say so, else `lines`."""
+    if options.json:
+        print_json(values)
+    else:
+        print(*lines, sep="\n", flush=True)
 
 
 def command_line(words: Sequence[str]) -> str:
@@ -141,12 +178,6 @@ def run_output(text: str) -> Path | str:
     if not re.fullmatch(r"s3://[^/]+/.*[^/].*", text):
         raise argparse.ArgumentTypeError(f"{text}: write s3://BUCKET/PREFIX, with a prefix of its own for each run")
     return text.rstrip("/")
-
-
-def plan_text(job: Job[Any], lines: Sequence[str]) -> str:
-    """What --dry-run prints: the resolved configuration, then the plan, as YAML with comments."""
-    shown = dataclasses.replace(job.tracking, uri=job.tracking.uri and hide_secrets(job.tracking.uri))
-    return with_tracking(job.settings, shown) + "".join(f"# {line}\n" for line in lines)
 
 
 def with_tracking(settings: Any, tracking: TrackingConfig) -> str:

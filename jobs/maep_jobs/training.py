@@ -28,9 +28,8 @@ from maep.train.loop.callback import Callback, TrainingProgress
 from maep.train.ray.loader import store_bytes
 from maep.train.ray.workers import Settings, train, with_absolute_paths
 from maep.train.validation import Validation
-from maep_jobs.arguments import Job, plan_text
+from maep_jobs.arguments import Job
 from maep_jobs.terminal.progress import Bar
-from maep_jobs.terminal.standard_output import print_json
 
 _log = logging.getLogger("maep.train")
 
@@ -44,7 +43,7 @@ def run_training(job: Job[Settings], phase: str) -> Artifact | None:
         lines = plan(settings, output)
         if isinstance(settings, PretrainConfig):
             lines += costs(settings)
-        print(plan_text(job, lines), end="")
+        job.print_plan(*lines)
         return None
     address = getattr(options, "address", None)
     if address is not None and settings.workers.most == 0:
@@ -61,12 +60,9 @@ def run_training(job: Job[Settings], phase: str) -> Artifact | None:
             "loop.keep_best: no validation measured %s, so no best checkpoint is kept", wanted.removeprefix("-")
         )
     model = storage.join(output, MODEL)
-    if options.json:
-        print_json({"model": model, "kind": result.kind, "sha256": result.sha256})
-    else:
-        print(f"{phase}: {model}  sha256 {result.sha256[:12]}")
-        if job.tracking.enabled:
-            print(f"runs: {ui_command(job.tracking)}")
+    runs = [f"runs: {ui_command(job.tracking)}"] if job.tracking.enabled else []
+    values = {"model": model, "kind": result.kind, "sha256": result.sha256}
+    job.print_result(values, f"{phase}: {model}  sha256 {result.sha256[:12]}", *runs)
     return result
 
 

@@ -74,6 +74,14 @@ def test_overrides_reach_their_key(maep: Any) -> None:
     assert "150 steps of 64 images" in ran.out
 
 
+def test_overrides_may_come_before_the_arguments_of_a_verb(maep: Any) -> None:
+    """`9600` is the value of its key, not the pipeline."""
+    ran = maep("run", "--pretrain.loop.samples", "9600", "--parallel=1", "digits/pipeline", "--dry-run")
+    values = yaml.safe_load(ran.out)
+    assert (values["pretrain"]["loop"]["samples"], values["parallel"]) == (9600, 1)
+    assert values["evaluate"]["images"] == "digits-test"
+
+
 def test_a_section_may_be_the_name_of_a_configuration(maep: Any, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("loop: {samples: 640, batch_size: 32}\ntracking: {enabled: false}\n")
     (tmp_path / "chain.yaml").write_text("pretrain: mine.yaml\nfinetune: cifar10/finetune\nconv: cifar10/conv\n")

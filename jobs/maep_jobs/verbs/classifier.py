@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -28,13 +29,10 @@ def parser() -> JobParser[ClassifierConfig]:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb."""
-    made = parser()
-    options, _ = made.parse_known_args(list(argv))
-    if options.data not in _DATA:
-        raise UserError(f"data set {options.data!r} is not known: {nearest(options.data, _DATA)}")
-    job = made.parse_job(argv, default=f"{options.data}/classifier")
-    if job.settings.data.name != options.data:
-        raise ConfigError(f"data.name: the configuration has {job.settings.data.name}, the command {options.data}")
+    job = parser().parse_job(argv, _shipped)
+    data = job.options.data
+    if job.settings.data.name != data:
+        raise ConfigError(f"data.name: the configuration has {job.settings.data.name}, the command {data}")
     from maep.train.classifier import dev_accuracy
     from maep_jobs.training import run_training
 
@@ -43,3 +41,9 @@ def main(argv: Sequence[str]) -> int:
         accuracy = dev_accuracy(result, job.settings.data)
         print(f"classifier {job.settings.name}: dev accuracy {accuracy:.2%}", file=sys.stderr)
     return 0
+
+
+def _shipped(options: argparse.Namespace) -> str:
+    if options.data not in _DATA:
+        raise UserError(f"data set {options.data!r} is not known: {nearest(options.data, _DATA)}")
+    return f"{options.data}/classifier"

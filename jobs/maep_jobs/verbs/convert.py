@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maep.errors import ConfigError
-from maep_jobs.arguments import Parser, local_folder
-from maep_jobs.terminal.standard_output import print_json
+from maep_jobs.arguments import Parser, local_folder, print_result
 
 _EXAMPLES = """  maep convert downloads/vit-mae-base -o outputs/vit-mae-base
   maep convert outputs/mae/model -o exports/vit-mae --json"""
@@ -19,7 +18,7 @@ def parser() -> Parser:
     made = Parser("convert", summary, _EXAMPLES)
     made.add_argument("source", metavar="FROM", help="folder of a ViTMAEForPreTraining, or URI of an autoencoder")
     made.add_argument("-o", "--output", type=local_folder, required=True, metavar="TO", help="folder to write")
-    made.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+    made.add_json()
     return made
 
 
@@ -40,8 +39,5 @@ def main(argv: Sequence[str]) -> int:
         folder = export_vitmae(resolve(options.source), output)
         found = {"model": str(folder), "kind": "vit_mae"}
         text = f"convert: {folder}  vit_mae, for ViTMAEForPreTraining.from_pretrained"
-    if options.json:
-        print_json(found)
-    else:
-        print(text)
+    print_result(options, found, text)
     return 0

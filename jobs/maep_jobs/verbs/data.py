@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from maep.config import build
 from maep.data.config import DataConfig
 from maep.errors import ConfigError, DataError, UserError, nearest
-from maep_jobs.arguments import Parser
-from maep_jobs.terminal.standard_output import print_json
+from maep_jobs.arguments import Parser, print_result
 
 if TYPE_CHECKING:
     from maep.data.image_set import Split
@@ -33,53 +32,59 @@ _PACK_EXAMPLES = """  maep data pack imagenet --source ILSVRC2012_img_train.tar 
 
 
 def parser() -> Parser:
-    """The verb's options."""
+    """The verb's options, an action each."""
     made = Parser("data", "Fetch a data set (get), count its images (show), or pack ImageNet (pack).", _EXAMPLES)
-    made.add_argument("action", choices=list(_ACTIONS))
-    made.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="see maep data ACTION --help")
+    actions = made.add_subparsers(dest="action", metavar="get|show|pack", required=True, parser_class=_Action)
+    actions.add_parser("get", description="Fetch a data set.", epilog=_EXAMPLES).set_defaults(run=_get)
+    show = actions.add_parser("show", description="Count the images of a data set, by split.", epilog=_EXAMPLES)
+    show.set_defaults(run=_show)
+    summary = "Pack ImageNet into Parquet shards. If it is interrupted, re-run the same command to resume."
+    pack = actions.add_parser("pack", description=summary, epilog=_PACK_EXAMPLES)
+    pack.set_defaults(run=_pack)
+    for each in (show, pack):
+        each.add_argument("--max-corrupt", type=int, default=0, help="images that may be skipped (default: 0)")
+        each.add_json()
+    pack.add_argument("--source", type=Path, required=True, help="folder of class folders, or an uncompressed tar")
+    pack.add_argument("--part", choices=["train", "val"], default="train", help="(default: train)")
+    pack.add_argument("--labels", type=Path, metavar="FILE", help="one synset a line, for images without class folders")
+    pack.add_argument("--shards", type=int, help="number of files (default: files of about 256 MiB)")
+    pack.add_argument("--seed", type=int, default=0, help="seed of the order of images (default: 0)")
+    pack.add_argument("--dry-run", action="store_true", help="count the images and print the plan; write nothing")
     return made
+
+
+class _Action(Parser):
+    """`maep data ACTION DATASET`."""
+
+    def __init__(self, prog: str, description: str, epilog: str) -> None:
+        super().__init__(prog.removeprefix("maep "), description, epilog)
+        self.add_argument("name", metavar="digits|cifar10|imagenet")
+        self.add_argument("--root", help="data root (default: $MAEP_DATA, else ./data)")
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb."""
     options = parser().parse_args(list(argv))
-    return _ACTIONS[options.action](options.rest)
+    if options.name not in _NAMES:
+        raise UserError(f"data set {options.name!r} is not known: {nearest(options.name, _NAMES)}")
+    run: Callable[[argparse.Namespace], None] = options.run
+    run(options)
+    return 0
 
 
-def _get(argv: Sequence[str]) -> int:
-    options = _options(_parser("get", "Fetch a data set.", _EXAMPLES), argv)
+def _get(options: argparse.Namespace) -> None:
     from maep.data.get import get
 
     print(get(options.name, _root(options)))
-    return 0
 
 
-def _show(argv: Sequence[str]) -> int:
-    made = _parser("show", "Count the images of a data set, by split.", _EXAMPLES)
-    made.add_argument("--max-corrupt", type=int, default=0, help="number of images that may be skipped (default: 0)")
-    made.add_argument("--json", action="store_true", help="print the counts as JSON on standard output")
-    options = _options(made, argv)
+def _show(options: argparse.Namespace) -> None:
     config = build(DataConfig, {"name": options.name, "root": options.root, "max_corrupt": options.max_corrupt})
     found = [_describe(config, split) for split in _SPLITS]
-    if options.json:
-        print_json(found)
-    else:
-        print(*map(_line, found), sep="\n")
-    return 0
+    print_result(options, found, *map(_line, found))
 
 
-def _pack(argv: Sequence[str]) -> int:
-    summary = "Pack ImageNet into Parquet shards. If it is interrupted, re-run the same command to resume."
-    made = _parser("pack", summary, _PACK_EXAMPLES)
-    made.add_argument("--source", type=Path, required=True, help="folder of class folders, or an uncompressed tar")
-    made.add_argument("--part", choices=["train", "val"], default="train", help="(default: train)")
-    made.add_argument("--labels", type=Path, metavar="FILE", help="one synset a line, for images without class folders")
-    made.add_argument("--shards", type=int, help="number of files (default: files of about 256 MiB)")
-    made.add_argument("--seed", type=int, default=0, help="seed of the order of images (default: 0)")
-    made.add_argument("--max-corrupt", type=int, default=0, help="number of images that may be skipped (default: 0)")
-    made.add_argument("--dry-run", action="store_true", help="count the images and print the plan; write nothing")
-    made.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
-    options = _options(made, argv)
+def _pack(options: argparse.Namespace) -> None:
     if options.name != "imagenet":
         raise UserError(f"{options.name} needs no packing: only imagenet does")
     if options.max_corrupt < 0:
@@ -97,28 +102,7 @@ def _pack(argv: Sequence[str]) -> int:
     else:
         with closing(Bar("pack")) as bar:
             result = _packed(plan, pack(plan, options.max_corrupt, bar.show))
-    if options.json:
-        print_json(result)
-    else:
-        print(_line(result))
-    return 0
-
-
-_ACTIONS = {"get": _get, "show": _show, "pack": _pack}
-
-
-def _parser(action: str, description: str, examples: str) -> Parser:
-    made = Parser(f"data {action}", description, examples)
-    made.add_argument("name", metavar="digits|cifar10|imagenet")
-    made.add_argument("--root", help="data root (default: $MAEP_DATA, else ./data)")
-    return made
-
-
-def _options(made: Parser, argv: Sequence[str]) -> argparse.Namespace:
-    options = made.parse_args(list(argv))
-    if options.name not in _NAMES:
-        raise UserError(f"data set {options.name!r} is not known: {nearest(options.name, _NAMES)}")
-    return options
+    print_result(options, result, _line(result))
 
 
 def _root(options: argparse.Namespace) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from maep.errors import ConfigError, UserError
 from maep.evaluate.config import EvaluateConfig
 from maep.tracking.purifier_ref import PurifierRef
-from maep_jobs.arguments import Job, JobParser, command_line, plan_text
+from maep_jobs.arguments import Job, JobParser, command_line
 from maep_jobs.terminal.standard_output import print_json
 
 _EXAMPLES = """  maep evaluate --config cifar10/evaluate --purifier maep=bundled:cifar10
@@ -54,8 +54,7 @@ def _measure(job: Job[EvaluateConfig], command: str) -> int:
     from maep_jobs import evaluation
 
     if job.options.dry_run:
-        print(plan_text(job, evaluation.plan(job.settings, purifiers, job.options.output)), end="")
-        return 0
+        return job.print_plan(*evaluation.plan(job.settings, purifiers, job.options.output))
     from maep.tracking.resolve import resolve
     from maep_jobs import report
 

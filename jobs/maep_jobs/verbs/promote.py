@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from maep.tracking.purifier_ref import FORMS, PurifierRef
-from maep_jobs.arguments import JobParser, plan_text
+from maep_jobs.arguments import JobParser
 from maep_jobs.pipeline.config import PromoteConfig
-from maep_jobs.terminal.standard_output import print_json
 
 _EXAMPLES = """  maep promote outputs/purifier/model
   maep promote runs:/RUN_ID --gate.clean_floor 0.87
@@ -32,8 +31,7 @@ def main(argv: Sequence[str]) -> int:
     settings, options = job.settings, job.options
     purifier = PurifierRef.parse(options.purifier)
     if options.dry_run:
-        print(plan_text(job, [f"evaluate {purifier} on {settings.gate.images}, then move the alias champion"]), end="")
-        return 0
+        return job.print_plan(f"evaluate {purifier} on {settings.gate.images}, then move the alias champion")
     from maep.tracking.resolve import resolve
     from maep_jobs.pipeline.gate import send_through_gate
 
@@ -41,9 +39,6 @@ def main(argv: Sequence[str]) -> int:
     verdict = send_through_gate(
         candidate, settings.evaluate, settings.gate, job.tracking, options.output, options.force
     )
-    if options.json:
-        print_json(asdict(verdict))
-    else:
-        print(f"purifier version {verdict.version}: {'champion' if verdict.champion else 'refused'}")
-        print("\n".join(f"  {reason}" for reason in verdict.reasons))
+    headline = f"purifier version {verdict.version}: {'champion' if verdict.champion else 'refused'}"
+    job.print_result(asdict(verdict), headline, *(f"  {reason}" for reason in verdict.reasons))
     return 0 if verdict.champion else 1

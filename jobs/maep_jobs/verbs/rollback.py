@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from maep_jobs.arguments import JobParser, plan_text
-from maep_jobs.terminal.standard_output import print_json
+from maep_jobs.arguments import JobParser
 
 _EXAMPLES = """  maep rollback
   maep rollback --to 3
@@ -31,15 +30,12 @@ def main(argv: Sequence[str]) -> int:
     job = parser().parse_job(argv)
     target = "the previous version" if job.options.to is None else f"version {job.options.to}"
     if job.options.dry_run:
-        print(plan_text(job, [f"move the alias champion of {job.tracking.model} to {target}"]), end="")
-        return 0
+        return job.print_plan(f"move the alias champion of {job.tracking.model} to {target}")
     from maep.tracking.registry import by_alias, roll_back
 
     left, reached = roll_back(job.tracking, "champion", job.options.to)
     holder = by_alias(job.tracking, "champion")
     assert holder is not None
-    if job.options.json:
-        print_json({"left": left, "champion": reached, "sha256": holder.sha256})
-    else:
-        print(f"{job.tracking.model} version {reached} ({holder.sha256[:12]}) is champion; it was version {left}")
+    text = f"{job.tracking.model} version {reached} ({holder.sha256[:12]}) is champion; it was version {left}"
+    job.print_result({"left": left, "champion": reached, "sha256": holder.sha256}, text)
     return 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
 from maep.errors import ConfigError
-from maep_jobs.arguments import Job, JobParser, plan_text
+from maep_jobs.arguments import Job, JobParser
 from maep_jobs.pipeline.config import PipelineConfig
 from maep_jobs.terminal.standard_output import print_json
 
@@ -33,11 +34,13 @@ def pipeline_parser(verb: str, summary: str, examples: str) -> JobParser[Pipelin
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; exit status 1 where the gate refuses the purifier."""
-    made = parser()
-    named, _ = made.parse_known_args(list(argv))
-    if named.config:
-        raise ConfigError(f"--config {named.config}: the pipeline is the first argument, maep run {named.config}")
-    return execute(made.parse_job(argv, default=named.pipeline))
+    return execute(parser().parse_job(argv, _pipeline))
+
+
+def _pipeline(options: argparse.Namespace) -> str:
+    if options.config:
+        raise ConfigError(f"--config {options.config}: write maep run {options.config}")
+    return str(options.pipeline)
 
 
 def execute(job: Job[PipelineConfig]) -> int:
@@ -51,8 +54,7 @@ def execute(job: Job[PipelineConfig]) -> int:
             for stage in stages(job.settings, options.output.absolute())
         ]
         then = "then: gate on dev images, promote, evaluate on test images, serve, check one response"
-        print(plan_text(job, [*lines, then]), end="")
-        return 0
+        return job.print_plan(*lines, then)
     outcome = run_pipeline(job.settings, job.tracking, options.output, options.keep, options.force)
     if options.json:
         print_json(outcome)

@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from maep_jobs.arguments import Job, JobParser, plan_text
-from maep_jobs.terminal.standard_output import print_json
+from maep_jobs.arguments import Job, JobParser
 from maep_serve.config import ServeConfig
 
 _EXAMPLES = """  maep serve --model bundled:cifar10 --classifier cifar10_resnet20
@@ -35,20 +34,16 @@ def main(argv: Sequence[str]) -> int:
     job = parser().parse_job(argv, default="serve")
     settings, file = job.settings, job.options.calibrate
     if job.options.dry_run:
-        plan = f"serve {settings.model} at http://{settings.host}:{settings.port}"
         if file is not None:
-            plan = f"measure {settings.model} on clean dev images, and write {file}"
-        print(plan_text(job, [plan]), end="")
-        return 0
+            return job.print_plan(f"measure {settings.model} on clean dev images, and write {file}")
+        return job.print_plan(f"serve {settings.model} at http://{settings.host}:{settings.port}")
     if file is not None:
         return _calibrate(job, file)
     from maep_serve.ray.server import start
 
     server = start(settings, job.tracking)
-    if job.options.json:
-        print_json({"url": server.url, "purifier_sha256": server.purifier_sha256})
-    else:
-        print(f"{server.url}/  purifier {server.purifier_sha256[:12]}  (Ctrl-C stops it)", flush=True)
+    values = {"url": server.url, "purifier_sha256": server.purifier_sha256}
+    job.print_result(values, f"{server.url}/  purifier {server.purifier_sha256[:12]}  (Ctrl-C stops it)")
     server.wait()
     return 0
 
@@ -61,19 +56,16 @@ def _calibrate(job: Job[ServeConfig], file: Path) -> int:
     settings = dataclasses.replace(job.settings, calibration=None)
     found = measure(resolve(settings.model, job.tracking), settings)
     write(found, file)
-    if job.options.json:
-        print_json(
-            {
-                "file": str(file),
-                "images": found.images,
-                "num_images": found.num_images,
-                "class_changed": len(found.changed),
-                "false_positive_rate": FALSE_POSITIVE_RATE,
-            }
-        )
-    else:
-        print(
-            f"{file}: {found.num_images} clean images of {found.images}, of which {len(found.changed)} change class;"
-            f" {FALSE_POSITIVE_RATE:.0%} of clean images will be suspected"
-        )
+    values = {
+        "file": str(file),
+        "images": found.images,
+        "num_images": found.num_images,
+        "class_changed": len(found.changed),
+        "false_positive_rate": FALSE_POSITIVE_RATE,
+    }
+    text = (
+        f"{file}: {found.num_images} clean images of {found.images}, of which {len(found.changed)} change class;"
+        f" {FALSE_POSITIVE_RATE:.0%} of clean images will be suspected"
+    )
+    job.print_result(values, text)
     return 0

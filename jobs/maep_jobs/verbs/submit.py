@@ -18,10 +18,9 @@ from maep import config, storage
 from maep.cluster import check_address, is_here, prepare_environment
 from maep.errors import ConfigError, UnavailableError, nearest
 from maep.tracking.client import TrackingConfig, absolute
-from maep_jobs.arguments import Parser
+from maep_jobs.arguments import Parser, print_result
 from maep_jobs.config_files import default_output, find
 from maep_jobs.terminal.shell import program
-from maep_jobs.terminal.standard_output import print_json
 
 _VERBS = ("run", "pretrain", "finetune", "tune", "evaluate", "classifier", "promote", "demo")
 _REMOTE = ("pretrain", "finetune")
@@ -42,7 +41,7 @@ def parser() -> Parser:
     made.add_argument("--config", metavar="NAME|FILE", help="the verb's configuration")
     made.add_argument("--output", metavar="DIR", help="the verb's output, as the cluster sees it")
     made.add_argument("--dry-run", action="store_true", help="print the job; submit nothing")
-    made.add_argument("--json", action="store_true", help="print the job as JSON on standard output")
+    made.add_json()
     return made
 
 
@@ -114,12 +113,9 @@ def _submit(job: dict[str, Any], options: argparse.Namespace) -> int:
             print(f"job {job_id} is still running; to stop it: {stop}", file=sys.stderr)
             return 130
     status = str(client.get_job_status(job_id))
-    if options.json:
-        print_json({"job": job_id, "status": status, "address": options.address})
-    else:
-        print(f"job {job_id}: {status}")
-        if not options.follow:
-            print(f"logs: {program('ray')} job logs --follow --address {options.address} {job_id}")
+    logs = f"logs: {program('ray')} job logs --follow --address {options.address} {job_id}"
+    values = {"job": job_id, "status": status, "address": options.address}
+    print_result(options, values, f"job {job_id}: {status}", *([] if options.follow else [logs]))
     if not options.follow or status == "SUCCEEDED":
         return 0
     return 2 if client.get_job_info(job_id).driver_exit_code == 2 else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,9 +12,8 @@ from typing import TYPE_CHECKING
 from maep import storage
 from maep.errors import ConfigError, Stopped
 from maep.tune.config import TuneConfig
-from maep_jobs.arguments import Job, JobParser, command_line, plan_text
+from maep_jobs.arguments import Job, JobParser, command_line
 from maep_jobs.pipeline.config import PromoteConfig
-from maep_jobs.terminal.standard_output import print_json
 
 if TYPE_CHECKING:
     from maep.tune.results import SearchResult
@@ -45,7 +45,7 @@ def parser() -> JobParser[TuneConfig]:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; exit status 1 where the gate refuses the winner."""
-    job = _parsed(argv)
+    job = parser().parse_job(argv, _resumed)
     from maep.tune.search import suggest
     from maep.tune.trial.plan import check_length
     from maep_jobs.search import winner
@@ -55,8 +55,7 @@ def main(argv: Sequence[str]) -> int:
     if job.options.dry_run:
         from maep_jobs.search.plan import plan
 
-        print(plan_text(job, plan(job.settings, job.options.output)), end="")
-        return 0
+        return job.print_plan(*plan(job.settings, job.options.output))
     gate = None
     if job.options.promote is not None:
         gate = winner.gate_settings(job.options.promote, job.settings.finetune.data.name, job.tracking)
@@ -70,18 +69,16 @@ def main(argv: Sequence[str]) -> int:
             return 128 + (signal.SIGINT if isinstance(stopped, KeyboardInterrupt) else signal.SIGTERM)
 
 
-def _parsed(argv: Sequence[str]) -> Job[TuneConfig]:
-    """The job; with --resume and no --config, that of the search in --output."""
-    made = parser()
-    options, _ = made.parse_known_args(list(argv))
+def _resumed(options: argparse.Namespace) -> str:
+    """With --resume, the configuration of the search in --output."""
     if not options.resume or options.config:
-        return made.parse_job(argv)
+        return ""
     if options.output is None:
-        raise ConfigError("--resume: name the folder of the search, --output DIR")
+        raise ConfigError("--resume: give the folder of the search, --output DIR")
     from maep_jobs.search import run
 
     run.check_there(options.output)
-    return made.parse_job(argv, default=str(options.output / run.WHOLE))
+    return str(options.output / run.WHOLE)
 
 
 def _search(job: Job[TuneConfig], gate: PromoteConfig | None, command: str) -> int:
@@ -106,12 +103,9 @@ def _search(job: Job[TuneConfig], gate: PromoteConfig | None, command: str) -> i
     if gate is not None:
         trained = run.classifier_folders(settings, output)
         promoted = winner.promote_winner(result, gate, tracking, trained, options.force, command)
-    if options.json:
-        print_json(_values(result) | {"promoted": promoted and promoted.values})
-    else:
-        print("\n".join([*_lines(result, page), *(promoted.lines if promoted else ())]))
-        if tracking.enabled:
-            print(f"runs: {ui_command(tracking)}")
+    lines = [*_lines(result, page), *(promoted.lines if promoted else ())]
+    runs = [f"runs: {ui_command(tracking)}"] if tracking.enabled else []
+    job.print_result(_values(result) | {"promoted": promoted and promoted.values}, *lines, *runs)
     return 0 if promoted is None or promoted.verdict.champion else 1
 
 
