@@ -11,7 +11,7 @@ from PIL import Image
 from maep.artifact import Artifact
 from maep.attacks.config import AttackConfig
 from maep.evaluate.config import EvaluateConfig, eps_label
-from maep.evaluate.protocol.context import Context, Setup
+from maep.evaluate.protocol.context import Context
 from maep.evaluate.protocol.presets import Source
 from maep.evaluate.report import pictures
 from maep.evaluate.report.report import REPORT, write_report
@@ -52,7 +52,7 @@ def write_strip(settings: EvaluateConfig, purifier: Artifact, path: Path) -> Pat
 
 
 def _context(settings: EvaluateConfig, artifacts: Mapping[str, Artifact]) -> Context:
-    return Context(Setup(settings, tuple((name, str(saved.folder)) for name, saved in artifacts.items()), Path()))
+    return Context(settings, {name: str(saved.folder) for name, saved in artifacts.items()}, Path())
 
 
 def _strip(context: Context, name: str, source: Source, num_images: int) -> Image.Image:

@@ -21,7 +21,7 @@ from maep.data.config import DataConfig
 from maep.data.datasets import load
 from maep.evaluate import baselines
 from maep.evaluate.cost import CostMeter
-from maep.evaluate.measure import Batch, DefendedModel
+from maep.evaluate.measure import DefendedModel, ImageBatch
 from maep.evaluate.trust import sanity
 from maep.evaluate.trust.findings import Check
 from maep.evaluate.trust.flags import flags
@@ -34,7 +34,7 @@ BUNDLED = Path(build.__file__).parents[1] / "bundled" / "cifar10"
 
 
 @pytest.fixture(scope="module")
-def digits() -> Batch:
+def digits() -> ImageBatch:
     return zeros_and_ones()
 
 
@@ -52,7 +52,7 @@ def failed(checks: list[Check]) -> dict[str, str]:
     ],
     ids=["steep sigmoid", "saturated loss", "shattered", "undeclared noise"],
 )
-def test_what_masks_its_gradient_is_flagged(digits: Batch, model: nn.Module, name: str) -> None:
+def test_what_masks_its_gradient_is_flagged(digits: ImageBatch, model: nn.Module, name: str) -> None:
     images, labels, indices = digits
     attacked = attack(model, images, labels, AttackConfig("pgd", EPS, 20), indices, stop_at_success=True)
     with torch.no_grad():  # what must not be believed: more stand than the undefended model can keep
@@ -61,7 +61,7 @@ def test_what_masks_its_gradient_is_flagged(digits: Batch, model: nn.Module, nam
     assert {name, "unconstrained attack failure"} <= found.keys()
 
 
-def test_what_has_no_gradient_belongs_under_bpda(digits: Batch) -> None:
+def test_what_has_no_gradient_belongs_under_bpda(digits: ImageBatch) -> None:
     jpeg = baselines.build("jpeg-q50")
     found = failed(sanity.battery(DefendedModel(defend(Linear(), jpeg)), digits, "adaptive", EPS))
     assert found.keys() == {"unavailable gradients"}
@@ -69,14 +69,14 @@ def test_what_has_no_gradient_belongs_under_bpda(digits: Batch) -> None:
 
 
 @pytest.mark.parametrize("defence", ["none", "blur", "median"])
-def test_honest_defences_are_not_flagged(digits: Batch, defence: Any) -> None:
+def test_honest_defences_are_not_flagged(digits: ImageBatch, defence: Any) -> None:
     assert not failed(
         sanity.battery(DefendedModel(defend(Linear(), baselines.build(defence))), digits, "adaptive", EPS)
     )
 
 
 @pytest.mark.parametrize("name", ["pgd", "pgd-cw", "apgd-ce"])
-def test_linear_model_is_left_what_no_change_can_turn(digits: Batch, name: Any) -> None:
+def test_linear_model_is_left_what_no_change_can_turn(digits: ImageBatch, name: Any) -> None:
     images, labels, indices = digits
     for kept, model in ((1.0, Linear().eval()), (Contrast.KEPT, defend(Linear(), Contrast()))):
         seen = 0.5 + kept * (images - 0.5)
@@ -104,7 +104,7 @@ def test_bundled_purifier_is_not_flagged(shared_data: Path) -> None:
     model = defend(classifier, build.load_purifier_artifact(artifact.read(BUNDLED)))
     dev = load(DataConfig("cifar10", root=str(shared_data)), "dev")
     images, labels = dev.batch(range(16))
-    defended, batch = DefendedModel(model), Batch(images, labels, torch.from_numpy(dev.indices[:16]))
+    defended, batch = DefendedModel(model), ImageBatch(images, labels, torch.from_numpy(dev.indices[:16]))
     meter = CostMeter()
     with meter.on(model):
         checks = sanity.battery(defended, batch, "adaptive", 8 / 255)

@@ -17,7 +17,7 @@ from maep.data import lists
 from maep.data.config import DataConfig
 from maep.data.image_set import ImageSet
 from maep.evaluate.config import EvaluateConfig
-from maep.evaluate.measure import Batch, DefendedModel, Outcome, as_sent, measure
+from maep.evaluate.measure import DefendedModel, ImageBatch, Measurement, as_sent, measure
 from maep.evaluate.protocol.run import evaluate
 from maep.train.config import FinetuneConfig, LoopConfig, ValidationConfig
 from maep.train.validation import validate
@@ -100,7 +100,7 @@ def counts(
     )
     validated = validate(saved.folder, common)
     how = MeasureConfig(len(images), EPS, ("pgd",), adaptive="pgd", eot=eot, draws=3)
-    searched = measuring.measure(saved.folder, common, ("oblivious_accuracy", "adaptive_accuracy"), how, 0).counts
+    searched = measuring.measure_trial(saved.folder, common, ("oblivious_accuracy", "adaptive_accuracy"), how, 0).counts
     settings = EvaluateConfig(
         digits, "digits-dev", len(images), (SPEC,), ("toy",), eps=(EPS,), oblivious_eps=EPS, eot=eot, draws=3,
         num_probes=4, shard_size=10, batch_size=5,
@@ -137,13 +137,13 @@ def test_the_three_agree_on_a_randomised_purifier_and_take_noise_for_none(
 
 def test_a_cascade_attacks_only_what_is_right() -> None:
     pixels = (128 + torch.tensor([1.0, 16.0]).view(-1, 1, 1, 1) * signs()) / 255
-    batch = Batch(pixels, torch.zeros(2, dtype=torch.int64), torch.arange(2))
+    batch = ImageBatch(pixels, torch.zeros(2, dtype=torch.int64), torch.arange(2))
     defended = DefendedModel(Sides())
     first = measure(defended, batch, AttackConfig("fgsm", EPS, 1))
     assert first.prediction.tolist() == [1, 0]
     second = measure(defended, batch, AttackConfig("pgd", EPS, 3), previous=first)
     assert second.inherited.tolist() == [True, False]
-    broken = Outcome(1 - batch.labels, *(getattr(first, name) for name in Outcome.COLUMNS[1:]), num_draws=1)
+    broken = Measurement(1 - batch.labels, *(getattr(first, name) for name in Measurement.COLUMNS[1:]), num_draws=1)
     assert measure(defended, batch, AttackConfig("pgd", EPS, 3), previous=broken).inherited.all()
 
 

@@ -17,7 +17,7 @@ from maep.data import lists
 from maep.data.config import DataConfig
 from maep.data.datasets import load
 from maep.evaluate.config import EvaluateConfig
-from maep.evaluate.measure import Batch, Expectation
+from maep.evaluate.measure import Expectation, ImageBatch
 from maep.evaluate.protocol.context import FixedDraws
 from maep.evaluate.protocol.run import evaluate
 from maep.evaluate.trust import sanity
@@ -161,7 +161,7 @@ def test_noise_before_a_classifier_needs_more_than_one_draw(classifier: Classifi
             return (images + 0.3 * torch.randn_like(images)).clamp(0, 1)
 
     digits = load(DataConfig("digits"), "dev")
-    probes = Batch(*digits.batch(range(60)), torch.from_numpy(digits.indices[:60]))
+    probes = ImageBatch(*digits.batch(range(60)), torch.from_numpy(digits.indices[:60]))
     defended = randomised(defend(classifier, Noise()), eot=passes)
     checks = sanity.battery(defended, probes, "adaptive", 8 / 255)
     assert next(check.passed for check in checks if check.name == "gradients agree") == enough

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from maep.data.config import DataConfig
 from maep.data.datasets import load
-from maep.evaluate.measure import Batch, DefendedModel
+from maep.evaluate.measure import DefendedModel, ImageBatch
 
 
 def randomised(model: nn.Module, eot: int) -> DefendedModel:
@@ -15,12 +15,12 @@ def randomised(model: nn.Module, eot: int) -> DefendedModel:
     return DefendedModel(model, randomised=True, eot=eot)
 
 
-def zeros_and_ones() -> Batch:
+def zeros_and_ones() -> ImageBatch:
     """51 `dev` digits that `Linear` tells apart; it keeps them all at 8/255, and about three quarters at 40/255."""
     digits = load(DataConfig("digits"), "dev")
     images, labels = digits.batch(range(240))
     indices = torch.from_numpy(digits.indices[:240])
-    return Batch(images, labels, indices).where(labels < 2)
+    return ImageBatch(images, labels, indices).where(labels < 2)
 
 
 class Linear(nn.Module):

@@ -1,10 +1,8 @@
-"""The evaluation protocol: clean, oblivious, bpda, adaptive, transfer and black-box figures, checked and resumable.
+"""Evaluation: clean, oblivious, BPDA, adaptive, transfer and black-box figures, checked and resumable.
 
-Read in this order:
-  what is asked     config, presets (attacks -> columns), baselines
-  how it is done    protocol -> pool -> tasks, with what a worker has at hand (bench) and who judges (outcome)
-  what comes out    rows (one an image) -> results (every figure, recomputed from them)
-  what is doubted   sanity and its probes, checks, indicators, flags -> findings
-  what is decided   gate; pairs (statistics of two), compare
-  what is shown     table, verdict (in words), charts, pictures -> report
+measure     accuracy of one defended model under one attack; validation and search call it too
+protocol/   presets (which attacks make which columns), tasks, workers, and the evaluation as a whole
+trust/      the sanity battery, indicators of attack failure, checks across rows, flags
+results/    rows per image, figures computed from them, comparison and gate
+report/     tables, charts and the page
 """

@@ -32,7 +32,7 @@ from maep.data.image_set import ImageSet, to_uint8
 from maep.data.lists import ImageList
 from maep.errors import DataError
 from maep.evaluate.cost import Cost, CostMeter
-from maep.evaluate.measure import Batch, attack_images, round_to_budget
+from maep.evaluate.measure import ImageBatch, attack_images, round_to_budget
 from maep.models.classifiers.load import Classifier
 
 SCHEMA = 2
@@ -92,7 +92,7 @@ class AttackedSet:
         positions = np.arange(shard * SHARD, min((shard + 1) * SHARD, len(self.images)))
         images, labels = self.images.batch(positions)
         images = images.contiguous(memory_format=torch.channels_last)
-        batch = Batch(images, labels, torch.from_numpy(self.images.indices[positions]))
+        batch = ImageBatch(images, labels, torch.from_numpy(self.images.indices[positions]))
         meter = CostMeter()
         with meter.on(model):
             attacked = attack_images(model, batch, self.config, self.seed)

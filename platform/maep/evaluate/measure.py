@@ -63,20 +63,20 @@ class DefendedModel:
         return Expectation(self.model, self.eot) if self.randomised and self.eot > 1 else self.model
 
 
-class Batch(NamedTuple):
+class ImageBatch(NamedTuple):
     """Clean `images` (float [B, 3, H, W] in [0, 1]), their `labels` and official `indices` (int64 [B])."""
 
     images: Tensor
     labels: Tensor
     indices: Tensor
 
-    def where(self, chosen: Tensor) -> Batch:
+    def where(self, chosen: Tensor) -> ImageBatch:
         """The images for which bool `chosen` [B] is true."""
-        return Batch(*(part[chosen] for part in self))
+        return ImageBatch(*(part[chosen] for part in self))
 
 
 @dataclass
-class Outcome:
+class Measurement:
     """What a model predicts for B images, over `num_draws` forward passes each.
 
     prediction  int64 [B]: the class that most draws give
@@ -95,32 +95,36 @@ class Outcome:
 
     COLUMNS: ClassVar = ("prediction", "loss", "num_right", "change", "inherited")
 
-    def updated(self, chosen: Tensor, new: Outcome) -> Outcome:
+    def right(self, labels: Tensor) -> Tensor:
+        """bool [B]: whether the prediction is the label."""
+        return self.prediction == labels
+
+    def updated(self, chosen: Tensor, new: Measurement) -> Measurement:
         """This outcome with the images in bool `chosen` [B] taken from `new`; the others count as inherited."""
         columns = {name: getattr(self, name).clone() for name in self.COLUMNS}
         for name, values in columns.items():
             values[chosen] = getattr(new, name)
-        return Outcome(**{**columns, "inherited": ~chosen}, num_draws=self.num_draws)
+        return Measurement(**{**columns, "inherited": ~chosen}, num_draws=self.num_draws)
 
 
 def measure(
     defended: DefendedModel,
-    batch: Batch,
+    batch: ImageBatch,
     attacked: Tensor | AttackConfig | None = None,
     threat: Threat = "adaptive",
     *,
     seed: int = 0,
     draw_seed: int = 0,
     batch_size: int | None = None,
-    previous: Outcome | None = None,
-) -> Outcome:
+    previous: Measurement | None = None,
+) -> Measurement:
     """What `defended` predicts for the batch.
 
     `attacked`: None for the clean images, a tensor for images attacked beforehand (`oblivious`, `transfer`), or the
     attack to make through the model, under `threat`. `previous` is the outcome of the attack before it in a cascade:
     only the images still right are attacked.
 
-    seed        decides each image's draws of the attack, with its index (`attack_keys`)
+    seed        decides each image's draws of the attack, with its index
     draw_seed   decides the draws of a randomised model
     batch_size  images in one forward pass of an attack; None: all. A randomised model always takes all, because its
                 draws go by position in the batch
@@ -129,63 +133,52 @@ def measure(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(draw_seed)
-        if attacked is None or isinstance(attacked, Tensor):
+        if not isinstance(attacked, AttackConfig):
             return _predict(defended, batch, batch.images if attacked is None else attacked, "Linf", draw_seed)
-        if previous is None:
-            return _attack(defended, batch, attacked, threat, seed, draw_seed, batch_size)
-        right = previous.prediction == batch.labels
-        if not right.any():
+        right = torch.ones_like(batch.labels, dtype=torch.bool) if previous is None else previous.right(batch.labels)
+        if previous is not None and not right.any():
             return dataclasses.replace(previous, inherited=~right)
-        found = _attack(defended, batch.where(right), attacked, threat, seed, draw_seed, batch_size)
-        return previous.updated(right, found)
+        left = batch if previous is None else batch.where(right)
+        stop = threat in CASCADES and not defended.randomised
+        size = None if defended.randomised else batch_size
+        images = attack_images(defended.target, left, attacked, seed, stop, size)
+        found = _predict(defended, left, as_sent(images, left.images, attacked), attacked.norm, draw_seed)
+        return found if previous is None else previous.updated(right, found)
 
 
 def measure_set(
     defended: DefendedModel,
     images: ImageSet,
     attacked: NDArray[np.uint8] | AttackConfig | None = None,
-    threat: Threat = "adaptive",
     *,
     seed: int = 0,
     batch_size: int = 32,
-) -> Outcome:
-    """`measure` on a whole image set, `batch_size` images at a time; `attacked` may be uint8 [N, H, W, 3]."""
-    parts = []
+) -> NDArray[np.bool_]:
+    """bool [N]: which images `measure` finds right, `batch_size` at a time; `attacked` may be uint8 [N, H, W, 3].
+
+    An attack is made under threat model `adaptive`.
+    """
+    right = []
     for start in range(0, len(images), batch_size):
         where = np.arange(start, min(start + batch_size, len(images)))
-        batch = Batch(*images.batch(where), torch.from_numpy(images.indices[where]))
+        batch = ImageBatch(*images.batch(where), torch.from_numpy(images.indices[where]))
         part = to_float(torch.from_numpy(attacked[where])) if isinstance(attacked, np.ndarray) else attacked
-        draw_seed = int(seeding.mix(seed, start))
-        parts.append(measure(defended, batch, part, threat, seed=seed, draw_seed=draw_seed))
-    columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in Outcome.COLUMNS}
-    return Outcome(**columns, num_draws=parts[0].num_draws)
-
-
-def _attack(
-    defended: DefendedModel,
-    batch: Batch,
-    config: AttackConfig,
-    threat: Threat,
-    seed: int,
-    draw_seed: int,
-    batch_size: int | None,
-) -> Outcome:
-    stop = threat in CASCADES and not defended.randomised
-    size = None if defended.randomised else batch_size
-    attacked = attack_images(defended.target, batch, config, seed, stop, size)
-    return _predict(defended, batch, as_sent(attacked, batch.images, config), config.norm, draw_seed)
+        found = measure(defended, batch, part, seed=seed, draw_seed=int(seeding.mix(seed, start)))
+        right.append(found.right(batch.labels).numpy())
+    return np.concatenate(right)
 
 
 def attack_images(
     target: nn.Module,
-    batch: Batch,
+    batch: ImageBatch,
     config: AttackConfig,
     seed: int,
     stop_at_success: bool = False,
     batch_size: int | None = None,
 ) -> Tensor:
     """The batch attacked on `target`, float [B, 3, H, W] in [0, 1]; see `maep.attacks.run.attack`."""
-    keys = attack_keys(config, seed, batch.indices)
+    salt = int(storage.sha256(config.name.encode())[:12], 16)
+    keys = seeding.mix(seed, salt, batch.indices)
     return attack(target, batch.images, batch.labels, config, keys, stop_at_success, batch_size)
 
 
@@ -217,12 +210,6 @@ def _levels(eps: float) -> int:
     return int(eps * 255 + 1e-4)
 
 
-def attack_keys(config: AttackConfig, seed: int, indices: Tensor) -> Tensor:
-    """int64 [B]: the seed of each image's random start, from its official index (int64 [B])."""
-    salt = int(storage.sha256(config.name.encode())[:12], 16)
-    return seeding.mix(seed, salt, indices)
-
-
 def check_images(images: Tensor) -> None:
     """Raises DataError unless `images` is a float tensor [B, 3, H, W] with every value in [0, 1]."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
@@ -233,7 +220,7 @@ def check_images(images: Tensor) -> None:
 
 
 @torch.no_grad()
-def _predict(defended: DefendedModel, batch: Batch, attacked: Tensor, norm: str, draw_seed: int) -> Outcome:
+def _predict(defended: DefendedModel, batch: ImageBatch, attacked: Tensor, norm: str, draw_seed: int) -> Measurement:
     predictions, losses = [], []
     for draw in range(defended.draws if defended.randomised else 1):
         torch.manual_seed(int(seeding.mix(draw_seed, draw)))
@@ -241,7 +228,7 @@ def _predict(defended: DefendedModel, batch: Batch, attacked: Tensor, norm: str,
         predictions.append(logits.argmax(dim=1))
         losses.append(F.cross_entropy(logits, batch.labels, reduction="none"))
     drawn = torch.stack(predictions)
-    return Outcome(
+    return Measurement(
         prediction=drawn.mode(dim=0).values,
         loss=torch.stack(losses).mean(dim=0),
         num_right=(drawn == batch.labels).sum(dim=0),

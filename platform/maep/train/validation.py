@@ -1,7 +1,7 @@
-"""Validation beside training: a checkpoint is measured on `dev` images by another process, while the steps go on.
+"""Validation beside training: another process measures a checkpoint on `dev` images while the training goes on.
 
-With Ray workers that process is a Ray task, wherever the cluster has room, without them a process of this machine; both
-do the same (`validate`) at a low priority. The split `test` is never touched.
+With Ray workers it is a Ray task, placed where the cluster has room; without, a process of this machine. Both run
+`validate` at a low priority. The split `test` is never read.
 """
 
 from __future__ import annotations
@@ -39,24 +39,28 @@ from maep.train.loop.callback import Callback, TrainingProgress
 
 Settings = PretrainConfig | FinetuneConfig
 Report = Callable[[Mapping[str, float], int], None]
-"""Hears what was measured of the checkpoint after so many images; in a thread of the validation's own."""
+"""Receives the metrics of a checkpoint and its number of images seen, in the validation's thread."""
 
 _BATCH = 32
-_NICENESS = 10  # a tenth of a core where training keeps all of them busy; 19 would never end there
+_NICENESS = 10  # a tenth of a core where training keeps all cores busy; at 19 it would never end
 _log = logging.getLogger("maep.train")
 
 
 def validate(folder: str | Path, settings: Settings) -> dict[str, float]:
     """Measures the checkpoint or artifact in `folder` on the first `validation.num_images` of `dev`, on the CPU.
 
-    An autoencoder has `dev_reconstruction`, the mean squared error on hidden patches, the same ones each time. A
-    purifier, before the first classifier:
-    dev_clean           share of right answers on clean images
-    dev_oblivious       the same on images attacked by PGD on the bare classifier, made once and kept
-    dev_reconstruction  mean squared error of these, purified, against the clean ones
-    dev_robust          share of right answers under PGD through purifier and classifier (`validation.adaptive`)
-    They follow a training and choose among its checkpoints; `maep evaluate` measures what is reported.
-    Raises ArtifactError for an artifact of another kind or damaged, DataError where the data is missing.
+    An autoencoder has `dev_reconstruction`, the mean squared error on hidden patches (always the same ones). A
+    purifier in front of the first classifier has:
+
+    dev_clean           accuracy on clean images
+    dev_oblivious       accuracy on images attacked by PGD on the bare classifier, made once and kept
+    dev_reconstruction  mean squared error between those images, purified, and the clean ones
+    dev_robust          accuracy under PGD through purifier and classifier (if `validation.adaptive`)
+
+    Accuracies are measured as in an evaluation (`maep.evaluate.measure`). These metrics follow a training and choose
+    among its checkpoints; `maep evaluate` measures the figures to report.
+
+    Raises ArtifactError for a damaged artifact or one of another kind, DataError where the data is missing.
     """
     saved = artifact.read(folder)
     model = load_weights(build_model(saved.config["model"]), saved).eval().requires_grad_(False)
@@ -67,7 +71,7 @@ def validate(folder: str | Path, settings: Settings) -> dict[str, float]:
         if isinstance(settings, PretrainConfig):
             assert isinstance(model, MaskedAutoencoder)
             return {"dev_reconstruction": _masked_error(model, images, settings)}
-        return _purified(model, images, settings)
+        return _purifier_metrics(model, images, settings)
 
 
 def _masked_error(model: MaskedAutoencoder, images: ImageSet, settings: PretrainConfig) -> float:
@@ -81,18 +85,17 @@ def _masked_error(model: MaskedAutoencoder, images: ImageSet, settings: Pretrain
     return total / len(images)
 
 
-def _purified(purifier: nn.Module, images: ImageSet, settings: FinetuneConfig) -> dict[str, float]:
+def _purifier_metrics(purifier: nn.Module, images: ImageSet, settings: FinetuneConfig) -> dict[str, float]:
     validation, seed = settings.validation, settings.loop.seed
     classifier = load_classifier(settings.classifiers[0], data_root(settings.data))
     pgd = AttackConfig("pgd", settings.attacks.eps if validation.eps is None else validation.eps, validation.steps)
     attacked = dev_images(classifier, images, pgd, seed)
-    randomised = bool(purifier.randomised)
-    defended = DefendedModel(defend(classifier, purifier), randomised, validation.eot, validation.draws)
+    model = defend(classifier, purifier)
+    defended = DefendedModel(model, bool(purifier.randomised), validation.eot, validation.draws)
     found = {"dev_reconstruction": _purified_error(purifier, images, attacked)}
-    of = {"dev_clean": None, "dev_oblivious": attacked} | ({"dev_robust": pgd} if validation.adaptive else {})
-    for name, how in of.items():
-        outcome = measure_set(defended, images, how, seed=seed)
-        found[name] = float((outcome.prediction.numpy() == images.labels).mean())
+    threats = {"dev_clean": None, "dev_oblivious": attacked} | ({"dev_robust": pgd} if validation.adaptive else {})
+    for name, threat in threats.items():
+        found[name] = float(measure_set(defended, images, threat, seed=seed).mean())
     return found
 
 
@@ -100,9 +103,8 @@ def _purified(purifier: nn.Module, images: ImageSet, settings: FinetuneConfig) -
 def _purified_error(purifier: nn.Module, images: ImageSet, attacked: NDArray[np.uint8]) -> float:
     total = 0.0
     for where in _batches(len(images)):
-        clean, _ = images.batch(where)
         purified = purifier(to_float(torch.from_numpy(attacked[where])))
-        total += float((purified - clean).square().mean(dim=(1, 2, 3)).sum())
+        total += float((purified - images.batch(where)[0]).square().mean(dim=(1, 2, 3)).sum())
     return total / len(images)
 
 
@@ -112,11 +114,11 @@ def _batches(count: int) -> Iterator[np.ndarray]:
 
 
 class Validation(Callback):
-    """A callback that has checkpoints measured while the steps go on: one at a time, then the newest that waits.
+    """A callback that measures checkpoints during training: one at a time, and then the newest that waits.
 
-    It has a thread of its own, so no step waits for it, and what goes wrong there is a warning. What was measured is
-    handed to `report` and, to be kept where it is the best so far, to `best`. At the end of the run the result is
-    measured too, within `validation.deadline_s`.
+    A thread waits for the measurement, so no step does, and logs its failure as a warning. The metrics go to `report`
+    and to `best`, which keeps the best checkpoint. At the end of the run it measures the result, within
+    `validation.deadline_s`.
     """
 
     def __init__(self, settings: Settings, output: Path, report: Report, best: Best | None = None) -> None:
@@ -124,31 +126,31 @@ class Validation(Callback):
         self._folder = output / "validation"
         self._changed = threading.Condition()
         self._waiting: tuple[Artifact, int] | None = None
-        self._job: Job | None = None
+        self._job: ValidationJob | None = None
         self._closed = self._given_up = self._trained = False
-        shutil.rmtree(self._folder, ignore_errors=True)  # where a kill fell
+        shutil.rmtree(self._folder, ignore_errors=True)  # left by a killed run
         self._thread = threading.Thread(target=self._work, name="maep-validation", daemon=True)
         self._thread.start()
 
     def on_step(self, progress: TrainingProgress) -> None:
-        """Nothing, but that a step was taken."""
+        """Notes that a step was taken."""
         self._trained = True
 
     def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
-        """Has it measured next, in the place of one that still waits."""
+        """Measures the checkpoint next, instead of one that still waits."""
         with self._changed:
             self._waiting = (saved, samples_seen)
             self._changed.notify_all()
 
     def on_end(self, result: Artifact) -> None:
-        """Measures the result, unless it lay there already, and waits for it."""
+        """Measures the result, unless an earlier run made it, and waits for the metrics."""
         loop = self._settings.loop
         if self._trained:
             self.on_checkpoint(result, loop.num_steps * loop.batch_size)
         self._close(self._settings.validation.deadline_s)
 
     def on_failure(self, error: BaseException) -> None:
-        """Gives up what is being measured."""
+        """Cancels the measurement."""
         self._close(0.0)
 
     def _close(self, patience: float) -> None:
@@ -162,7 +164,7 @@ class Validation(Callback):
                 if self._job is not None:
                     self._job.cancel()
             if patience:
-                _log.warning("the validation was not done after %g s: raise validation.deadline_s", patience)
+                _log.warning("validation cancelled: not done after %g s; raise validation.deadline_s", patience)
             self._thread.join(10.0)
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -175,16 +177,16 @@ class Validation(Callback):
                 (saved, samples_seen), self._waiting = self._waiting, None
             try:
                 self._measure(saved, samples_seen)
-            except Exception as error:  # whatever it is, the training goes on
+            except Exception as error:  # never fails the training
                 if not self._given_up:
                     reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-                    _log.warning("the checkpoint after %d images was not validated: %s", samples_seen, reason)
+                    _log.warning("validation of the checkpoint after %d images failed: %s", samples_seen, reason)
 
     def _measure(self, saved: Artifact, samples_seen: int) -> None:
         folder = self._folder / f"{samples_seen:012d}"
         try:
             held = hold(saved, folder)
-            job = _sent(folder, self._settings)
+            job = _start(folder, self._settings)
             with self._changed:
                 self._job = job
                 if self._given_up:
@@ -199,17 +201,17 @@ class Validation(Callback):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-class Job(Protocol):
-    """A validation under way in another process."""
+class ValidationJob(Protocol):
+    """A validation running in another process."""
 
     def result(self) -> dict[str, float]:
-        """Waits for what `validate` returns, and raises what went wrong."""
+        """Waits for the metrics, or raises the error of the process."""
 
     def cancel(self) -> None:
-        """Ends it; `result` then raises."""
+        """Ends the process; `result` then raises."""
 
 
-def _sent(folder: Path, settings: Settings) -> Job:
+def _start(folder: Path, settings: Settings) -> ValidationJob:
     return _RayTask(folder, settings) if settings.workers.num_workers else _Process(folder, settings)
 
 
@@ -222,7 +224,7 @@ class _Process:
     def result(self) -> dict[str, float]:
         out, err = self._process.communicate()
         if self._process.returncode:
-            raise RuntimeError(err.strip() or f"its process ended with status {self._process.returncode}")
+            raise RuntimeError(err.strip() or f"the process exited with status {self._process.returncode}")
         metrics: dict[str, float] = json.loads(out.splitlines()[-1])
         return metrics
 
@@ -234,9 +236,9 @@ class _RayTask:
     def __init__(self, folder: Path, settings: Settings) -> None:
         import ray
 
-        # Outside the placement group of the training's workers, and in a process that ends with it: its priority stays.
+        # outside the training workers' placement group, and in a process of its own: its priority cannot be reset
         options = {"num_cpus": settings.validation.num_cpus, "scheduling_strategy": "DEFAULT", "max_calls": 1}
-        task = ray.remote(**options, max_retries=0)(_aside)
+        task = ray.remote(**options, max_retries=0)(_validate_at_low_priority)
         self._reference = task.remote(str(folder), settings)
 
     def result(self) -> dict[str, float]:
@@ -251,18 +253,18 @@ class _RayTask:
         ray.cancel(self._reference, force=True)
 
 
-def _aside(folder: str, settings: Settings) -> dict[str, float]:
-    """`validate`, on what the others leave of the processor."""
+def _validate_at_low_priority(folder: str, settings: Settings) -> dict[str, float]:
+    """`validate`, on one thread."""
     os.nice(_NICENESS)
     torch.set_num_threads(1)
     return validate(folder, settings)
 
 
 def main(argv: Sequence[str]) -> int:
-    """`python -m maep.train.validation FOLDER PHASE SETTINGS` prints what `validate` returns, as JSON."""
+    """`python -m maep.train.validation FOLDER PHASE SETTINGS` prints the metrics of `validate` as JSON."""
     folder, phase, settings = argv
     kinds: dict[str, type[Any]] = {kind.__name__: kind for kind in (PretrainConfig, FinetuneConfig)}
-    print(json.dumps(_aside(folder, config.build(kinds[phase], json.loads(settings)))))
+    print(json.dumps(_validate_at_low_priority(folder, config.build(kinds[phase], json.loads(settings)))))
     return 0
 
 

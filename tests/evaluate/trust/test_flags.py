@@ -11,7 +11,7 @@ from maep.artifact import Artifact
 from maep.data.config import DataConfig
 from maep.data.datasets import load
 from maep.evaluate import baselines
-from maep.evaluate.measure import Batch, DefendedModel
+from maep.evaluate.measure import DefendedModel, ImageBatch
 from maep.evaluate.trust.checks import gradient_free_stronger
 from maep.evaluate.trust.flags import flags
 from maep.models.build import load_purifier_artifact
@@ -20,9 +20,9 @@ from maep.models.purifier import defend
 
 
 @pytest.fixture(scope="module")
-def digits() -> Batch:
+def digits() -> ImageBatch:
     digits = load(DataConfig("digits"), "dev")
-    return Batch(*digits.batch(range(24)), torch.from_numpy(digits.indices[:24]))
+    return ImageBatch(*digits.batch(range(24)), torch.from_numpy(digits.indices[:24]))
 
 
 class Quantised(nn.Module):
@@ -42,18 +42,18 @@ class Silent(nn.Module):
         return images.flatten(1)[:, :10] * 0
 
 
-def raised(model: nn.Module, digits: Batch, randomised: bool = False) -> set[str]:
+def raised(model: nn.Module, digits: ImageBatch, randomised: bool = False) -> set[str]:
     return {flag.name for flag in flags(DefendedModel(model.eval(), randomised), digits)}
 
 
-def test_honest_purifier_raises_none(classifier: Classifier, purifier: Artifact, digits: Batch) -> None:
+def test_honest_purifier_raises_none(classifier: Classifier, purifier: Artifact, digits: ImageBatch) -> None:
     model = defend(classifier, load_purifier_artifact(purifier))
     before = torch.random.get_rng_state()
     assert not raised(model, digits)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_what_is_unusual_is_flagged(classifier: Classifier, digits: Batch) -> None:
+def test_what_is_unusual_is_flagged(classifier: Classifier, digits: ImageBatch) -> None:
     assert raised(defend(classifier, Noise()), digits) == {"randomised"}
     assert not raised(defend(classifier, Noise()), digits, randomised=True)  # it says so
     assert raised(defend(classifier, Rounding()), digits) == {"zero gradients"}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from maep.attacks.config import AttackConfig
 from maep.evaluate import baselines
-from maep.evaluate.measure import Batch, DefendedModel, attack_images
+from maep.evaluate.measure import DefendedModel, ImageBatch, attack_images
 from maep.evaluate.trust.findings import Check
 from maep.evaluate.trust.indicators import indicators as indicators_of
 from maep.models.purifier import defend
@@ -20,13 +20,13 @@ EPS = 8 / 255
 
 
 @pytest.fixture(scope="module")
-def digits() -> Batch:
+def digits() -> ImageBatch:
     return zeros_and_ones()
 
 
 def indicators(
     model: nn.Module,
-    digits: Batch,
+    digits: ImageBatch,
     eps: float = EPS,
     config: AttackConfig | None = None,
     eot: int | None = None,
@@ -41,12 +41,12 @@ def fired(checks: list[Check]) -> dict[str, str]:
     return {check.name: check.detail for check in checks if not check.passed}
 
 
-def test_a_sound_attack_on_an_honest_model_fires_none(digits: Batch) -> None:
+def test_a_sound_attack_on_an_honest_model_fires_none(digits: ImageBatch) -> None:
     for eps in (EPS, 40 / 255):  # of which one breaks no image and the other a quarter
         assert not fired(indicators(Linear().eval(), digits, eps))
 
 
-def test_six_of_them_in_the_order_of_the_paper(digits: Batch) -> None:
+def test_six_of_them_in_the_order_of_the_paper(digits: ImageBatch) -> None:
     names = [check.name for check in indicators(Linear().eval(), digits)]
     assert names == [
         "unavailable gradients",
@@ -63,7 +63,7 @@ def test_six_of_them_in_the_order_of_the_paper(digits: Batch) -> None:
     [(baselines.build("jpeg-q50"), "not differentiable"), (NotANumber(), "51 NaN")],
     ids=["detached", "nan"],
 )
-def test_unavailable_gradients_and_no_attack_without(digits: Batch, defence: nn.Module, seen: str) -> None:
+def test_unavailable_gradients_and_no_attack_without(digits: ImageBatch, defence: nn.Module, seen: str) -> None:
     found = indicators(defend(Linear(), defence), digits)
     assert [check.name for check in found] == ["unavailable gradients"]
     assert not found[0].passed
@@ -74,13 +74,13 @@ def test_unavailable_gradients_and_no_attack_without(digits: Batch, defence: nn.
 @pytest.mark.parametrize(
     "model", [Saturated().eval(), defend(Linear(), Rounding())], ids=["saturated loss", "rounded image"]
 )
-def test_gradients_of_zero_are_unavailable(digits: Batch, model: nn.Module) -> None:
+def test_gradients_of_zero_are_unavailable(digits: ImageBatch, model: nn.Module) -> None:
     found = fired(indicators(model, digits))
     assert {"unavailable gradients", "unconstrained attack failure"} <= found.keys()
     assert "51 zero" in found["unavailable gradients"]
 
 
-def test_unstable_predictions(digits: Batch) -> None:
+def test_unstable_predictions(digits: ImageBatch) -> None:
     mild, strong = (indicators(defend(Linear(), Shattered(slope)), digits) for slope in (0.5, 5.0))
     assert not fired(mild)  # a ripple that the gradient outweighs does no harm
     found = fired(strong)
@@ -88,7 +88,7 @@ def test_unstable_predictions(digits: Batch) -> None:
     assert found.keys() <= {"unstable predictions", "unconstrained attack failure"}
 
 
-def test_draws_of_a_randomised_model_must_agree(digits: Batch) -> None:
+def test_draws_of_a_randomised_model_must_agree(digits: ImageBatch) -> None:
     class Flipped(nn.Module):
         """Turns the gradient of whole images around, every second time, and changes nothing else."""
 
@@ -100,8 +100,8 @@ def test_draws_of_a_randomised_model_must_agree(digits: Batch) -> None:
     assert "EOT" in found["gradients agree"]
 
 
-def test_silent_success(digits: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forgetful(target: nn.Module, batch: Batch, *rest: Any) -> Tensor:
+def test_silent_success(digits: ImageBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(target: nn.Module, batch: ImageBatch, *rest: Any) -> Tensor:
         attack_images(target, batch, *rest)
         return batch.images.clone()
 
@@ -111,14 +111,14 @@ def test_silent_success(digits: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["pgd", "apgd-ce"])
-def test_the_best_iterate_is_returned(digits: Batch, name: Any) -> None:
+def test_the_best_iterate_is_returned(digits: ImageBatch, name: Any) -> None:
     config = AttackConfig(name, 60 / 255, 20)
     found = {check.name: check for check in indicators(Linear().eval(), digits, config=config)}
     assert found["silent success"].passed
     assert "0 of 0 " not in found["silent success"].detail
 
 
-def test_incomplete_optimization(digits: Batch) -> None:
+def test_incomplete_optimization(digits: ImageBatch) -> None:
     eps = 60 / 255
     small = AttackConfig("pgd", eps, 20, step_size=eps / 60)
     found = fired(indicators(Linear().eval(), digits, config=small))
@@ -127,14 +127,14 @@ def test_incomplete_optimization(digits: Batch) -> None:
     assert not fired(indicators(Linear().eval(), digits, config=enough))
 
 
-def test_transfer_failure(digits: Batch) -> None:
+def test_transfer_failure(digits: ImageBatch) -> None:
     model, eps = Linear().eval(), 20 / 255
     found = fired(indicators(model, digits, eps, surrogate=Shifted(10).eval()))
     assert found.keys() == {"transfer failure"}
     assert not fired(indicators(model, digits, eps, surrogate=Linear().eval()))
 
 
-def test_an_answer_that_hangs_on_the_batch_does_not_transfer(digits: Batch) -> None:
+def test_an_answer_that_hangs_on_the_batch_does_not_transfer(digits: ImageBatch) -> None:
     """An attack drops what is broken: the model that it saw then is not the one that answers."""
 
     class Crowded(Linear):
@@ -145,10 +145,10 @@ def test_an_answer_that_hangs_on_the_batch_does_not_transfer(digits: Batch) -> N
     assert "transfer failure" in fired(indicators(Crowded().eval(), digits, 60 / 255))
 
 
-def test_unconstrained_attack_failure(digits: Batch) -> None:
+def test_unconstrained_attack_failure(digits: ImageBatch) -> None:
     found = fired(indicators(Trapped().eval(), digits))
     assert found.keys() == {"unconstrained attack failure"}
 
 
-def test_nothing_to_attack(digits: Batch) -> None:
+def test_nothing_to_attack(digits: ImageBatch) -> None:
     assert fired(indicators(Linear().eval(), digits._replace(labels=1 - digits.labels))).keys() == {"attackable"}

@@ -17,7 +17,7 @@ from maep.attacks.config import AttackConfig
 from maep.data.config import DataConfig
 from maep.data.datasets import load
 from maep.errors import DataError
-from maep.evaluate.measure import Batch, DefendedModel, attack_images
+from maep.evaluate.measure import DefendedModel, ImageBatch, attack_images
 from maep.evaluate.results.summary import Result
 from maep.evaluate.trust import sanity
 from maep.evaluate.trust.checks import adaptive_not_above, budget_rounded, eps_zero, monotone
@@ -37,17 +37,17 @@ INDICATORS = {
 
 
 @pytest.fixture(scope="module")
-def probes() -> Batch:
+def probes() -> ImageBatch:
     digits = load(DataConfig("digits"), "dev")
     images, labels = digits.batch(range(24))
-    return Batch(images, labels, torch.from_numpy(digits.indices[:24]))
+    return ImageBatch(images, labels, torch.from_numpy(digits.indices[:24]))
 
 
 def failed(checks: list[Check]) -> set[str]:
     return {check.name for check in checks if not check.passed}
 
 
-def test_honest_purifier_is_not_flagged(classifier: Classifier, purifier: Artifact, probes: Batch) -> None:
+def test_honest_purifier_is_not_flagged(classifier: Classifier, purifier: Artifact, probes: ImageBatch) -> None:
     model = defend(classifier, load_purifier_artifact(purifier))
     checks = sanity.battery(DefendedModel(model), probes, "adaptive", 8 / 255)
     assert not failed(checks)
@@ -62,7 +62,7 @@ def test_honest_purifier_is_not_flagged(classifier: Classifier, purifier: Artifa
     }
 
 
-def test_masked_gradients_are_flagged(classifier: Classifier, probes: Batch) -> None:
+def test_masked_gradients_are_flagged(classifier: Classifier, probes: ImageBatch) -> None:
     checks = sanity.battery(DefendedModel(defend(classifier, Rounding())), probes, "adaptive", 8 / 255)
     assert {"unavailable gradients", "unconstrained attack failure"} <= failed(checks)
 
@@ -80,7 +80,7 @@ def test_one_step_that_beats_twenty_is_flagged() -> None:
     images, labels = digits.batch(range(240))
     images, labels, indices = (part[labels < 2] for part in (images, labels, torch.from_numpy(digits.indices[:240])))
     for model, flagged in ((Rippled(), True), (linear(), False)):
-        checks = sanity.battery(DefendedModel(model.eval()), Batch(images, labels, indices), "adaptive", 40 / 255)
+        checks = sanity.battery(DefendedModel(model.eval()), ImageBatch(images, labels, indices), "adaptive", 40 / 255)
         assert ("more steps are not weaker" in failed(checks)) == flagged
 
 
@@ -99,7 +99,7 @@ def test_eps_zero_that_is_not_clean_is_flagged() -> None:
         predictions = model(images).argmax(dim=1)
         answers = zip(predictions.tolist(), (predictions == labels).tolist(), strict=True)
         clean = dict(zip(indices.roll(moved).tolist(), answers, strict=True))
-        few = Batch(images[:9], labels[:9], indices[:9])
+        few = ImageBatch(images[:9], labels[:9], indices[:9])
         return eps_zero(sanity.at_eps_zero(DefendedModel(model), few), clean)
 
     assert len(set(labels[:9].tolist())) == 2
@@ -137,20 +137,20 @@ def test_adaptive_above_oblivious_is_flagged() -> None:
 @pytest.mark.parametrize(
     ("make", "name"), [(probabilities, "logits"), (lambda: linear().train(), "eval mode")], ids=["softmax", "training"]
 )
-def test_wrong_models_are_flagged(make: Callable[[], nn.Module], name: str, probes: Batch) -> None:
+def test_wrong_models_are_flagged(make: Callable[[], nn.Module], name: str, probes: ImageBatch) -> None:
     model = make()
     model = model if name == "eval mode" else model.eval()
     assert name in failed(sanity.battery(DefendedModel(model), probes, "bpda", 8 / 255))
 
 
-def test_draws_that_only_a_gradient_meets_are_flagged(classifier: Classifier, probes: Batch) -> None:
+def test_draws_that_only_a_gradient_meets_are_flagged(classifier: Classifier, probes: ImageBatch) -> None:
     model = defend(classifier, NoisyInGradient())
     with torch.no_grad():
         assert torch.equal(model(probes[0]), model(probes[0]))
     assert "draws nothing" in failed(sanity.battery(DefendedModel(model), probes, "bpda", 8 / 255))
 
 
-def test_battery_leaves_the_generator_and_asks_nothing_of_it(classifier: Classifier, probes: Batch) -> None:
+def test_battery_leaves_the_generator_and_asks_nothing_of_it(classifier: Classifier, probes: ImageBatch) -> None:
     class Faint(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return (images + 0.02 * torch.randn_like(images)).clamp(0, 1)
@@ -167,15 +167,15 @@ def test_battery_leaves_the_generator_and_asks_nothing_of_it(classifier: Classif
     assert found[0] == found[1]
 
 
-def test_no_image_right_means_nothing_to_attack(probes: Batch) -> None:
+def test_no_image_right_means_nothing_to_attack(probes: ImageBatch) -> None:
     wrong = probes.where(probes.labels > 1)
     assert "attackable" in failed(sanity.battery(DefendedModel(linear().eval()), wrong, "adaptive", 8 / 255))
 
 
 def test_an_attack_that_leaves_the_ball_is_flagged(
-    classifier: Classifier, probes: Batch, monkeypatch: pytest.MonkeyPatch
+    classifier: Classifier, probes: ImageBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wide(target: nn.Module, batch: Batch, config: AttackConfig, *rest: Any) -> Tensor:
+    def wide(target: nn.Module, batch: ImageBatch, config: AttackConfig, *rest: Any) -> Tensor:
         return attack_images(target, batch, replace(config, eps=2 * config.eps), *rest)
 
     monkeypatch.setattr("maep.evaluate.trust.probes.attack_images", wide)
@@ -183,13 +183,13 @@ def test_an_attack_that_leaves_the_ball_is_flagged(
 
 
 def test_an_attack_that_is_weaker_than_noise_is_flagged(
-    classifier: Classifier, probes: Batch, monkeypatch: pytest.MonkeyPatch
+    classifier: Classifier, probes: ImageBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("maep.evaluate.trust.probes.attack_images", lambda target, batch, *rest: batch.images.clone())
     assert "noise is weaker than PGD" in failed(sanity.battery(DefendedModel(classifier), probes, "adaptive", 64 / 255))
 
 
-def test_images_out_of_range_are_refused(classifier: Classifier, probes: Batch) -> None:
+def test_images_out_of_range_are_refused(classifier: Classifier, probes: ImageBatch) -> None:
     bright = probes._replace(images=probes.images * 255)
     with pytest.raises(DataError, match="0 to 255"):
         sanity.battery(DefendedModel(classifier), bright, "adaptive", 8 / 255)

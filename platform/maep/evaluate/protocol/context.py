@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,9 +21,10 @@ from maep.errors import ConfigError, DataError
 from maep.evaluate import attacked_sets, baselines
 from maep.evaluate.attacked_sets import AttackedSet
 from maep.evaluate.config import EvaluateConfig, Threat
-from maep.evaluate.measure import Batch, DefendedModel, check_images
+from maep.evaluate.measure import DefendedModel, ImageBatch, check_images
 from maep.evaluate.protocol import presets
 from maep.evaluate.protocol.presets import Column, ScheduledAttack, Source, Traits
+from maep.evaluate.results import rows
 from maep.evaluate.trust.flags import looks_like_probabilities
 from maep.models.build import load_purifier_artifact
 from maep.models.classifiers.load import Classifier, load_classifier
@@ -31,20 +32,6 @@ from maep.models.purifier import defend
 from maep.models.tiles import for_size
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Setup:
-    """One evaluation. `purifiers` are (name, artifact folder); the baselines are in `config`."""
-
-    config: EvaluateConfig
-    purifiers: tuple[tuple[str, str], ...]
-    output: Path
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Every defence of the table: baselines, then purifiers."""
-        return (*self.config.baselines, *(name for name, _ in self.purifiers))
 
 
 @dataclass(frozen=True)
@@ -73,17 +60,28 @@ class FixedDraws(nn.Module):
 
 
 class Context:
-    """The parts of one evaluation, each loaded on first use. It is sent to workers with what is loaded."""
+    """The parts of one evaluation, each loaded on first use. It is sent to workers with what is loaded.
 
-    def __init__(self, setup: Setup) -> None:
-        self.setup = setup
-        self.config = setup.config
+    `purifiers` are artifact folders by name; the baselines are in `config`.
+    """
+
+    def __init__(self, config: EvaluateConfig, purifiers: Mapping[str, str], output: Path) -> None:
+        self.config, self.purifiers, self.output = config, dict(purifiers), output
         self._models: dict[str, Any] = {}
         self._attacked: dict[object, Any] = {}
 
     def __getstate__(self) -> dict[str, object]:
         """Everything loaded except attacked images: each task gets its share of those."""
         return {**self.__dict__, "_attacked": {}}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every defence of the table: baselines, then purifiers."""
+        return (*self.config.baselines, *self.purifiers)
+
+    def part(self, words: Sequence[object], suffix: str) -> Path:
+        """The file of an unmerged part of the result, named by `words`."""
+        return self.output / "parts" / f"{rows.part_name(words)}.{suffix}"
 
     @functools.cached_property
     def image_list(self) -> lists.ImageList:
@@ -95,12 +93,12 @@ class Context:
         """The images of the list, in its order."""
         return lists.pick(datasets.load(self.config.data, self.image_list.split), self.image_list)
 
-    def batch(self, positions: range) -> Batch:
+    def batch(self, positions: range) -> ImageBatch:
         """The images at `positions` of the list, channels-last: small convolutions are twice as fast so on a CPU."""
         images, labels = self.image_set.batch(positions)
         # copied, because PyTorch warns about the read-only array that a worker shares with others
         indices = torch.from_numpy(self.image_set.indices[positions.start : positions.stop].copy())
-        return Batch(images.contiguous(memory_format=torch.channels_last), labels, indices)
+        return ImageBatch(images.contiguous(memory_format=torch.channels_last), labels, indices)
 
     def classifier(self, spec: str) -> Classifier:
         """The protected classifier, frozen, in eval mode."""
@@ -120,12 +118,11 @@ class Context:
         """The purifier or baseline of that name."""
 
         def load() -> Defence:
-            folders = dict(self.setup.purifiers)
-            if name not in folders:
+            if name not in self.purifiers:
                 module = baselines.build(name)
                 traits = Traits(name, True, bool(module.differentiable), bool(module.randomised))
                 return Defence(baselines.sha256(name), module, traits)
-            source = artifact.read(folders[name])
+            source = artifact.read(self.purifiers[name])
             own = load_purifier_artifact(source)
             module = for_size(own, self.image_set.image_shape, self.config.sizes)
             return Defence(source.sha256, module, Traits(name, False, True, bool(getattr(own, "randomised", False))))
@@ -152,7 +149,7 @@ class Context:
 
     def columns(self, name: str, spec: str) -> tuple[Column, ...]:
         """The columns of one defence before one classifier, in the order of the table."""
-        others = [self.defence(other).traits for other in self.setup.names if other != name]
+        others = [self.defence(other).traits for other in self.names if other != name]
         return presets.columns(self.config, self.defence(name).traits, spec, others, len(self.image_list))
 
     def attacked_set(self, source: Source, attack: ScheduledAttack, num_images: int) -> AttackedSet:
@@ -205,7 +202,7 @@ def check(context: Context) -> None:
         raise ConfigError(f"classifiers: two are called {name!r}, so their rows could not be told apart")
     for spec in context.config.classifiers:
         _check_classifier(context, spec, images)
-    for name in context.setup.names:
+    for name in context.names:
         _check_defence(name, context.defence(name).module, images)
 
 

@@ -18,10 +18,10 @@ import torch
 from maep import cluster, memory, storage
 from maep.errors import UnavailableError
 from maep.evaluate.protocol.context import Context
-from maep.evaluate.protocol.tasks import Inputs, Task
+from maep.evaluate.protocol.tasks import EvaluationTask, Inputs
 
-Chain = Sequence[Task]
-Finished = Callable[[Task], None]
+Chain = Sequence[EvaluationTask]
+Finished = Callable[[EvaluationTask], None]
 _ATTEMPTS = 3
 _START_TIMEOUT_S = 300.0
 
@@ -79,7 +79,7 @@ class _Worker:
     def ready(self) -> None:
         """Returns once the context has arrived."""
 
-    def run(self, task: Task, inputs: Inputs) -> dict[Path, bytes]:
+    def run(self, task: EvaluationTask, inputs: Inputs) -> dict[Path, bytes]:
         return task.run(self.context, inputs)
 
 
@@ -90,14 +90,11 @@ class _Workers:
         import ray
 
         self.context = context
-        self.sent = ray.put(context)
-        self.actors = [self._start() for _ in range(context.config.num_workers)]
-
-    def _start(self) -> Any:
-        import ray
-
-        threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-        return ray.remote(num_cpus=1, runtime_env={"env_vars": threads})(_Worker).remote(self.sent)
+        threads = {"env_vars": {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}}
+        # Ray restarts a worker that dies, and repeats the task that it was running.
+        options = {"num_cpus": 1, "runtime_env": threads, "max_restarts": -1, "max_task_retries": _ATTEMPTS - 1}
+        sent = ray.put(context)
+        self.actors = [ray.remote(**options)(_Worker).remote(sent) for _ in range(context.config.num_workers)]
 
     def close(self) -> None:
         """Ends the workers."""
@@ -112,8 +109,7 @@ class _Workers:
 
         left = (deque(task for task in chain if not task.is_done(self.context)) for chain in chains)
         waiting = deque(chain for chain in left if chain)
-        busy = {actor.ready.remote(): (actor, deque[Task]()) for actor in self.actors}
-        attempts: dict[Task, int] = {}
+        busy = {actor.ready.remote(): (actor, deque[EvaluationTask]()) for actor in self.actors}
         timeout: float | None = _START_TIMEOUT_S
         while waiting or any(chain for _, chain in busy.values()):
             done, _ = ray.wait(list(busy), num_returns=1, timeout=timeout)
@@ -123,31 +119,26 @@ class _Workers:
                 )
             timeout = None
             actor, chain = busy.pop(done[0])
-            try:
-                files = ray.get(done[0])
-            except ray.exceptions.RayTaskError as error:
-                raise (error.cause or error) from None
-            except ray.exceptions.RayActorError as error:
-                actor = self._replace(actor, chain, attempts, error)
-            else:
-                if chain:
-                    _write(files)
-                    finished(chain.popleft())
+            files = self._result(done[0], chain)
+            if chain:
+                _write(files)
+                finished(chain.popleft())
             if not chain and waiting:
                 chain = waiting.popleft()
             if chain:
                 busy[actor.run.remote(chain[0], chain[0].inputs(self.context))] = (actor, chain)
 
-    def _replace(self, actor: Any, chain: deque[Task], attempts: dict[Task, int], error: Exception) -> Any:
-        """Starts a worker in the place of one that died. Raises UnavailableError once its task has failed too often."""
-        if chain:
-            attempts[chain[0]] = attempts.get(chain[0], 1) + 1
-            if attempts[chain[0]] > _ATTEMPTS:
-                reason = str(error).strip().splitlines()[0]
-                raise UnavailableError(
-                    f"{chain[0].label}: {_ATTEMPTS} workers died while running it (out of memory?): {reason};"
-                    " repeat the command with fewer num_workers or a smaller batch_size to resume"
-                )
-        self.actors.remove(actor)
-        self.actors.append(self._start())
-        return self.actors[-1]
+    def _result(self, reference: Any, chain: Sequence[EvaluationTask]) -> dict[Path, bytes]:
+        import ray
+
+        try:
+            files: dict[Path, bytes] = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise (error.cause or error) from None
+        except ray.exceptions.RayActorError as error:
+            what = chain[0].label() if chain else "starting a worker"
+            raise UnavailableError(
+                f"{what}: {_ATTEMPTS} workers died at it (out of memory?): {str(error).strip().splitlines()[0]};"
+                " repeat the command with fewer num_workers or a smaller batch_size to resume"
+            ) from None
+        return files

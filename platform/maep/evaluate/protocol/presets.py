@@ -38,6 +38,11 @@ class ScheduledAttack:
     source: Source | None = None
     seed: int = 0
 
+    @property
+    def num_passes(self) -> int:
+        """Forward passes per image."""
+        return self.config.effort * self.config.num_targets
+
     def label(self, names: dict[str, str]) -> str:
         """The attack's name in tables: PGD-20, PGD-20 from conv; `names` are the classifiers' names by spec."""
         text = self.config.label

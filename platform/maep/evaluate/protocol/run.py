@@ -28,9 +28,9 @@ from maep.evaluate.attacked_sets import AttackedSet
 from maep.evaluate.config import EvaluateConfig
 from maep.evaluate.cost import Cost
 from maep.evaluate.protocol import pool
-from maep.evaluate.protocol.context import Context, Setup, check
+from maep.evaluate.protocol.context import Context, check
 from maep.evaluate.protocol.presets import Column, ScheduledAttack, Source
-from maep.evaluate.protocol.tasks import AttackShard, MeasureShard, SanityBattery, Task
+from maep.evaluate.protocol.tasks import AttackShard, EvaluationTask, MeasureShard, SanityBattery
 from maep.evaluate.results import rows, summary
 from maep.evaluate.results.summary import Result
 from maep.evaluate.trust.checks import pair_checks, pair_flags
@@ -52,11 +52,14 @@ class EvaluationProgress:
     eta_seconds: float | None
 
 
+Report = Callable[[EvaluationProgress], None]
+
+
 def evaluate(
     config: EvaluateConfig,
     purifiers: Mapping[str, str | Path | Artifact],
     output: str | Path,
-    progress: Callable[[EvaluationProgress], None] | None = None,
+    progress: Report | None = None,
 ) -> Result:
     """Evaluates `purifiers` (name -> artifact, or its local folder) beside the baselines, into folder `output`.
 
@@ -65,7 +68,7 @@ def evaluate(
     """
     folders = {name: str(p.folder if isinstance(p, Artifact) else p) for name, p in purifiers.items()}
     _check_names(config, folders)
-    context = Context(Setup(config, tuple(folders.items()), Path(output)))
+    context = Context(config, folders, Path(output))
     try:
         with pool.one_thread():
             return _evaluate(context, progress or (lambda _: None))
@@ -75,12 +78,12 @@ def evaluate(
         raise UserError(f"cannot write the evaluation to {error.filename or output}: {error.strerror}") from None
 
 
-def _evaluate(context: Context, progress: Callable[[EvaluationProgress], None]) -> Result:
+def _evaluate(context: Context, progress: Report) -> Result:
     check(context)
     identity = _identity(context)
-    _claim(context.setup.output, identity)
-    if (context.setup.output / summary.RESULT).is_file():
-        return summary.read(context.setup.output)
+    _claim(context.output, identity)
+    if (context.output / summary.RESULT).is_file():
+        return summary.read(context.output)
     sets, making, measuring = _stages(context)
     tasks = [task for stage in (making, *measuring) for chain in stage for task in chain]
     reporter = _Reporter(context, tasks, progress)
@@ -116,7 +119,7 @@ def _identity(context: Context) -> dict[str, Any]:
         "image_list_sha256": context.image_list.sha256,
         "num_images": len(context.image_list),
         "seed": context.config.seed,
-        "purifiers": {name: context.defence(name).sha256 for name in context.setup.names},
+        "purifiers": {name: context.defence(name).sha256 for name in context.names},
         "baselines": list(context.config.baselines),
         "classifiers": {classifier.name: classifier.sha256 for classifier in classifiers},
         "config": {key: value for key, value in deciding.items() if key != "classifiers"},
@@ -142,7 +145,7 @@ def _claim(output: Path, identity: Mapping[str, Any]) -> None:
 
 def _pairs(context: Context) -> list[tuple[str, str]]:
     """Every (defence, classifier), in the order of the table."""
-    return [(name, spec) for spec in context.config.classifiers for name in context.setup.names]
+    return [(name, spec) for spec in context.config.classifiers for name in context.names]
 
 
 def _sources(context: Context) -> list[tuple[Source, ScheduledAttack, int]]:
@@ -207,13 +210,13 @@ def _merge(context: Context, identity: Mapping[str, Any]) -> Result:
                 cost += part_cost
         pair_table = pa.concat_tables(pair_tables)
         tables.append(pair_table)
-        battery = SanityBattery(name, spec).result(context)
-        cost += battery.cost
+        at_eps_zero, checks, flags, battery_cost = SanityBattery(name, spec).result(context)
+        cost += battery_cost
         randomised = context.defence(name).traits.randomised
-        across = pair_checks(pair_table, battery.at_eps_zero, context.config.oblivious_eps, randomised)
+        across = pair_checks(pair_table, at_eps_zero, context.config.oblivious_eps, randomised)
         pair = {"purifier": name, "classifier": names[spec]}
-        reports.append({**pair, "checks": [*battery.checks, *map(asdict, across)]})
-        found = [*battery.flags, *map(asdict, pair_flags(pair_table))]
+        reports.append({**pair, "checks": [*checks, *map(asdict, across)]})
+        found = [*flags, *map(asdict, pair_flags(pair_table))]
         flagged += [{**pair, "flag": flag["name"], "detail": flag["detail"]} for flag in found]
     values = {
         "name": "maep evaluation",
@@ -225,8 +228,8 @@ def _merge(context: Context, identity: Mapping[str, Any]) -> Result:
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "workers": context.config.num_workers},
         "versions": {package: version(package) for package in ("maep", "torch", "numpy", "pillow")},
     }
-    result = summary.write(context.setup.output, pa.concat_tables(tables), values, reports)
-    shutil.rmtree(context.setup.output / "parts", ignore_errors=True)
+    result = summary.write(context.output, pa.concat_tables(tables), values, reports)
+    shutil.rmtree(context.output / "parts", ignore_errors=True)
     return result
 
 
@@ -237,17 +240,17 @@ def _cost(cost: Cost) -> dict[str, float]:
 class _Reporter:
     """Reports progress, and the remaining time by the estimated effort of the tasks left."""
 
-    def __init__(self, context: Context, tasks: Sequence[Task], report: Callable[[EvaluationProgress], None]) -> None:
+    def __init__(self, context: Context, tasks: Sequence[EvaluationTask], report: Report) -> None:
         left = [task for task in tasks if not task.is_done(context)]
         self.report, self.total, self.done = report, len(tasks), len(tasks) - len(left)
         self.effort_left, self.effort_done = sum(task.effort() for task in left), 0
         self.start = time.monotonic()
 
-    def finished(self, task: Task) -> None:
+    def finished(self, task: EvaluationTask) -> None:
         """Reports one more finished task."""
         self.done += 1
         self.effort_done += task.effort()
         self.effort_left -= task.effort()
         seconds = time.monotonic() - self.start
         eta = seconds * self.effort_left / self.effort_done if self.effort_done else None
-        self.report(EvaluationProgress(self.done, self.total, task.label, seconds, eta))
+        self.report(EvaluationProgress(self.done, self.total, task.label(), seconds, eta))

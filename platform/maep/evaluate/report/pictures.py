@@ -12,7 +12,7 @@ from torch import nn
 
 from maep.attacks.config import AttackConfig
 from maep.data.image_set import ImageSet, to_float, to_uint8
-from maep.evaluate.measure import Batch, attack_images, round_to_budget
+from maep.evaluate.measure import ImageBatch, attack_images, round_to_budget
 
 GAIN = 8
 _HEADS = ("clean", "attacked", "purified", f"attack x{GAIN}", f"remaining x{GAIN}")
@@ -66,7 +66,7 @@ def one_of_each(images: ImageSet, count: int) -> ImageSet:
 def attacked(model: nn.Module, images: ImageSet, config: AttackConfig, seed: int) -> NDArray[np.uint8]:
     """uint8 [N, H, W, 3]: `images` attacked on `model` (images to logits) as in an evaluation with that seed."""
     clean, labels = images.batch(range(len(images)))
-    found = attack_images(model, Batch(clean, labels, torch.from_numpy(images.indices)), config, seed)
+    found = attack_images(model, ImageBatch(clean, labels, torch.from_numpy(images.indices)), config, seed)
     return to_uint8(round_to_budget(found, clean, config.eps)).numpy()
 
 

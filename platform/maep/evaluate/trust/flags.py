@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maep.evaluate.measure import Batch, DefendedModel
+from maep.evaluate.measure import DefendedModel, ImageBatch
 from maep.evaluate.trust.findings import Flag
 from maep.evaluate.trust.probes import Probes, isolated_draws
 
@@ -18,7 +18,7 @@ DISTINCT = 0.5
 """Least share of distinct highest logits among different images."""
 
 
-def flags(defended: DefendedModel, batch: Batch, seed: int = 0) -> list[Flag]:
+def flags(defended: DefendedModel, batch: ImageBatch, seed: int = 0) -> list[Flag]:
     """What is unusual about the model on a few images.
 
     Raises DataError for images that are not float in [0, 1].

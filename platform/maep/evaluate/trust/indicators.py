@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from maep import seeding
 from maep.attacks.config import AttackConfig
 from maep.evaluate.config import eps_label
-from maep.evaluate.measure import Batch, DefendedModel, Expectation
+from maep.evaluate.measure import DefendedModel, Expectation, ImageBatch
 from maep.evaluate.trust.findings import Check
 from maep.evaluate.trust.probes import Probes, Trace, isolated_draws
 
@@ -62,7 +62,7 @@ class IndicatorResult:
 
 def indicators(
     defended: DefendedModel,
-    batch: Batch,
+    batch: ImageBatch,
     config: AttackConfig,
     seed: int = 0,
     surrogate: nn.Module | None = None,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maep import seeding, storage
 from maep.attacks.config import AttackConfig
-from maep.evaluate.measure import Batch, DefendedModel, attack_images, check_images
+from maep.evaluate.measure import DefendedModel, ImageBatch, attack_images, check_images
 
 _PREDICT, _ATTACK, _GRADIENT = 0, 1, 2
 """Random streams of a randomised model: an attack must not use the draws that judge it."""
@@ -34,7 +34,7 @@ class Probes:
     """
 
     defended: DefendedModel
-    batch: Batch
+    batch: ImageBatch
     seed: int
 
     def __post_init__(self) -> None:
@@ -115,7 +115,7 @@ class Trace:
 class _Recorder(nn.Module):
     """Wraps `target` and records every iterate passed to it, so that the traced attack is the protocol's own."""
 
-    def __init__(self, target: nn.Module, batch: Batch) -> None:
+    def __init__(self, target: nn.Module, batch: ImageBatch) -> None:
         super().__init__()
         self.target = target
         self.images, self.labels = batch.images.detach(), batch.labels

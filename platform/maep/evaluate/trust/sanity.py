@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from maep import seeding
 from maep.attacks.config import AttackConfig
 from maep.evaluate.config import Threat, eps_label
-from maep.evaluate.measure import Batch, DefendedModel, round_to_budget
+from maep.evaluate.measure import DefendedModel, ImageBatch, round_to_budget
 from maep.evaluate.trust.findings import Check, by_chance, risen
 from maep.evaluate.trust.flags import looks_like_probabilities, spread
 from maep.evaluate.trust.indicators import indicate, nothing_to_attack
@@ -29,7 +29,7 @@ Predictions = Mapping[int, tuple[int, bool]]
 """Official index -> the predicted class, and whether it is right."""
 
 
-def battery(defended: DefendedModel, batch: Batch, threat: Threat, eps: float, seed: int = 0) -> list[Check]:
+def battery(defended: DefendedModel, batch: ImageBatch, threat: Threat, eps: float, seed: int = 0) -> list[Check]:
     """The checks of a defended model on a few images.
 
     threat  `adaptive`, or `bpda` where the model passes gradients through the defence unchanged; checks of the
@@ -42,7 +42,7 @@ def battery(defended: DefendedModel, batch: Batch, threat: Threat, eps: float, s
         return _battery(Probes(defended, batch, seed), threat, eps)
 
 
-def at_eps_zero(defended: DefendedModel, batch: Batch, seed: int = 0) -> dict[int, tuple[int, bool]]:
+def at_eps_zero(defended: DefendedModel, batch: ImageBatch, seed: int = 0) -> dict[int, tuple[int, bool]]:
     """Predictions on images attacked within a vanishing budget."""
     with isolated_draws(batch.images.device):
         probes = Probes(defended, batch, seed)

@@ -22,7 +22,7 @@ from maep.train.loop.callback import Callback
 from maep.train.ray.workers import train
 from maep.tune import record
 from maep.tune.config import TuneConfig
-from maep.tune.metrics.measuring import measure
+from maep.tune.metrics.measuring import measure_trial
 from maep.tune.record import Budget, RungResult
 from maep.tune.trial.plan import PhasePlan, plan_finetuning, plan_pretraining, read_plan
 from maep.tune.trial.trial import SPENT, Trial, is_pretrained, pretrained_folder
@@ -52,7 +52,7 @@ def finetune_to(output: Path, search: TuneConfig, trial: Trial, rung: int) -> Ru
     pause = None if level == plan.samples else level
     saved = _train(replace(settings, loop=replace(settings.loop, pause_at=pause)), folder)
     wanted = [name for name in record.OBJECTIVES if name in search.objectives or name in search.limits]
-    found = measure(saved.folder, search.finetune, wanted, search.measure, search.seed)
+    found = measure_trial(saved.folder, search.finetune, wanted, search.measure, search.seed)
     spent = _total(before, level, plan, folder)
     result = RungResult(spent.samples_seen, found.objectives, found.counts, spent)
     record.append(output, trial.trial_id, result)
