@@ -15,7 +15,7 @@ from maep import registry
 from maep.errors import ConfigError, UserError
 from maep.registry import Registry, baseline_arguments
 
-REGISTRIES = [registry.attacks, registry.baselines]
+REGISTRIES = [registry.attacks, registry.baselines, registry.families, registry.losses]
 PLAIN = "from maep import registry\n\n\n@registry.baseline({name!r}, strength=3)\ndef make(strength):\n    ...\n"
 
 
@@ -64,9 +64,10 @@ def test_names_and_declarations_import_neither_torch_nor_the_files() -> None:
     program = """
 import sys
 from maep import registry
-for each in (registry.attacks, registry.baselines):
+for each in (registry.attacks, registry.baselines, registry.losses):
     for name in each.names():
         each.declared(name)
+registry.families.names()
 print({"torch", "maep.evaluate.baselines.jpeg"} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)

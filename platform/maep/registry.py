@@ -70,16 +70,25 @@ class DatasetEntry:
 
 @dataclass(frozen=True)
 class FamilyEntry:
-    """A class or function that makes a purifier, an `nn.Module`, of a configuration of class `config`."""
+    """A class or function that makes a purifier, an `nn.Module`, from a configuration of class `config`.
+
+    Its `forward` maps float [B, 3, H, W] in [0, 1] to the same; it may have `stride`, of which H and W are multiples,
+    `randomised`, and `unclamped`, the output before it is cut to [0, 1], from which training takes the gradient.
+    """
 
     config: type
-    """A frozen dataclass with the key `name`, whose default is the registered name."""
+    """A frozen dataclass with the keys `name`, whose default is the registered name, and `image_size`; a key `mae` is
+    an autoencoder, which pretraining can start."""
+    title: str = "Purifier"
+    """Heading of the cards of its artifacts."""
 
 
 @dataclass(frozen=True)
 class LossEntry:
-    """A function from a `LossInputs` (maep.train.losses) to a scalar tensor."""
+    """A function from `LossInputs` (maep.train.losses.inputs) and the term's configuration to a scalar tensor."""
 
+    meaning: str
+    """What it measures, for `--help`."""
     config: type | None = None
     """A subclass of TermConfig, for further keys; None: TermConfig."""
     teacher: bool = False

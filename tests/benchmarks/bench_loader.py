@@ -27,9 +27,10 @@ from maep.data.stream.loaders import Loader, open_images
 from maep.data.stream.plan import Sampling
 from maep.data.stream.resident import ResidentLoader, SyntheticLoader
 from maep.models.build import build_model
+from maep.train.batch import Batch
 from maep.train.config import LoopConfig
 from maep.train.loop.run import batch_of
-from maep.train.objectives import Batch, Pretraining
+from maep.train.objectives import Pretraining
 from maep.train.ray.loader import RayLoader
 
 CPU = torch.device("cpu")

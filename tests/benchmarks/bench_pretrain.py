@@ -23,12 +23,13 @@ from maep.data.stream.plan import Sampling
 from maep.data.stream.resident import ResidentLoader
 from maep.models import flops
 from maep.models.mae import MaskedAutoencoder
+from maep.train.batch import Batch
 from maep.train.benchmark import _random_images
 from maep.train.config import PretrainConfig
 from maep.train.loop.run import batch_of
 from maep.train.loop.step import TrainingStep
 from maep.train.loop.stopwatch import Stopwatch
-from maep.train.objectives import Batch, Pretraining
+from maep.train.objectives import Pretraining
 
 CPU = torch.device("cpu")
 ROUNDS, STEPS = 5, 2

@@ -22,7 +22,8 @@ from maep.evaluate.protocol.context import FixedDraws
 from maep.evaluate.protocol.run import evaluate
 from maep.evaluate.trust import sanity
 from maep.models.classifiers.load import Classifier
-from maep.models.config import MaeConfig, PurifierConfig
+from maep.models.config import MaeConfig
+from maep.models.families.purifier import PurifierConfig
 from maep.models.purifier import Purifier, defend
 
 LINEAR = "import:evaluate_toys:linear"

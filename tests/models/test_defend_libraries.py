@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import maep
 from maep import config
 from maep.models.classifiers.load import CifarResNet, Classifier
-from maep.models.config import PurifierConfig
+from maep.models.families.purifier import PurifierConfig
 from maep.models.purifier import Purifier
 
 NUM, EPS, STEPS = 32, 8 / 255, 5

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from maep import config
 from maep.errors import ConfigError
 from maep.models import flops
-from maep.models.config import MaeConfig, PurifierConfig
+from maep.models.config import MaeConfig
+from maep.models.families.purifier import PurifierConfig
 from maep.models.mae import MaskedAutoencoder
 from maep.models.presets import ENCODERS
 from maep.train.config import PretrainConfig

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from maep import config
 from maep.errors import ConfigError
 from maep.models.classifiers.load import CifarResNet
-from maep.models.config import ConvConfig, PurifierConfig
 from maep.models.conv import ConvPurifier
+from maep.models.families.conv import ConvConfig
+from maep.models.families.purifier import PurifierConfig
 from maep.models.purifier import Purifier, defend
 
 MAE = {"width": 16, "depth": 1, "num_heads": 2, "decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2}

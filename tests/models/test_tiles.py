@@ -15,8 +15,10 @@ from maep.data.config import DataConfig
 from maep.errors import ConfigError
 from maep.models import tiles
 from maep.models.classifiers.load import load_classifier
-from maep.models.config import ConvConfig, MaeConfig, PurifierConfig
+from maep.models.config import MaeConfig
 from maep.models.conv import ConvPurifier
+from maep.models.families.conv import ConvConfig
+from maep.models.families.purifier import PurifierConfig
 from maep.models.purifier import Purifier, defend
 from maep.models.tiles import Tiled, for_size
 

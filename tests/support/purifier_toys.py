@@ -8,8 +8,8 @@ import torch
 
 from maep import artifact, config
 from maep.artifact import Artifact
-from maep.models.config import ConvConfig
 from maep.models.conv import ConvPurifier
+from maep.models.families.conv import ConvConfig
 
 
 def small_unet(folder: Path, seed: int, change: float) -> Artifact:

@@ -18,10 +18,10 @@ from maep.data.image_set import ImageSet
 from maep.data.stream.plan import Sampling
 from maep.data.stream.resident import ResidentLoader
 from maep.errors import ConfigError
+from maep.train.batch import Batch
 from maep.train.checkpoint import history
 from maep.train.loop.callback import TrainingProgress
 from maep.train.loop.run import Task, batch_of
-from maep.train.objectives import Batch
 
 MAE = {
     "image_size": 16,

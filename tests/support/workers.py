@@ -48,11 +48,12 @@ def _pretrain(spec: dict[str, Any], output: Path, rank: int, size: int) -> dict[
 
     from maep import config
     from maep.errors import Stopped, UserError
+    from maep.train.batch import Batch
     from maep.train.build_tasks import pretraining
     from maep.train.checkpoint.resume import World
     from maep.train.config import PretrainConfig
     from maep.train.loop.run import run
-    from maep.train.objectives import Batch, Losses
+    from maep.train.objectives import Losses
 
     task = pretraining(config.build(PretrainConfig, spec["values"]))
     forward, calls = task.objective.forward, []

@@ -16,10 +16,10 @@ from maep.data.datasets import load
 from maep.errors import ArtifactError, ConfigError
 from maep.models.classifiers.architectures import ThinVgg
 from maep.models.classifiers.load import load_classifier
+from maep.train.batch import Batch
 from maep.train.classifier import Classification, classification, dev_accuracy
 from maep.train.config import ClassifierConfig
 from maep.train.loop.run import run
-from maep.train.objectives import Batch
 
 
 def test_it_learns_the_digits(trained_accuracy: float) -> None:

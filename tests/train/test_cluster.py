@@ -20,11 +20,12 @@ from maep.artifact import Artifact
 from maep.data.config import DataConfig
 from maep.data.datasets import load
 from maep.models.build import build_model, load_weights
+from maep.train.batch import Batch
 from maep.train.build_tasks import pretraining
 from maep.train.checkpoint.history import read
 from maep.train.config import PretrainConfig
 from maep.train.loop.run import run
-from maep.train.objectives import Batch, Pretraining
+from maep.train.objectives import Pretraining
 from maep_jobs.config_files import find
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(1500)]

@@ -310,7 +310,7 @@ def test_finetuning_starts_from_the_autoencoder(
     assert all(torch.equal(theirs[name], mine[name]) for name in theirs)
     assert task.config["train"]["init_sha256"] == start.sha256
     assert "init" not in task.config["train"]
-    with pytest.raises(ConfigError, match=r"init: only model\.name purifier starts from an autoencoder"):
+    with pytest.raises(ConfigError, match=r"^init: conv "):
         purification(finetune({"init": str(start.folder), "model": conv_model}))
     wider = {"name": "purifier", "mae": start.config["model"] | {"width": 32}, "stem_channels": [4]}
     with pytest.raises(ConfigError, match=r"model\.mae\.width: 32, but the autoencoder at .* has 16"):
@@ -341,7 +341,12 @@ def test_the_rival_trains_by_the_same_loop(finetune: Make, conv_model: dict[str,
 
 def test_defaults_of_the_loss_are_what_the_text_says() -> None:
     loss = config.build(LossConfig, {})
-    assert (loss.pixel.weight, loss.pixel_norm, loss.masked.weight, loss.kl.weight) == (3.0, "l1", 0.0, 0.5)
+    assert (loss.terms["pixel"].weight, loss.pixel_norm, loss.terms["masked"].weight, loss.terms["kl"].weight) == (
+        3.0,
+        "l1",
+        0.0,
+        0.5,
+    )
 
 
 def test_pretraining_hides_the_share_it_is_told(pretrain: Make) -> None:

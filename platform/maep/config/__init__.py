@@ -13,6 +13,7 @@ from maep.config.fields import (
     inner_classes,
     key,
     named_section,
+    named_sections,
     section,
     section_class,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "key",
     "load",
     "named_section",
+    "named_sections",
     "read_yaml",
     "section",
     "section_class",

@@ -28,6 +28,13 @@ class Named(Protocol):
         """The class that `name` is configured by. Raises ConfigError, with the nearest name, for another name."""
 
 
+class Sections(Named, Protocol):
+    """The same, of sections that are keys of one class."""
+
+    def meaning(self, name: str) -> str:
+        """What the section is for."""
+
+
 def key(default: T, meaning: str, *, decides: bool, choices: Callable[[], Iterable[str]] | None = None) -> T:
     """A key with its default and its meaning.
 
@@ -60,6 +67,16 @@ def named_section(named: Named, default: str, meaning: str = "") -> Any:
     return dataclasses.field(default_factory=make, metadata=metadata)
 
 
+def named_sections(named: Sections, default: Callable[[], dict[str, Any]]) -> Any:
+    """A mapping of sections by name among `named`, whose names are keys of the class itself: terms.pixel is `pixel`."""
+    return dataclasses.field(default_factory=default, metadata={"sections": named})
+
+
+def sections_field(cls: type) -> dataclasses.Field[Any] | None:
+    """The field of `cls` that is made by `named_sections`, if it has one."""
+    return next((field for field in dataclasses.fields(cls) if "sections" in field.metadata), None)
+
+
 @functools.cache
 def kinds(cls: type) -> dict[str, Any]:
     """The types of a class's fields, evaluated once: evaluation takes most of the time of a build."""
@@ -72,7 +89,9 @@ def deciding(config: Any) -> dict[str, Any]:
     for field in dataclasses.fields(config):
         if field.metadata.get("decides", True):
             value = _deciding(getattr(config, field.name))
-            if value != {} or "decides" in field.metadata:  # a section of which nothing decides is left out
+            if "sections" in field.metadata:
+                values |= value
+            elif value != {} or "decides" in field.metadata:  # a section of which nothing decides is left out
                 values[field.name] = value
     return values
 
@@ -110,6 +129,9 @@ def describe(cls: type, prefix: str = "", filled: Any = None, names: Sequence[st
     several classes has the keys of the default one, and its key `name` all `names`.
     """
     for field in dataclasses.fields(cls):
+        if "sections" in field.metadata:
+            yield from _describe_sections(field.metadata["sections"], _default(field, filled), prefix)
+            continue
         path, metadata, kind = f"{prefix}{field.name}", field.metadata, kinds(cls)[field.name]
         meaning = " ".join(metadata.get("meaning", "").split())
         inner = section_class(cls, field)
@@ -125,6 +147,13 @@ def describe(cls: type, prefix: str = "", filled: Any = None, names: Sequence[st
         item = _item_class(kind)
         if item is not None:
             yield from describe(item, f"{path}.NAME." if get_origin(kind) is dict else f"{path}[].")
+
+
+def _describe_sections(named: Sections, filled: Mapping[str, Any], prefix: str) -> Iterator[Key]:
+    for name in named.names():
+        inner = named.config_class(name)
+        yield Key(f"{prefix}{name}", "section", "", named.meaning(name), None, is_section=True)
+        yield from describe(inner, f"{prefix}{name}.", filled.get(name))
 
 
 def section_class(cls: type, field: dataclasses.Field[Any], name: str | None = None) -> type | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from maep.config.fields import describe, kinds, section_class, type_name
+from maep.config.fields import Named, describe, kinds, section_class, sections_field, type_name
 from maep.config.text import Word, apply_overrides, guess, parse_word, read_yaml
 from maep.errors import ConfigError, few, nearest
 
@@ -42,15 +42,18 @@ def _unknown_keys(cls: type, values: Any, where: str) -> Iterator[tuple[str, str
     values = _mapping(values, where)
     if not isinstance(values, Mapping):
         return  # refused when it is filled
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields, named = _keys(cls)
     for name, value in _expanded(cls, values, where).items():
         path = f"{where}.{name}" if where else str(name)
-        if name not in fields:
-            yield path, str(name), list(fields)
-            continue
         value = _mapping(value, path)
         chosen = value.get("name") if isinstance(value, Mapping) else None
-        section = section_class(cls, fields[name], chosen if isinstance(chosen, str) else None)
+        if name in fields:
+            section = section_class(cls, fields[name], chosen if isinstance(chosen, str) else None)
+        elif named is not None and name in set(named.names()):
+            section = named.config_class(name)
+        else:
+            yield path, str(name), [*fields, *(named.names() if named is not None else ())]
+            continue
         if section is not None:
             yield from _unknown_keys(section, value, path)
 
@@ -72,12 +75,16 @@ def _section(cls: type, values: Any, where: str) -> Any:
     values = _mapping(values, where)
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or 'configuration'}: expected a section of keys, got {_shown(values)}")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields, sections = _keys(cls)
     filled: dict[str, Any] = {}
+    inner: dict[str, Any] = {}
     for name, value in _expanded(cls, values, where).items():
         path = f"{where}.{name}" if where else str(name)
         if name not in fields:
-            raise ConfigError(f"unknown key {path!r}: {nearest(str(name), fields)}")
+            if sections is None or name not in set(sections.names()):
+                raise ConfigError(f"unknown key {path!r}: {nearest(str(name), fields)}")
+            inner[name] = _value(sections.config_class(name), value, path)
+            continue
         named = fields[name].metadata.get("named")
         if named is not None:
             filled[name] = _named(named, fields[name].metadata["default_name"], value, path)
@@ -87,12 +94,23 @@ def _section(cls: type, values: Any, where: str) -> Any:
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in filled:
             raise ConfigError(f"missing key {f'{where}.{name}' if where else name!r}")
+    holder = sections_field(cls)
+    if holder is not None and inner:
+        assert callable(holder.default_factory)
+        filled[holder.name] = holder.default_factory() | dict(sorted(inner.items()))
     try:
         return cls(**filled)
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(f"{where + ': ' if where else ''}{error}") from None
+
+
+def _keys(cls: type) -> tuple[dict[str, dataclasses.Field[Any]], Named | None]:
+    """The keys that `cls` declares, and the names of the sections that are keys of it beside them."""
+    holder = sections_field(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field is not holder}
+    return fields, holder.metadata["sections"] if holder is not None else None
 
 
 def _named(named: Any, default: str, value: Any, path: str) -> Any:

@@ -27,7 +27,11 @@ def to_yaml(config: Any) -> str:
 def to_plain(value: Any) -> Any:
     """Dataclasses as dicts, tuples as lists, paths as text; everything else as it is."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        plain: dict[str, Any] = {}
+        for field in dataclasses.fields(value):
+            made = to_plain(getattr(value, field.name))
+            plain |= made if "sections" in field.metadata else {field.name: made}
+        return plain
     if isinstance(value, Mapping):
         return {str(key): to_plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -8,29 +8,35 @@ from typing import Any
 import torch
 from torch import nn
 
-from maep import config
+from maep import config, registry
 from maep.artifact import Artifact
 from maep.errors import ArtifactError, nearest
-from maep.models.config import ConvConfig, MaeConfig, PurifierConfig
-from maep.models.conv import ConvPurifier
+from maep.models.config import MaeConfig
 from maep.models.lora import merged
 from maep.models.mae import MaskedAutoencoder
-from maep.models.purifier import Purifier
-
-_MODELS: dict[str, tuple[type, type[nn.Module]]] = {
-    "mae": (MaeConfig, MaskedAutoencoder),
-    "purifier": (PurifierConfig, Purifier),
-    "conv": (ConvConfig, ConvPurifier),
-}
 
 
 def build_model(values: Mapping[str, Any]) -> nn.Module:
-    """The module that `values` (with its key `name`: mae, purifier or conv) describes, freshly initialised."""
-    name = values.get("name", "")
-    if name not in _MODELS:
-        raise ArtifactError(f"model.name: {name!r} is not known: {nearest(str(name), _MODELS)}")
-    config_class, module_class = _MODELS[name]
-    return module_class(config.build(config_class, values, "model"))
+    """The module that `values` describes, freshly initialised: an autoencoder (its key `name` is mae) or a purifier.
+
+    Raises ArtifactError for an unknown name, UserError where the package that registers it fails.
+    """
+    name = str(values.get("name", ""))
+    if name == "mae":
+        return MaskedAutoencoder(config.build(MaeConfig, values, "model"))
+    known = registry.families.names()
+    if name not in known:
+        raise ArtifactError(f"model.name: {name!r} is not known: {nearest(name, ['mae', *known])}")
+    settings: Any = config.build(registry.families.config_class(name), values, "model")
+    model: nn.Module = registry.families.get(name)(settings)
+    for attribute, usual in (
+        ("image_size", getattr(settings, "image_size", None)),
+        ("stride", 1),
+        ("randomised", False),
+    ):
+        if not hasattr(model, attribute):
+            setattr(model, attribute, usual)
+    return model
 
 
 def load_purifier_artifact(artifact: Artifact) -> nn.Module:

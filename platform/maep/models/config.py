@@ -61,63 +61,6 @@ class MaeConfig:
 
 
 @dataclass(frozen=True)
-class PurifierConfig:
-    """A purifier around the masked autoencoder `mae`."""
-
-    name: Literal["purifier"] = config.key("purifier", "Model family.", decides=True)
-    mae: MaeConfig = config.section(MaeConfig, "The autoencoder.")
-    mask_ratio: float = config.key(
-        0.0, "Share in [0, 1) of the patches hidden at test time; 0: none, the purifier is deterministic.", decides=True
-    )
-    num_masks: int = config.key(1, "Forward passes with independent masks that are averaged.", decides=True)
-    residual: bool = config.key(
-        True, "Add a change to the image; if false, the autoencoder's pixels are the output.", decides=True
-    )
-    stem_channels: tuple[int, ...] = config.key(
-        (16, 32),
-        """With `residual`: channels of the convolutional stem and pixel head, at full resolution first and half of it
-        at each further level. Empty: no stem, the change comes from the patch tokens alone.""",
-        decides=True,
-    )
-    stem_blocks: int = config.key(2, "Residual blocks at each level of the stem.", decides=True)
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for ratios outside [0, 1), and for a stem deeper than the patches."""
-        if not 0 <= self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio: {self.mask_ratio} must be in [0, 1)")
-        if self.num_masks < 1 or (self.num_masks > 1 and self.mask_ratio == 0):
-            raise ValueError(f"num_masks: {self.num_masks} must be at least 1, and 1 where mask_ratio is 0")
-        if any(count < 1 for count in self.stem_channels) or self.stem_blocks < 0:
-            raise ValueError("stem_channels must each be at least 1, stem_blocks at least 0")
-        coarsest = 2 ** max(len(self.stem_channels) - 1, 0)
-        if self.residual and self.mae.patch_size % coarsest:
-            levels = len(self.stem_channels)
-            raise ValueError(f"stem_channels: {levels} levels need a patch_size that is a multiple of {coarsest}")
-
-
-@dataclass(frozen=True)
-class ConvConfig:
-    """A residual U-Net purifier."""
-
-    name: Literal["conv"] = config.key("conv", "Model family.", decides=True)
-    image_size: tuple[int, int] = config.key((32, 32), "Height and width of an image in pixels.", decides=True)
-    channels: tuple[int, ...] = config.key(
-        (16, 32, 64),
-        "Channels of each level, at full resolution first and half of it at each further one.",
-        decides=True,
-    )
-    blocks: int = config.key(2, "Residual blocks at each level.", decides=True)
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for images that the levels do not divide."""
-        stride = 2 ** (len(self.channels) - 1)
-        if not self.channels or any(count < 1 for count in self.channels) or self.blocks < 1:
-            raise ValueError("channels and blocks must be at least 1")
-        if any(side < 1 or side % stride for side in self.image_size):
-            raise ValueError(f"channels: {len(self.channels)} levels need an image_size that is a multiple of {stride}")
-
-
-@dataclass(frozen=True)
 class LoraConfig:
     """Low-rank adapters (Hu et al. 2022, arXiv 2106.09685) on every linear layer of the blocks in `targets`."""
 

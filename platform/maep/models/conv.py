@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from maep.models.config import ConvConfig
+from maep.models.families.conv import ConvConfig
 from maep.models.layers import Down, Up, residual_output, stack
 
 

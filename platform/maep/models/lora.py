@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from maep.errors import ConfigError
 from maep.models.config import LoraConfig
-from maep.models.purifier import Purifier
 
 _BLOCKS = {"decoder": "decoder_blocks", "encoder": "blocks"}
 _LAYERS = r"(attn\.(qkv|proj)|mlp\.fc[12])"
@@ -22,7 +21,7 @@ _BASE, _ADAPTER = ".base_layer.", ".lora_"  # peft's names
 _DOWN, _UP = ".lora_A.default.weight", ".lora_B.default.weight"
 
 
-def attach(model: Purifier, config: LoraConfig, trained: nn.Module) -> None:
+def attach(model: nn.Module, config: LoraConfig, trained: nn.Module) -> None:
     """Puts adapters on `model` and freezes `trained`, the part of it (or all of it) whose weights are trained already.
 
     The rest of the model trains in full: a stem and head that are new have nothing to be adapted from. A is drawn from
@@ -30,7 +29,7 @@ def attach(model: Purifier, config: LoraConfig, trained: nn.Module) -> None:
     Raises ConfigError where peft is not installed, or a target has no blocks.
     """
     for target in config.targets:
-        if not len(getattr(model.mae, _BLOCKS[target])):
+        if not len(getattr(model.get_submodule("mae"), _BLOCKS[target])):
             raise ConfigError(f"lora.targets: the {target} has no blocks: choose another target")
     try:
         import peft

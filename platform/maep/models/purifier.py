@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from maep.models.config import MaeConfig, PurifierConfig
+from maep.models.config import MaeConfig
+from maep.models.families.purifier import PurifierConfig
 from maep.models.layers import Down, Up, residual_output, stack
 from maep.models.mae import MaskedAutoencoder, fold
 

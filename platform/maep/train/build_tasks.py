@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
-from maep import artifact, config
+from maep import artifact, config, registry
 from maep.artifact import Artifact
 from maep.data.config import LoaderConfig
 from maep.data.datasets import data_root
@@ -19,10 +19,8 @@ from maep.errors import ArtifactError, ConfigError
 from maep.models.build import build_model, load_weights
 from maep.models.classifiers.load import load_classifier
 from maep.models.config import LoraConfig
-from maep.models.conv import ConvPurifier
 from maep.models.lora import attach, num_trained
 from maep.models.mae import MaskedAutoencoder
-from maep.models.purifier import Purifier
 from maep.models.vitmae.folder import is_vitmae
 from maep.train.config import FinetuneConfig, PretrainConfig
 from maep.train.loop.run import Task
@@ -39,7 +37,7 @@ def pretraining(settings: PretrainConfig) -> Task:
     if settings.init is not None:
         start = _opened(settings.init)
         stored["train"]["init_sha256"] = start.sha256
-        _start_from(model, start)
+        _start_from(model, config.to_dict(settings.model), start)
     card = _card("Masked autoencoder", f"pretrained on {settings.data.name}, mask ratio {settings.mask_ratio}")
     return Task("mae", Pretraining(model, settings.mask_ratio), images, settings.loop, stored, card, loader)
 
@@ -51,18 +49,16 @@ def purification(settings: FinetuneConfig) -> Task:
     trained.
     """
     loader, images = _open(settings)
-    model_config = settings.model
-    _check_size(images, model_config.mae.image_size if model_config.name == "purifier" else model_config.image_size)
-    model = _build(config.to_dict(model_config), settings.loop.seed)
-    assert isinstance(model, Purifier | ConvPurifier)
+    values = config.to_dict(settings.model)
+    model = _build(values, settings.loop.seed)
+    _check_size(images, cast(tuple[int, int], model.image_size))
     stored = _stored(settings, images)
     stored["train"]["init_sha256"], adapted = None, ""
     if settings.init is not None:
         start = _opened(settings.init)
         stored["train"]["init_sha256"] = start.sha256
-        trained = _start_from(model, start)
+        trained = _start_from(model, values, start)
         if settings.lora is not None:
-            assert isinstance(model, Purifier)
             adapted = _adapt(model, settings.lora, trained, settings.loop.seed)
     classifiers: list[nn.Module] = []
     two = to_float(torch.from_numpy(sample(images, 2)))
@@ -75,7 +71,7 @@ def purification(settings: FinetuneConfig) -> Task:
     stored["train"]["classifiers_sha256"] = [classifier.sha256 for classifier in classifiers]
     attacked = ", ".join(stored["train"]["classifiers"])
     card = _card(
-        "Masked-autoencoder purifier" if model_config.name == "purifier" else "U-Net purifier",
+        registry.families.declared(settings.model.name).title,
         f"fine-tuned on {settings.data.name} with {settings.attacks.mode} attacks on {attacked}{adapted}",
     )
     return Task("purifier", Purification(model, classifiers, settings), images, settings.loop, stored, card, loader)
@@ -98,21 +94,20 @@ def _opened(init: str) -> Artifact:
     return artifact.read(init)
 
 
-def _start_from(model: nn.Module, start: Artifact) -> nn.Module:
-    """Loads the weights of `start` into `model`; returns the part of the model that they fill."""
+def _start_from(model: nn.Module, values: Mapping[str, Any], start: Artifact) -> nn.Module:
+    """Loads the weights of `start` into `model`, which `values` configure; returns the part that they fill."""
     part, where = model, "model"
-    if isinstance(model, Purifier) and start.kind == "mae":
-        part, where = model.mae, "model.mae"
-    elif isinstance(model, ConvPurifier) and start.kind == "mae":
-        raise ConfigError("init: only model.name purifier starts from an autoencoder")
+    if not isinstance(model, MaskedAutoencoder) and start.kind == "mae":
+        if "mae" not in values:
+            raise ConfigError(f"init: {values['name']} has no autoencoder that {start.folder} could start")
+        part, values, where = model.get_submodule("mae"), values["mae"], "model.mae"
     wanted = "mae" if isinstance(part, MaskedAutoencoder) else "purifier"
     if start.kind != wanted:
         also = "" if wanted == "mae" else "a purifier or "
         raise ArtifactError(
             f"init: {start.folder} holds a {start.kind}, not {also}the autoencoder that maep pretrain writes"
         )
-    assert isinstance(part, MaskedAutoencoder | Purifier | ConvPurifier)
-    _check_alike(config.to_dict(part.config), start.config["model"], where, start)
+    _check_alike(values, start.config["model"], where, start)
     load_weights(part, start)
     return part
 
@@ -128,7 +123,7 @@ def _check_alike(mine: Mapping[str, Any], theirs: Mapping[str, Any], where: str,
             raise ConfigError(f"{where}.{key}: {value!r}, but the {kind} at {start.folder} has {theirs.get(key)!r}")
 
 
-def _adapt(model: Purifier, adapters: LoraConfig, trained: nn.Module, seed: int) -> str:
+def _adapt(model: nn.Module, adapters: LoraConfig, trained: nn.Module, seed: int) -> str:
     """Attaches adapters, initialised from `seed`; returns their description for the card."""
     count = sum(parameter.numel() for parameter in model.parameters())
     with torch.random.fork_rng(devices=[]):

@@ -14,9 +14,10 @@ from maep.data.stream.loaders import open_images, resolved, sample
 from maep.errors import ArtifactError
 from maep.models.classifiers import architectures
 from maep.models.classifiers.load import load_classifier
+from maep.train.batch import Batch
 from maep.train.config import ClassifierConfig
 from maep.train.loop.run import Task
-from maep.train.objectives import Batch, Losses, Objective
+from maep.train.objectives import Losses, Objective
 
 
 class Classification(Objective):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from maep import config
+from maep import config, registry
 from maep.data.config import DataConfig, LoaderConfig
-from maep.models.config import ClassifierFamily, ConvConfig, LoraConfig, MaeConfig, PurifierConfig, check_classifier
+from maep.models.config import ClassifierFamily, LoraConfig, MaeConfig, check_classifier
 from maep.train.attack_mixture import AttackMixConfig
 from maep.train.loop.config import LoopConfig, WorkersConfig
 from maep.train.loss_config import LossConfig, TermConfig
@@ -133,7 +134,7 @@ class FinetuneConfig:
     """Purification: attacked image in, clean image out."""
 
     data: DataConfig = config.section(DataConfig)
-    model: PurifierConfig | ConvConfig = config.section(PurifierConfig)
+    model: Any = config.named_section(registry.families, "purifier", "The purifier; its keys are those of its family.")
     init: str | None = config.key(
         None,
         "Artifact of a pretrained autoencoder, or of a purifier, to start from; null: random weights.",
@@ -175,10 +176,11 @@ class FinetuneConfig:
         for key in ("noise", "noise_share"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key}: {getattr(self, key)} must be in [0, 1]; 8/255 may be written so")
-        if self.loss.masked.weight > 0 and self.model.name != "purifier":
-            raise ValueError("loss.masked: only model.name purifier has an autoencoder to mask")
-        if self.lora is not None and self.model.name != "purifier":
-            raise ValueError("lora: only model.name purifier has blocks that take adapters")
+        if not hasattr(self.model, "mae"):
+            if "masked" in self.loss.terms and self.loss.terms["masked"].weight > 0:
+                raise ValueError(f"loss.masked: {self.model.name} has no autoencoder to mask")
+            if self.lora is not None:
+                raise ValueError(f"lora: {self.model.name} has no blocks that take adapters")
         if self.lora is not None and self.init is None:
             raise ValueError("lora: adapters need trained weights beside them: give init, an artifact")
         robust = ["dev_robust"] if self.validation.adaptive else []

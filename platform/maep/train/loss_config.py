@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from maep import config
+from maep import config, registry
 
 
 @dataclass(frozen=True)
@@ -37,24 +37,31 @@ class TermConfig:
         return self.weight * (low + (high - low) * (progress - start) / (end - start))
 
 
+class _Terms:
+    """The terms that are registered, with the classes that they are configured by."""
+
+    names = staticmethod(registry.losses.names)
+
+    @staticmethod
+    def config_class(name: str) -> type:
+        return registry.losses.declared(name).config or TermConfig
+
+    @staticmethod
+    def meaning(name: str) -> str:
+        return registry.losses.declared(name).meaning
+
+
 @dataclass(frozen=True)
 class LossConfig:
     """Terms of the purification loss, each a mean over the batch. Pixels are compared in [0, 1]."""
 
-    pixel: TermConfig = config.section(lambda: TermConfig(3.0), "Distance of purified and clean pixels.")
-    pixel_norm: Literal["l1", "l2"] = config.key("l1", "Norm of the pixel distance.", decides=True)
-    masked: TermConfig = config.section(
-        TermConfig,
-        "MAE's own loss: clean pixels of the hidden patches, from the visible patches of the attacked image.",
+    terms: dict[str, TermConfig] = config.named_sections(
+        _Terms(),
+        lambda: {"pixel": TermConfig(3.0), "masked": TermConfig(), "kl": TermConfig(0.5), "feature": TermConfig()},
     )
+    """Each by its name (maep.train.losses), which is a key of the section: `loss.pixel.weight`."""
+    pixel_norm: Literal["l1", "l2"] = config.key("l1", "Norm of the distance in `pixel`.", decides=True)
     masked_ratio: float = config.key(0.5, "Share in (0, 1) of the patches that `masked` hides.", decides=True)
-    feature: TermConfig = config.section(
-        TermConfig, "Mean squared distance of the teacher's last features, purified from clean."
-    )
-    kl: TermConfig = config.section(
-        lambda: TermConfig(0.5),
-        "KL divergence from the teacher's output on the clean image to that on the purified one.",
-    )
     teacher: Literal["first", "attacked"] = config.key(
         "first",
         "Classifier that gives features and outputs: the first of `classifiers`, or the one attacked in the step.",
@@ -63,7 +70,8 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError for a loss without a term, and for masks that hide nothing or everything."""
-        if not any(term.weight for term in (self.pixel, self.masked, self.feature, self.kl)):
-            raise ValueError("give at least one of pixel, masked, feature and kl a weight above 0")
+        registry.losses.require(self.terms, "loss")
+        if not any(term.weight for term in self.terms.values()):
+            raise ValueError(f"give at least one of {', '.join(self.terms)} a weight above 0")
         if not 0 < self.masked_ratio < 1:
             raise ValueError(f"masked_ratio: {self.masked_ratio} must be between 0 and 1")

@@ -8,54 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maep import seeding
+from maep import registry, seeding
 from maep.attacks.config import AttackConfig
 from maep.attacks.run import attack
 from maep.errors import ConfigError
 from maep.models import flops
 from maep.models.classifiers.features import logits_and_features
-from maep.models.conv import ConvPurifier
 from maep.models.lora import merged
 from maep.models.mae import MaskedAutoencoder
-from maep.models.purifier import Purifier, defend
+from maep.models.purifier import defend
+from maep.train import batch as batches
 from maep.train.attack_mixture import MixtureConfig
+from maep.train.batch import Batch
 from maep.train.config import FinetuneConfig
-
-# keep the draws for one purpose from those for another
-_MASK, _START, _NOISE, _NOISE_SIZE, _EPS, _STEPS, _CLASSIFIER, _GLOBAL = range(1, 9)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One worker's part of a step."""
-
-    images: Tensor
-    """float [B, 3, H, W] in [0, 1], clean, augmented."""
-    labels: Tensor
-    """int64 [B]."""
-    keys: Tensor
-    """int64 [B]: a number for each image and epoch, from which its draws follow."""
-    step_key: int
-    """A number for the whole step, the same on every worker."""
-    places: Tensor
-    """int64 [B]: where each image stands in the batch of all workers together."""
-    size: int
-    """Images in that batch."""
-    progress: float
-    """Share of the run that is done, in [0, 1]."""
-    replay: int = 0
-    """Which of the updates on this batch this is."""
-    attacked: Tensor | None = None
-    """float [B, 3, H, W] in [0, 1]: what `craft` made of the images."""
-    wanted: tuple[Tensor, Tensor] | None = None
-    """The teaching classifier's logits and features of the clean images."""
+from maep.train.losses.inputs import LossInputs
 
 
 class Losses(NamedTuple):
@@ -103,7 +75,7 @@ class Pretraining(Objective):
 
     def forward(self, batch: Batch) -> Losses:
         """The loss of one batch."""
-        loss = self.model.masked_loss(batch.images, self.mask_ratio, _mask_noise(self.model, batch))
+        loss = self.model.masked_loss(batch.images, self.mask_ratio, batches.mask_noise(self.model, batch))
         return Losses(loss, {"masked": loss.detach()})
 
     def training_flops(self) -> float:
@@ -114,10 +86,10 @@ class Pretraining(Objective):
 class Purification(Objective):
     """Attacked image in, clean image out; the terms and weights of LossConfig."""
 
-    model: Purifier | ConvPurifier
+    model: nn.Module
     crafts = True
 
-    def __init__(self, model: Purifier | ConvPurifier, classifiers: list[nn.Module], config: FinetuneConfig) -> None:
+    def __init__(self, model: nn.Module, classifiers: list[nn.Module], config: FinetuneConfig) -> None:
         super().__init__()
         self.model = model
         self.classifiers = nn.ModuleList(classifiers)
@@ -145,52 +117,40 @@ class Purification(Objective):
         assert batch.attacked is not None
         attacked = self._noisy(batch.attacked, batch)
         with self._seeded(batch):
-            purified: Tensor = self.model.unclamped(attacked)
-        loss, terms = self.config.loss, {}
-        if loss.pixel.weight:
-            difference = purified - batch.images
-            terms["pixel"] = difference.abs().mean() if loss.pixel_norm == "l1" else difference.square().mean()
-        if loss.masked.weight:
-            assert isinstance(self.model, Purifier)
-            noise = _mask_noise(self.model.mae, batch)
-            with self._seeded(batch):
-                terms["masked"] = self.model.mae.masked_loss(attacked, loss.masked_ratio, noise, target=batch.images)
-        if batch.wanted is not None:
-            terms |= self._teacher_terms(batch, purified.clamp(0, 1))
-        weights = {name: getattr(loss, name).at(batch.progress) for name in terms}
-        total = sum((weights[name] * term for name, term in terms.items()), 0 * purified.sum())
-        return Losses(total, {name: term.detach() for name, term in terms.items()})
+            purified: Tensor = getattr(self.model, "unclamped", self.model)(attacked)
+        inputs = LossInputs(
+            batch, self.model, attacked, purified, self._teacher(batch), self.config.loss, lambda: self._seeded(batch)
+        )
+        values, terms = {}, self.config.loss.terms
+        for name in registry.losses.names():
+            if name in terms and terms[name].weight and not (self._is_taught(name) and batch.wanted is None):
+                values[name] = registry.losses.get(name)(inputs, terms[name])
+        total = sum((terms[name].at(batch.progress) * value for name, value in values.items()), 0 * purified.sum())
+        return Losses(total, {name: value.detach() for name, value in values.items()})
 
     def result(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights of a plain purifier: adapters are merged."""
         return weights if self.config.lora is None else merged(weights, self.config.lora.alpha)
 
     def _teacher_weight(self, batch: Batch) -> float:
-        return self.config.loss.feature.at(batch.progress) + self.config.loss.kl.at(batch.progress)
+        return sum(term.at(batch.progress) for name, term in self.config.loss.terms.items() if self._is_taught(name))
+
+    @staticmethod
+    def _is_taught(name: str) -> bool:
+        return registry.losses.declared(name).teacher
 
     def _attacked_classifier(self, batch: Batch) -> nn.Module:
-        return self.classifiers[_pick(self.thresholds, _draw(batch, _CLASSIFIER))]
+        return self.classifiers[_pick(self.thresholds, batches.draw(batch, batches.CLASSIFIER))]
 
     def _teacher(self, batch: Batch) -> nn.Module:
         return self._attacked_classifier(batch) if self.config.loss.teacher == "attacked" else self.classifiers[0]
-
-    def _teacher_terms(self, batch: Batch, purified: Tensor) -> dict[str, Tensor]:
-        assert batch.wanted is not None
-        wanted, wanted_features = batch.wanted
-        logits, features = logits_and_features(self._teacher(batch), purified)
-        terms = {}
-        if self.config.loss.kl.weight:
-            terms["kl"] = F.kl_div(logits.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True)
-        if self.config.loss.feature.weight:
-            terms["feature"] = F.mse_loss(features, wanted_features)
-        return terms
 
     def _attacked(self, batch: Batch) -> Tensor:
         """The batch with each kind of the mixture on its share of the images."""
         classifier = self._attacked_classifier(batch)
         adaptive = self.config.attacks.mode == "adaptive"
         target = defend(classifier, self.model) if adaptive else classifier
-        keys = seeding.mix(batch.keys, _START)
+        keys = seeding.mix(batch.keys, batches.START)
         attacked = batch.images.clone()
         start = 0
         for kind, size in _sizes(self.config.attacks.mixture, batch.size):
@@ -204,12 +164,12 @@ class Purification(Objective):
 
     def _recipe(self, kind: MixtureConfig, batch: Batch) -> AttackConfig:
         attacks = self.config.attacks
-        eps, place = attacks.eps, 2 * _draw(batch, _EPS)
+        eps, place = attacks.eps, 2 * batches.draw(batch, batches.EPS)
         if attacks.eps_range is not None and place < 1:
             low, high = attacks.eps_range
             eps = low + (high - low) * place
         fewest, most = kind.steps
-        steps = min(most, fewest + int(_draw(batch, _STEPS) * (most - fewest + 1)))
+        steps = min(most, fewest + int(batches.draw(batch, batches.STEPS) * (most - fewest + 1)))
         return AttackConfig.of_effort(kind.name, eps, steps)
 
     @contextmanager
@@ -221,16 +181,16 @@ class Purification(Objective):
         devices = [batch.images.device] if batch.images.is_cuda else []
         with seeding.GLOBAL_GENERATOR, torch.random.fork_rng(devices=devices):
             stage = 0 if batch.attacked is None else 1 + batch.replay
-            torch.manual_seed(int(seeding.mix(batch.keys[0], _GLOBAL, stage)))
+            torch.manual_seed(int(seeding.mix(batch.keys[0], batches.GLOBAL, stage)))
             yield
 
     def _noisy(self, images: Tensor, batch: Batch) -> Tensor:
         """`images` with Gaussian noise of a size of its own on each of a share of them."""
         if not self.config.noise:
             return images
-        draws = seeding.uniform(seeding.mix(batch.keys, _NOISE_SIZE, batch.replay), 2)
+        draws = seeding.uniform(seeding.mix(batch.keys, batches.NOISE_SIZE, batch.replay), 2)
         sizes = self.config.noise * draws[:, 0] * (draws[:, 1] < self.config.noise_share)
-        noise = seeding.normal(seeding.mix(batch.keys, _NOISE, batch.replay), images[0].numel()).view_as(images)
+        noise = seeding.normal(seeding.mix(batch.keys, batches.NOISE, batch.replay), images[0].numel()).view_as(images)
         return (images + sizes.view(-1, 1, 1, 1) * noise).clamp(0, 1)
 
 
@@ -247,17 +207,6 @@ def check_classifier(classifier: nn.Module, images: Tensor, labels: Tensor, name
         raise ConfigError(
             f"classifier {name!r} has {logits.shape[1]} classes, but the data has label {int(labels.max())}"
         )
-
-
-def _mask_noise(mae: MaskedAutoencoder, batch: Batch) -> Tensor:
-    height, width = batch.images.shape[2:]
-    num_patches = (height // mae.config.patch_size) * (width // mae.config.patch_size)
-    return seeding.uniform(seeding.mix(batch.keys, _MASK, batch.replay), num_patches)
-
-
-def _draw(batch: Batch, purpose: int) -> float:
-    """One number in [0, 1) for the whole step."""
-    return float(seeding.uniform(seeding.mix(batch.step_key, purpose)[None], 1))
 
 
 def _pick(thresholds: list[float], place: float) -> int:

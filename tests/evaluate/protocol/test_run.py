@@ -30,7 +30,8 @@ from maep.evaluate.cost import Cost
 from maep.evaluate.protocol.run import EvaluationProgress, evaluate
 from maep.evaluate.results import rows, summary
 from maep.evaluate.results.summary import Result
-from maep.models.config import MaeConfig, PurifierConfig
+from maep.models.config import MaeConfig
+from maep.models.families.purifier import PurifierConfig
 from maep.models.purifier import Purifier
 
 

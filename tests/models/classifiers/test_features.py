@@ -8,8 +8,8 @@ from torchvision.models import squeezenet1_0
 
 from maep.models.classifiers.features import logits_and_features
 from maep.models.classifiers.load import CifarResNet, Classifier, fold_batch_norm
-from maep.models.config import ConvConfig
 from maep.models.conv import ConvPurifier
+from maep.models.families.conv import ConvConfig
 from maep.models.purifier import defend
 
 

@@ -17,12 +17,13 @@ from maep.data.stream.plan import Sampling
 from maep.data.stream.resident import ResidentLoader
 from maep.errors import ArtifactError, ConfigError, Stopped
 from maep.models.build import build_model, load_weights
+from maep.train.batch import Batch
 from maep.train.build_tasks import pretraining, purification
 from maep.train.checkpoint.resume import World
 from maep.train.config import FinetuneConfig, LoopConfig, PretrainConfig
 from maep.train.loop.run import Task, batch_of, run
 from maep.train.loop.step import learning_rate
-from maep.train.objectives import Batch, Losses, Pretraining
+from maep.train.objectives import Losses, Pretraining
 
 
 def test_pretraining_learns(pretrain: Make, tmp_path: Path) -> None:
@@ -320,7 +321,7 @@ def test_bad_pretraining_settings_are_refused(values: dict[str, Any], message: s
         ({"classifiers": ["a"], "attacks": {"mode": "blind"}}, "attacks.mode: 'blind' is not known"),
         (
             {"classifiers": ["a"], "model": {"name": "conv"}, "loss": {"masked": {"weight": 1}}},
-            "loss.masked: only model.name purifier",
+            "loss.masked: conv",
         ),
         ({"classifiers": ["a"], "loss": {"kl": {"schedule": [[0.5, 1], [0.2, 0]]}}}, "rising share in [0, 1]"),
     ],

@@ -14,15 +14,16 @@ from train_toys import LOOP, MAE, Heard, Make, batch_at, weights
 
 from maep import config
 from maep.errors import ConfigError
-from maep.models.config import ConvConfig
 from maep.models.conv import ConvPurifier
+from maep.models.families.conv import ConvConfig
+from maep.train.batch import Batch
 from maep.train.build_tasks import pretraining, purification
 from maep.train.config import LoopConfig, PretrainConfig
 from maep.train.loop.run import Task, run
 from maep.train.loop.step import TrainingStep, compile_blocks, learning_rate, make_optimizer, micro_batches, pick_dtype
 from maep.train.loop.stopwatch import Stopwatch
 from maep.train.loop.weight_average import MovingAverage
-from maep.train.objectives import Batch, Losses
+from maep.train.objectives import Losses
 
 CPU = torch.device("cpu")
 

@@ -24,6 +24,7 @@ from maep.data.stream.plan import BatchPart, Sampling
 from maep.data.stream.resident import ResidentLoader, SyntheticImages, SyntheticLoader
 from maep.data.stream.streaming import ThreadLoader
 from maep.errors import ConfigError, Stopped
+from maep.train.batch import Batch
 from maep.train.checkpoint.async_checkpoint import CheckpointWriter
 from maep.train.checkpoint.history import History, members
 from maep.train.checkpoint.resume import World, starting_point
@@ -35,7 +36,7 @@ from maep.train.loop.meter import TrainingMeter
 from maep.train.loop.step import TrainingStep, check_shares, learning_rate
 from maep.train.loop.stopwatch import Stopwatch
 from maep.train.loop.termination import Notice, StopVote, never
-from maep.train.objectives import Batch, Losses, Objective
+from maep.train.objectives import Losses, Objective
 
 _STEP, _IMAGE = 101, 102
 _LOG_POINTS = 200

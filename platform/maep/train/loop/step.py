@@ -23,12 +23,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from maep.errors import ConfigError
 from maep.models.layers import ResidualBlock
+from maep.train.batch import Batch
 from maep.train.config import LoopConfig
 from maep.train.loop.nonfinite import OF_ALL
 from maep.train.loop.sharding import like, shard, whole
 from maep.train.loop.stopwatch import Stopwatch
 from maep.train.loop.weight_average import MovingAverage
-from maep.train.objectives import Batch, Losses, Objective
+from maep.train.objectives import Losses, Objective
 
 
 class TrainingStep:

@@ -40,7 +40,7 @@ def check_length(search: TuneConfig) -> None:
     if search.budget.kind != "samples_seen":
         return
     one, first, size, spent = budget.ImageCost(0.0, None), search.pretrain, search.finetune.loop.batch_size, 0
-    if first is not None and search.finetune.model.name == "purifier":
+    if first is not None and hasattr(search.finetune.model, "mae"):
         spent = budget.for_pretraining(search.budget, one, first.loop.batch_size)
     _levels(search, budget.for_finetuning(search.budget, spent, one, size), size)
 

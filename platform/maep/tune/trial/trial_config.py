@@ -50,7 +50,7 @@ def phases(search: TuneConfig, settings: Settings) -> Phases:
         for path in _paths(search, key):
             _put(values, path.split("."), value, key)
     finetune = config.build(FinetuneConfig, values["finetune"], "finetune")
-    if finetune.model.name != "purifier" or "pretrain" not in values:
+    if not hasattr(finetune.model, "mae") or "pretrain" not in values:
         return Phases(None, finetune)
     pretrain = config.build(PretrainConfig, values["pretrain"], "pretrain")
     _check_same_autoencoder(pretrain, finetune)
@@ -105,7 +105,6 @@ def _put(values: dict[str, Any], path: list[str], value: Any, key: str) -> None:
 
 def _check_same_autoencoder(pretrain: PretrainConfig, finetune: FinetuneConfig) -> None:
     """Refuses phases with different autoencoders or data: fine-tuning could not start from the pretraining."""
-    assert finetune.model.name == "purifier"
     mine, theirs = config.to_dict(finetune.model.mae), config.to_dict(pretrain.model)
     for key, value in mine.items():
         if theirs[key] != value:

@@ -1,0 +1,51 @@
+"""One worker's part of a training step, and the random draws that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from maep import seeding
+from maep.models.mae import MaskedAutoencoder
+
+# purposes of draws: those for one are independent of those for another
+MASK, START, NOISE, NOISE_SIZE, EPS, STEPS, CLASSIFIER, GLOBAL = range(1, 9)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's part of a step."""
+
+    images: Tensor
+    """float [B, 3, H, W] in [0, 1], clean, augmented."""
+    labels: Tensor
+    """int64 [B]."""
+    keys: Tensor
+    """int64 [B]: a number for each image and epoch, from which its draws follow."""
+    step_key: int
+    """A number for the whole step, the same on every worker."""
+    places: Tensor
+    """int64 [B]: where each image stands in the batch of all workers together."""
+    size: int
+    """Images in that batch."""
+    progress: float
+    """Share of the run that is done, in [0, 1]."""
+    replay: int = 0
+    """Which of the updates on this batch this is."""
+    attacked: Tensor | None = None
+    """float [B, 3, H, W] in [0, 1]: what `craft` made of the images."""
+    wanted: tuple[Tensor, Tensor] | None = None
+    """The teaching classifier's logits and features of the clean images."""
+
+
+def mask_noise(mae: MaskedAutoencoder, batch: Batch) -> Tensor:
+    """float [B, L] in [0, 1), by which `mae` chooses the patches that it hides."""
+    height, width = batch.images.shape[2:]
+    num_patches = (height // mae.config.patch_size) * (width // mae.config.patch_size)
+    return seeding.uniform(seeding.mix(batch.keys, MASK, batch.replay), num_patches)
+
+
+def draw(batch: Batch, purpose: int) -> float:
+    """One number in [0, 1) for the whole step."""
+    return float(seeding.uniform(seeding.mix(batch.step_key, purpose)[None], 1))

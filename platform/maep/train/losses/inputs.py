@@ -1,0 +1,44 @@
+"""What every term of the purification loss is computed from."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from maep.models.classifiers.features import logits_and_features
+from maep.train.batch import Batch
+from maep.train.loss_config import LossConfig
+
+
+@dataclass
+class LossInputs:
+    """A batch before and after the purifier. Images are float [B, 3, H, W]."""
+
+    batch: Batch
+    """With the clean images, in [0, 1]."""
+    model: nn.Module
+    """The purifier that is trained."""
+    attacked: Tensor
+    """In [0, 1]: what the purifier was given, noise included."""
+    purified: Tensor
+    """Its output, before it is cut to [0, 1]."""
+    teacher: nn.Module
+    """The frozen classifier that `loss.teacher` names."""
+    config: LossConfig
+    seeded: Callable[[], AbstractContextManager[None]]
+    """A context in which draws from torch's global generator follow from the batch."""
+
+    @functools.cached_property
+    def taught(self) -> tuple[Tensor, Tensor]:
+        """The teacher's logits [B, classes] and last features [B, features] of the clean images."""
+        assert self.batch.wanted is not None, "the term is not registered with teacher=True"
+        return self.batch.wanted
+
+    @functools.cached_property
+    def outputs(self) -> tuple[Tensor, Tensor]:
+        """The same of the purified images, with gradient."""
+        return logits_and_features(self.teacher, self.purified.clamp(0, 1))
