@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
+import itertools
 import json
 from collections.abc import Iterator
 
@@ -20,9 +21,8 @@ from maep_jobs.cli import VERBS
 def below(cls: type) -> Iterator[type]:
     """The class, then the classes of its sections and lists."""
     yield cls
-    for field in dataclasses.fields(cls):
-        for inner in config.inner_classes(cls, field):
-            yield from below(inner)
+    for inner in itertools.chain(*config.inner_classes(cls).values()):
+        yield from below(inner)
 
 
 def roots() -> Iterator[type]:

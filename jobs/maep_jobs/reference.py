@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
+import itertools
 from collections.abc import Iterator
 
 from maep import config
@@ -43,9 +43,8 @@ def reference() -> str:
 def _below(cls: type) -> Iterator[type]:
     """The class, then those of its sections."""
     yield cls
-    for field in dataclasses.fields(cls):
-        for inner in config.inner_classes(cls, field):
-            yield from _below(inner)
+    for inner in itertools.chain(*config.inner_classes(cls).values()):
+        yield from _below(inner)
 
 
 def _table(cls: type) -> Iterator[str]:
@@ -53,8 +52,8 @@ def _table(cls: type) -> Iterator[str]:
     yield from ("", f"## {cls.__name__}", "", " ".join((cls.__doc__ or "").split()))
     if keys:
         yield from ("", "| key | type | default | meaning | decides |", "|---|---|---|---|---|")
-    for field in dataclasses.fields(cls):
-        key, inner = keys[field.name], " or ".join(map(_link, config.inner_classes(cls, field)))
+    for name, classes in config.inner_classes(cls).items():
+        key, inner = keys[name], " or ".join(map(_link, classes))
         type_ = key.type.replace("section", inner) if inner else key.type
         default = f"`{key.default}`" if key.default else ""
         decides = {None: "", True: "yes", False: "no"}[key.decides]

@@ -170,11 +170,18 @@ def section_class(cls: type, field: dataclasses.Field[Any], name: str | None = N
     return by_name.get(name or "", sections[0] if sections else None)
 
 
-def inner_classes(cls: type, field: dataclasses.Field[Any]) -> list[type]:
-    """Every class that a field's section, or the items of its list or mapping, may have; empty for a plain key."""
-    names: list[str | None] = [*_section_names(cls, field)] or [None]
-    found = [*(section_class(cls, field, name) for name in names), _item_class(kinds(cls)[field.name])]
-    return [each for each in found if each is not None]
+def inner_classes(cls: type) -> dict[str, list[type]]:
+    """By key of `cls`, every class that its section, or the items of its list or mapping, may have."""
+    classes: dict[str, list[type]] = {}
+    for field in dataclasses.fields(cls):
+        if "sections" in field.metadata:
+            sections: Sections = field.metadata["sections"]
+            classes |= {name: [sections.config_class(name)] for name in sections.names()}
+            continue
+        names: list[str | None] = [*_section_names(cls, field)] or [None]
+        found = [*(section_class(cls, field, name) for name in names), _item_class(kinds(cls)[field.name])]
+        classes[field.name] = [each for each in found if each is not None]
+    return classes
 
 
 def _section_names(cls: type, field: dataclasses.Field[Any]) -> list[str]:

@@ -9,7 +9,11 @@ from maep.train.loss_config import TermConfig
 from maep.train.losses.inputs import LossInputs
 
 
-@registry.loss("pixel", meaning="Distance of purified and clean pixels.", order=1)
+@registry.loss(
+    "pixel",
+    meaning="Distance of purified and clean pixels.",
+    order=1,
+)
 def pixel(inputs: LossInputs, settings: TermConfig) -> Tensor:
     """Mean absolute (`loss.pixel_norm` l1) or squared (l2) difference."""
     del settings
