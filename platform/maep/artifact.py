@@ -116,7 +116,7 @@ def read(folder: str | Path) -> Artifact:
 
 
 def is_valid(folder: str | Path) -> bool:
-    """Whether a complete, unchanged artifact lies at `folder`."""
+    """Whether there is a complete, unchanged artifact at `folder`."""
     try:
         read(folder)
     except (ArtifactError, OSError):

@@ -170,9 +170,9 @@ def test_other_workers_bring_what_the_first_has_chosen(pretrain: Make, store: Pa
     stopped(pretrain(), on(tmp_path / "a", store), 2)
     chosen = artifact.read(tmp_path / "a" / "checkpoints" / "000000000192")
     other = on(tmp_path / "b", store)
-    assert other.bring("checkpoints/000000000192", chosen.sha256).state()["step"] == 6
+    assert other.fetch("checkpoints/000000000192", chosen.sha256).state()["step"] == 6
     lent = on(tmp_path / "a", store).lend(chosen)
-    assert other.bring(lent).sha256 == chosen.sha256
+    assert other.fetch(lent).sha256 == chosen.sha256
 
 
 def test_the_best_goes_along(pretrain: Make, store: Path, tmp_path: Path) -> None:

@@ -89,13 +89,13 @@ class Mirror(Callback):
         if newest is not None:
             self._there.put(newest)
 
-    def bring(self, name: str, sha256: str = "") -> Artifact:
+    def fetch(self, name: str, sha256: str = "") -> Artifact:
         """Downloads artifact `name` of another machine's working folder, or one that `lend` has uploaded."""
         remote = f"{name}-{sha256[:8]}" if name.startswith(CHECKPOINTS) else name
         return artifact.download(self._at(remote), self.folder / name)
 
     def lend(self, given: Artifact) -> str:
-        """Uploads an artifact of this machine for all workers to `bring`, and returns its name."""
+        """Uploads an artifact of this machine for all workers to `fetch`, and returns its name."""
         name = f"{RESUMED}/{given.sha256[:16]}"
         self._replace(given, name)
         return name

@@ -103,7 +103,7 @@ def _open_same(output: Path, name: str, sha256: str, rank: int, mirror: Mirror |
     except ArtifactError as error:
         reason = str(error)
     if mirror is not None:
-        return mirror.bring(name, sha256)
+        return mirror.fetch(name, sha256)
     raise UnavailableError(
         f"worker {rank} cannot open the checkpoint that worker 0 resumes from ({reason}): --output must be a folder"
         " that all machines share, or s3://"

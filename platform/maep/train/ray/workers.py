@@ -230,7 +230,7 @@ def _worker(values: dict[str, Any]) -> UserError | FloatingPointError | Stopped 
     try:
         task = _task(settings)
         if values["resume"] and world.rank == 0:
-            resume = mirror.bring(values["resume"]) if mirror else artifact.read(folder / values["resume"])
+            resume = mirror.fetch(values["resume"]) if mirror else artifact.read(folder / values["resume"])
     except UserError as error:
         mistake = error
     mistake = first_mistake(mistake, world)
