@@ -38,7 +38,7 @@ def test_a_stopped_run_on_streamed_images_ends_with_the_same_bits(
     result = run(pretraining(streamed), tmp_path / "stopped")
     assert weights(result) == weights(whole)
     assert result.sha256 == whole.sha256
-    assert "loader" not in result.config["train"]
+    assert result.config["train"]["loader"] == {"kind": "auto"}  # how it reads decides; with how many threads does not
     assert "max_corrupt_share" not in result.config["train"]["data"]
 
 
@@ -52,5 +52,5 @@ def test_another_set_of_files_is_another_training(streamed: PretrainConfig, tmp_
 def test_a_batch_of_more_than_all_images_is_one_line(streamed: PretrainConfig, pretrain: Make, tmp_path: Path) -> None:
     values = {"name": "imagenet", "root": streamed.data.root, "image_size": 16}
     settings = pretrain({"data": values}, batch_size=128)
-    with pytest.raises(ConfigError, match=r"loop\.batch_size: 128 is more than the 80 images there are"):
+    with pytest.raises(ConfigError, match=r"loop\.batch_size: .*128.*80"):
         run(pretraining(settings), tmp_path / "out")
