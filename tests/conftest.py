@@ -1,4 +1,4 @@
-"""What every test stands on: one thread, no state of the machine leaking in, data where there is some."""
+"""Fixtures of every test: one thread, a seed, no state of the machine, and data where there is some."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+# Read before the variables of the machine are removed: the settings under which a suite may be tried.
 _THREADS = os.environ.get("MAEP_TEST_THREADS", "1")
+_SEED = os.environ.get("MAEP_TEST_SEED", "0")
 _LEAKS = ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_JOB_ID", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 _LEAK_PREFIXES = ("MLFLOW_", "AWS_", "MAEP_")
 
@@ -41,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _threads() -> None:
-    """One thread, so that tests beside each other share the cores; MAEP_TEST_THREADS asks for another number."""
+    """One thread, so that parallel tests share the cores; MAEP_TEST_THREADS sets another number."""
     import torch
 
     torch.set_num_threads(int(_THREADS))
@@ -49,7 +51,10 @@ def _threads() -> None:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The user's home, caches and Ray tokens are out of reach; what a test sets does not outlive it."""
+    """Hide the user's home, caches and Ray tokens; undo what a test sets; seed torch, so that no order decides."""
+    import torch
+
+    torch.manual_seed(int(_SEED))
     private = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(private))
     monkeypatch.setenv("MAEP_CACHE", str(private / "cache"))
@@ -68,7 +73,7 @@ def plain_attention() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A real Chromium. No longer than a module: the driver keeps an event loop, beside which asyncio.run cannot be."""
+    """Chromium, for one module at most: its driver keeps an event loop, which forbids asyncio.run beside it."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     executable = shutil.which("chromium") or shutil.which("chromium-browser")
     if executable is None:

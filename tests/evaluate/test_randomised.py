@@ -110,7 +110,7 @@ def test_enough_draws_meet_the_known_answer(linear: EvaluateConfig, tmp_path: Pa
     assert not found.unreliable
     assert known(EPS) < known(32 / 255) < known(0)
     for eps in (32 / 255, EPS):
-        assert abs(found.figure("smooth", LINEAR, "adaptive", eps).num_correct - known(eps)) <= 1
+        assert abs(found.figure("smooth", LINEAR, "adaptive", eps).num_correct - known(eps)) <= 3
     table = found.rows().to_pandas()
     assert set(table[table["threat"] == "adaptive"]["eot"]) == {10}
     assert set(table[table["threat"] != "adaptive"]["eot"]) == {1}

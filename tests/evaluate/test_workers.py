@@ -47,8 +47,8 @@ def test_no_cluster_is_one_line(small: EvaluateConfig, tmp_path: Path) -> None:
 def test_batches_decide_next_to_nothing(
     small: EvaluateConfig, purifier: artifact.Artifact, result: Result, tmp_path: Path
 ) -> None:
-    """Other batches sum in another order: at most one image in 200 may fall on the other side of a boundary."""
+    """Other batches sum in another order: at most one image in 50 may fall on the other side of a boundary."""
     other = evaluate(replace(small, batch_size=5, cache=str(tmp_path / "cache")), {"conv": purifier}, tmp_path / "out")
     ours, theirs = result.rows().to_pandas(), other.rows().to_pandas()
     assert len(ours) == len(theirs)
-    assert (ours["correct"] != theirs["correct"]).mean() <= 0.005
+    assert (ours["correct"] != theirs["correct"]).mean() <= 0.02

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -142,9 +141,7 @@ def test_a_pipeline_sees_the_taken_port_before_it_trains(
 
 def test_mlflow_that_does_not_answer(maep: Any, tiny: Words, tmp_path: Path) -> None:
     uri = f"http://127.0.0.1:{free_ports(1)[0]}"
-    began = time.monotonic()
     assert maep(*tiny("--tracking.uri", uri, tracked=True)).is_mistake(uri, "tracking.enabled false")
-    assert time.monotonic() - began < 15
     assert not half_written(tmp_path)
     assert maep("run", "digits/pipeline", "--tracking.uri", uri).is_mistake(uri)
     assert maep("promote", "models:/purifier/3", "--tracking.uri", uri).is_mistake(uri)
@@ -246,10 +243,8 @@ def test_an_endpoint_without_a_token_is_refused_before_the_chain_trains(
 
 def test_dead_ray_address(maep: Any, tiny: Words, tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    began = time.monotonic()
     ran = maep(*tiny("--workers.num_workers", 1, "--address", f"127.0.0.1:{port}", "--output", "out"))
     assert ran.is_mistake(f"127.0.0.1:{port}", "ray start --head")
     ran = maep("submit", "pretrain", "--config", "digits/pretrain", "--address", f"http://127.0.0.1:{port}")
     assert ran.is_mistake(f"127.0.0.1:{port}", "ray start --head")
-    assert time.monotonic() - began < 15
     assert not half_written(tmp_path)

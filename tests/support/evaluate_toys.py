@@ -172,3 +172,10 @@ class NotANumber(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return images + 0 * (images * 0).sqrt()
+
+
+class CountsItsBatch(nn.Module):
+    """Answers every image with the class that is the number of images in its batch."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.eye(10)[[len(images) % 10] * len(images)] + 0 * images.flatten(1)[:, :10]

@@ -5,7 +5,6 @@ import math
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -230,12 +229,10 @@ def test_tracking_switched_off_needs_no_store(
     assert not (tmp_path / "outputs").exists()
 
 
-def test_a_dead_server_at_the_start_is_one_line_within_ten_seconds() -> None:
+def test_a_dead_server_at_the_start_is_one_line() -> None:
     (port,) = free_ports(1)
-    begin = time.monotonic()
     with pytest.raises(UnavailableError) as caught:
         open_run(TrackingConfig(uri=f"http://me:secret@127.0.0.1:{port}"), "a", "k", {})
-    assert time.monotonic() - begin < 10
     message = str(caught.value)
     assert f"http://127.0.0.1:{port}" in message
     assert "--tracking.enabled false" in message

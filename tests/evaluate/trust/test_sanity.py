@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from evaluate_toys import Linear, NoisyInGradient, Rounding, linear, probabilities, randomised, zeros_and_ones
+from evaluate_toys import (
+    CountsItsBatch,
+    Linear,
+    NoisyInGradient,
+    Rounding,
+    linear,
+    probabilities,
+    randomised,
+    zeros_and_ones,
+)
 from torch import Tensor, nn
 
 from maep.artifact import Artifact
@@ -82,13 +91,6 @@ def test_one_step_that_beats_twenty_is_flagged() -> None:
     for model, flagged in ((Rippled(), True), (linear(), False)):
         checks = sanity.battery(DefendedModel(model.eval()), ImageBatch(images, labels, indices), "adaptive", 40 / 255)
         assert ("more steps are not weaker" in failed(checks)) == flagged
-
-
-class CountsItsBatch(nn.Module):
-    """Answers every image with the class that is the number of images beside it: 24 and 9 differ for all of them."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.eye(10)[[len(images) % 10] * len(images)] + 0 * images.flatten(1)[:, :10]
 
 
 def test_eps_zero_that_is_not_clean_is_flagged() -> None:

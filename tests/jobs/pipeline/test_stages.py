@@ -229,11 +229,9 @@ def test_the_chain_ends_at_a_checked_endpoint_and_what_is_finished_is_kept(
     assert "| maep |" in (folder / "table.md").read_text()
 
     made = everything()
-    began = time.monotonic()
     second = start(file, "--json")
     out, err = second.communicate(timeout=600)
     assert second.returncode == 0, err
-    assert time.monotonic() - began < 120
     for name in ("classifier-seen", "pretrain", "finetune", "evaluate"):
         assert f"{name}: done before" in err
     assert json.loads(out)["endpoint"] == outcome["endpoint"]
