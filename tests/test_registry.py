@@ -15,7 +15,14 @@ from maep import registry
 from maep.errors import ConfigError, UserError
 from maep.registry import Registry, baseline_arguments
 
-REGISTRIES = [registry.attacks, registry.baselines, registry.families, registry.losses]
+REGISTRIES = [
+    registry.attacks,
+    registry.baselines,
+    registry.families,
+    registry.losses,
+    registry.metrics,
+    registry.datasets,
+]
 PLAIN = "from maep import registry\n\n\n@registry.baseline({name!r}, strength=3)\ndef make(strength):\n    ...\n"
 
 
@@ -64,7 +71,7 @@ def test_names_and_declarations_import_neither_torch_nor_the_files() -> None:
     program = """
 import sys
 from maep import registry
-for each in (registry.attacks, registry.baselines, registry.losses):
+for each in (registry.attacks, registry.baselines, registry.losses, registry.metrics, registry.datasets):
     for name in each.names():
         each.declared(name)
 registry.families.names()

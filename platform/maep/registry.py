@@ -65,7 +65,7 @@ class DatasetEntry:
     cropped: bool = False
     """Whether its images are cropped to `data.image_size`."""
     streamed: bool = False
-    """Whether it is trained on in shards, local or on S3, rather than held in memory."""
+    """Whether training reads it in shards, local or on S3, as `maep.data.sets.imagenet.train_shards` opens them."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class LossEntry:
 
 @dataclass(frozen=True)
 class MetricEntry:
-    """A function from a `Candidate` (maep.tune.metrics.measuring) to a number, or to bool [B], right answers.
+    """A function from a `Candidate` (maep.tune.metrics.candidate) to a number, or to a bool array, right answers.
 
     A value is written as `scale` times itself in `unit`, with `digits` after the point.
     """
@@ -111,6 +111,15 @@ class MetricEntry:
     lower_is_better: bool = False
     order: float = math.inf
     """Place in tables; those of equal `order` go by name."""
+
+    @property
+    def label(self) -> str:
+        """For an axis or a column's head: clean accuracy, %."""
+        return f"{self.words}, {self.unit}"
+
+    def text(self, value: float) -> str:
+        """`value` as it is written, without its unit."""
+        return f"{self.scale * value:,.{self.digits}f}"
 
 
 @dataclass(frozen=True)
@@ -152,8 +161,10 @@ class Registry(Generic[P, D]):
 
         return decorate
 
-    def names(self) -> list[str]:
-        """Every name, in the order declared, else sorted; no file of the registered objects is imported."""
+    def names(self, plug_ins: bool = True) -> list[str]:
+        """Every name, or only the repository's, by declared order, then sorted; the files are not imported."""
+        if not plug_ins:
+            return sorted(self._builtin, key=lambda name: (self._builtin[name].declared.get("order", math.inf), name))
         orders = {name: source.declared.get("order", math.inf) for name, source in self._sources.items()}
         orders |= {name: getattr(entry, "order", math.inf) for name, (_, entry) in self._registered.items()}
         return sorted(orders, key=lambda name: (orders[name], name))

@@ -67,7 +67,7 @@ def test_the_fingerprint_tells_sets_apart() -> None:
 
 def test_getting_needs_a_name_that_is_known_and_free_to_download(tmp_path: Path) -> None:
     assert get("digits", tmp_path) == tmp_path
-    with pytest.raises(DataError, match="cifar10"):
+    with pytest.raises(ConfigError, match="cifar10"):
         get("cifar", tmp_path)
     with pytest.raises(DataError, match="imagenet"):
         get("imagenet", tmp_path)

@@ -100,7 +100,7 @@ def counts(
     )
     validated = validate(saved.folder, common)
     how = MeasureConfig(len(images), EPS, ("pgd",), adaptive="pgd", eot=eot, draws=3)
-    searched = measuring.measure_trial(saved.folder, common, ("oblivious_accuracy", "adaptive_accuracy"), how, 0).counts
+    searched = measuring.measure_trial(saved.folder, common, {"oblivious_accuracy", "adaptive_accuracy"}, how, 0).counts
     settings = EvaluateConfig(
         digits, "digits-dev", len(images), (SPEC,), ("toy",), eps=(EPS,), oblivious_eps=EPS, eot=eot, draws=3,
         num_probes=4, shard_size=10, batch_size=5,

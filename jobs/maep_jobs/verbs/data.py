@@ -10,9 +10,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maep import registry
 from maep.config import build
 from maep.data.config import DataConfig
-from maep.errors import ConfigError, DataError, UserError, nearest
+from maep.errors import ConfigError, DataError, UserError
 from maep_jobs.arguments import Parser, print_result
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from maep.data.pack.build import PackedShard
     from maep.data.pack.plan import PackPlan
 
-_NAMES = ("digits", "cifar10", "imagenet")
 _SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 _EXAMPLES = """  maep data get cifar10 --root data
   maep data show cifar10
@@ -58,15 +58,14 @@ class _Action(Parser):
 
     def __init__(self, prog: str, description: str, epilog: str) -> None:
         super().__init__(prog.removeprefix("maep "), description, epilog)
-        self.add_argument("name", metavar="digits|cifar10|imagenet")
+        self.add_argument("name", metavar="|".join(registry.datasets.names()))
         self.add_argument("--root", help="data root (default: $MAEP_DATA, else ./data)")
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb."""
     options = parser().parse_args(list(argv))
-    if options.name not in _NAMES:
-        raise UserError(f"data set {options.name!r} is not known: {nearest(options.name, _NAMES)}")
+    registry.datasets.require([options.name], "data set")
     run: Callable[[argparse.Namespace], None] = options.run
     run(options)
     return 0
@@ -155,7 +154,7 @@ def _describe(config: DataConfig, split: Split) -> dict[str, Any]:
     try:
         images = load(config, split)
     except DataError as error:
-        if split != "train" or config.name != "imagenet":
+        if split != "train" or not registry.datasets.declared(config.name).streamed:
             raise
         return {"split": split, "missing": str(error)}  # evaluation needs no training images
     height, width = images.image_shape

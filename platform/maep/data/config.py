@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from maep import config
+from maep import config, registry
 
 LoaderKind = Literal["auto", "resident", "stream", "ray", "synthetic"]
 
@@ -14,7 +14,7 @@ LoaderKind = Literal["auto", "resident", "stream", "ray", "synthetic"]
 class DataConfig:
     """A data set and its location."""
 
-    name: Literal["digits", "cifar10", "imagenet"] = config.key("digits", "Data set.", decides=True)
+    name: str = config.key("digits", "Data set.", decides=True, choices=registry.datasets.names)
     root: str | None = config.key(
         None,
         "Folder or s3:// address that holds cifar10/, imagenet/ and so on; null: $MAEP_DATA, else ./data.",
@@ -41,14 +41,15 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError for values out of range, and for keys that the data set does not use."""
+        registry.datasets.require([self.name], "name")
         if self.max_corrupt < 0:
             raise ValueError(f"max_corrupt: {self.max_corrupt} must be at least 0")
-        if self.image_size is not None and self.name != "imagenet":
-            raise ValueError(f"image_size: {self.name} images have a fixed size; only imagenet is cropped")
+        if self.image_size is not None and not registry.datasets.declared(self.name).cropped:
+            raise ValueError(f"image_size: {self.name} images have a fixed size")
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size: {self.image_size} must be at least 1")
-        if self.train_files is not None and self.name != "imagenet":
-            raise ValueError(f"train_files: {self.name} is not streamed; only imagenet is")
+        if self.train_files is not None and not registry.datasets.declared(self.name).streamed:
+            raise ValueError(f"train_files: {self.name} is not streamed")
         if not 0 <= self.max_corrupt_share < 1 or self.read_timeout_s <= 0:
             raise ValueError("max_corrupt_share must be in [0, 1), read_timeout_s above 0")
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from maep import storage
+from maep import registry, storage
 from maep.data.config import DataConfig
 from maep.data.image_set import ImageSet, Split
-from maep.data.sets import cifar10, digits, imagenet
 from maep.errors import ConfigError
 
 __all__ = ["DataConfig", "ImageSet", "Split", "data_root", "data_uri", "inventory", "load"]
@@ -36,19 +35,10 @@ def inventory(config: DataConfig) -> list[tuple[str, int]]:
 
 
 def load(config: DataConfig, split: Split) -> ImageSet:
-    """One split of a data set.
+    """One split of a data set (maep.data.sets), uint8 [N, H, W, 3] in memory or decoded on access.
 
-    digits   uint8 [N, 16, 16, 3], in memory
-    cifar10  uint8 [N, 32, 32, 3], decoded once into memory
-    imagenet uint8 [N, S, S, 3], decoded on access
     `test` is for reported figures only: training and choosing load `train` and `dev`.
     Raises DataError when the data is missing or empty, or when more than `max_corrupt` images cannot be used.
     """
-    root = data_root(config)
-    match config.name:
-        case "digits":
-            return digits.load(split)
-        case "cifar10":
-            return cifar10.load(root, split, config.max_corrupt)
-        case "imagenet":
-            return imagenet.load(root, split, config.max_corrupt, config.image_size or imagenet.IMAGE_SIZE)
+    loaded: ImageSet = registry.datasets.get(config.name)(config, split)
+    return loaded

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from maep import registry
 from maep.data.reading.decoding import encode_png
 from maep.data.reading.parquet import find_parquet
 from maep.data.sets.cifar10 import BATCHES, CLASSES
-from maep.errors import DataError, UnavailableError, nearest
+from maep.errors import DataError, UnavailableError
 
-NAMES = ("cifar10", "digits", "imagenet")
 NUM_TRAIN_PARTS = 5
 ROWS_PER_GROUP = 1_000
 
@@ -27,7 +27,8 @@ def get(name: str, root: Path) -> Path:
     """Fetch data set `name` to `root`, unless it is there, and return the folder that holds it.
 
     cifar10 is downloaded by torchvision (which checks the official md5 sums) and kept as Parquet; digits needs nothing.
-    Raises DataError for another name or a data set that may not be downloaded, UnavailableError for a failed download.
+    Raises ConfigError for an unknown name, DataError for a data set that cannot be downloaded, UnavailableError if a
+    download fails.
     """
     match name:
         case "cifar10":
@@ -39,7 +40,8 @@ def get(name: str, root: Path) -> Path:
                 "imagenet must be downloaded by hand, after accepting its terms at image-net.org: then put "
                 f"train/SYNSET/*.JPEG and val/SYNSET/*.JPEG (or train*.parquet, val*.parquet) into {root / 'imagenet'}"
             )
-    raise DataError(f"there is no data set {name!r}: {nearest(name, NAMES)}")
+    registry.datasets.require([name], "data set")
+    raise DataError(f"{name} cannot be fetched by maep: put its files where the package that adds it looks for them")
 
 
 def _cifar10(root: Path) -> Path:

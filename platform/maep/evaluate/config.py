@@ -20,7 +20,7 @@ class EvaluateConfig:
     """One evaluation. Budgets are in units of the image range [0, 1]."""
 
     data: DataConfig = config.section(lambda: DataConfig(name="cifar10"))
-    images: str = config.key("cifar10-test-1000", "Named image list.", decides=True)
+    images: str = config.key("cifar10-test-1000", "Named image list, or a whole split: DATASET-SPLIT.", decides=True)
     num_images: int | None = config.key(None, "Number of images, from the first; null: all of the list.", decides=True)
     classifiers: tuple[str, ...] = config.key(
         ("cifar10_resnet20",), "Protected classifiers, as specs (maep.models.classifiers.load).", decides=True

@@ -7,14 +7,8 @@ from typing import Any, Literal
 
 from maep import config, registry
 from maep.attacks.config import AttackConfig
-from maep.errors import nearest
 from maep.train.config import ClassifierConfig, FinetuneConfig, PretrainConfig
-from maep.tune.record import OBJECTIVES, Objective
 from maep.tune.search.space import Axis
-
-MAXIMISED: tuple[Objective, ...] = ("clean_accuracy", "oblivious_accuracy", "adaptive_accuracy")
-"""The objectives of which more is better; of the others, less."""
-NOT_COMPARABLE = ("loss", "mae_loss", "dev_reconstruction", "reconstruction")
 
 
 @dataclass(frozen=True)
@@ -145,7 +139,7 @@ class TuneConfig:
         "Settings tried first, besides those that the searcher chooses: references, repeats by `seed`.",
         decides=True,
     )
-    objectives: tuple[Objective, ...] = config.key(
+    objectives: tuple[str, ...] = config.key(
         ("adaptive_accuracy",),
         """What to optimise. Of several, the search reports the Pareto front and the first breaks ties. latency_ms
         depends on the machine, so searches with it are not repeatable exactly.""",
@@ -182,32 +176,22 @@ class TuneConfig:
         2, "Restarts of a trial whose process or machine dies, from its newest checkpoint.", decides=False
     )
 
-    @staticmethod
-    def expand(values: Any) -> Any:
-        """`values` as they are; refuses objectives that cannot be compared, with the reason."""
-        names = values.get("objectives", ())
-        if not isinstance(names, str | list | tuple):
-            raise ValueError(f"objectives: {names!r} is no list: name some of {', '.join(OBJECTIVES)}")
-        for name in [names] if isinstance(names, str) else names:
-            if name in NOT_COMPARABLE:
-                raise ValueError(
-                    f"objectives: {name} does not compare across patch sizes and mask ratios (another mask is another"
-                    f" task): choose of {', '.join(OBJECTIVES)}"
-                )
-            if name not in OBJECTIVES:
-                raise ValueError(f"objectives: no trial reports {name!r}: {nearest(str(name), OBJECTIVES)}")
-        return values
-
     def __post_init__(self) -> None:
         """Raises ValueError for a search without objective, space or budget."""
         if not self.objectives or len(set(self.objectives)) != len(self.objectives):
-            raise ValueError(f"objectives: name at least one of {', '.join(OBJECTIVES)}, none twice")
+            raise ValueError(f"objectives: name at least one of {', '.join(registry.metrics.names())}, none twice")
+        for name in self.objectives:
+            if "loss" in name or "reconstruction" in name:
+                raise ValueError(
+                    f"objectives: {name} does not compare across patch sizes and mask ratios (another mask is another"
+                    f" task): choose of {', '.join(registry.metrics.names())}"
+                )
+        registry.metrics.require(self.objectives, "objectives")
         if "oblivious_accuracy" in self.objectives and not self.measure.oblivious:
             raise ValueError("objectives: oblivious_accuracy needs measure.oblivious, at least one attack")
         for name in self.limits:
-            if name not in OBJECTIVES:
-                raise ValueError(f"limits: no trial reports {name!r}: {nearest(name, OBJECTIVES)}")
-            if name in MAXIMISED and not 0 <= self.limits[name] <= 1:
+            registry.metrics.require([name], "limits")
+            if registry.metrics.declared(name).unit == "%" and not 0 <= self.limits[name] <= 1:
                 raise ValueError(f"limits.{name}: {self.limits[name]:g} must be a share in [0, 1]")
         if self.pretrain is not None and not self.budget.pretrain_share:
             raise ValueError(
@@ -228,6 +212,6 @@ class TuneConfig:
                 raise ValueError(f"space.{endless[0]}: a grid has no end here: give choice or integer, or searcher tpe")
 
 
-def sign(objective: Objective) -> int:
+def sign(objective: str) -> int:
     """1 where more is better, else -1."""
-    return 1 if objective in MAXIMISED else -1
+    return -1 if registry.metrics.declared(objective).lower_is_better else 1

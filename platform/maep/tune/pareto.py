@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from maep.errors import ConfigError, nearest
-from maep.tune.metrics.estimates import finished, measure, measured
+from maep.tune.metrics.estimates import finished, measured, metric
 from maep.tune.record import TrialRecord
 from maep.tune.search.halving import dominates
 
@@ -18,7 +18,7 @@ def best(trials: Sequence[TrialRecord], objective: str, limits: Mapping[str, flo
     """
     limits = limits or {}
     for name in (objective, *limits):
-        measure(name)
+        metric(name)
     if not any(trial.status == "done" for trial in trials):
         raise ConfigError(f"none of {len(trials)} trials trained to the end, so there is no best {objective}")
     for name in (objective, *limits):
@@ -46,20 +46,20 @@ def front(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> list[Tria
 def _cost(trial: TrialRecord, objective: str) -> float:
     """The objective with its sign set so that less is better."""
     value = trial.objectives[objective]
-    return value if measure(objective).lower_is_better else -value
+    return value if metric(objective).lower_is_better else -value
 
 
 def _is_within(trial: TrialRecord, objective: str, limit: float) -> bool:
     value = trial.objectives.get(objective)
     if value is None:
         return False
-    return value <= limit if measure(objective).lower_is_better else value >= limit
+    return value <= limit if metric(objective).lower_is_better else value >= limit
 
 
 def _none_within(trials: Sequence[TrialRecord], objective: str, limits: Mapping[str, float]) -> str:
     able = finished(trials, objective)
     for name, limit in limits.items():
-        how = measure(name)
+        how = metric(name)
         values = [trial.objectives[name] for trial in able if name in trial.objectives]
         nearest_value = min(values) if how.lower_is_better else max(values)
         if not any(_is_within(trial, name, limit) for trial in able):

@@ -11,15 +11,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from maep import config, storage
 from maep.errors import ArtifactError, ConfigError
 
 Status = Literal["done", "stopped", "failed"]
 """Trained to the last rung; stopped early by successive halving; failed, with a reason."""
-Objective = Literal["clean_accuracy", "oblivious_accuracy", "adaptive_accuracy", "latency_ms", "num_parameters"]
-OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 SEARCH = "search.yaml"
 TRIALS = "trials"

@@ -13,14 +13,14 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from maep import config, storage
+from maep import config, registry, storage
 from maep.errors import ArtifactError, ConfigError, DataError
 from maep.evaluate.results import rows
 from maep.evaluate.results.summary import interval
 from maep.tune import pareto
 from maep.tune.config import TuneConfig
 from maep.tune.metrics import estimates
-from maep.tune.record import OBJECTIVES, SEARCH, RungResult, TrialRecord, curve, read_all
+from maep.tune.record import SEARCH, RungResult, TrialRecord, curve, read_all
 from maep.tune.report import maps
 from maep.tune.search.space import Axis
 
@@ -152,7 +152,7 @@ def _row(trial: TrialRecord) -> dict[str, Any]:
         "reason": trial.reason,
     }
     row |= {f"settings.{key}": value for key, value in trial.settings.items()}
-    for name in OBJECTIVES:
+    for name in _metrics(trial):
         row[name] = trial.objectives.get(name)
         if name in trial.counts:
             right, count = trial.counts[name]
@@ -163,11 +163,16 @@ def _row(trial: TrialRecord) -> dict[str, Any]:
     return {**row, "configuration": json.dumps(trial.configuration)}
 
 
+def _metrics(trial: TrialRecord) -> list[str]:
+    """The repository's metrics, measured or not, and what else was measured."""
+    return list(dict.fromkeys([*registry.metrics.names(plug_ins=False), *trial.objectives]))
+
+
 def _one_kind(values: Sequence[Any]) -> bool:
     kinds = {type(value) for value in values if value is not None}
     return kinds == {int, float} or (len(kinds) == 1 and kinds <= {bool, int, float, str})
 
 
 def _column(name: str, values: Sequence[Any]) -> pa.Array:
-    is_float = name in OBJECTIVES or {type(value) for value in values} >= {int, float}
+    is_float = name in registry.metrics.names() or {type(value) for value in values} >= {int, float}
     return pa.array(values, pa.float64() if is_float else pa.string() if name in _TEXTS else None)

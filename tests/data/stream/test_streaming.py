@@ -19,7 +19,6 @@ import torch
 from maep.data import datasets
 from maep.data.config import DataConfig, LoaderConfig
 from maep.data.reading.manifest import manifest_name
-from maep.data.sets import imagenet
 from maep.data.stream.loaders import loader_rate, open_images, resolved, sample
 from maep.data.stream.plan import BatchPart, Sampling
 from maep.data.stream.resident import ResidentLoader, SyntheticImages, SyntheticLoader
@@ -204,7 +203,7 @@ def test_the_slice_can_be_named_to_train_on(shared_data: Path) -> None:
     assert len(images) == 800
     assert images.shards.sizes.tolist() == [100] * 8
     (part,) = parts(images, 0, 1, batch_size=8)
-    rows = imagenet.load(shared_data, "test").labels
+    rows = datasets.load(data, "test").labels
     assert part.pixels.shape == (8, 224, 224, 3)
     assert set(part.labels.tolist()) <= set(range(1000))
     assert len(rows)
@@ -240,7 +239,7 @@ def test_a_shard_that_is_not_as_it_was_packed_is_named(packed: Make, tmp_path: P
         with pytest.raises(DataError, match=said):
             opened(data)
         with pytest.raises(DataError, match=said):
-            imagenet.load(tmp_path, "train", image_size=16)
+            datasets.load(DataConfig("imagenet", str(tmp_path), image_size=16), "train")
     asked_for = replace(data, train_files="imagenet/train*.parquet")  # some of them may be what is wanted
     assert len(opened(asked_for)) == 56
 

@@ -17,6 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from maep import registry
+from maep.data.config import DataConfig
+from maep.data.datasets import data_root
 from maep.data.image_set import ImageSet, Split, refuse_corrupt
 from maep.data.lists import read_indices
 from maep.data.reading.decoding import Undecodable, check_label, decode_exact
@@ -30,9 +33,10 @@ NUM_OFFICIAL = {"train": 50_000, "test": 10_000}
 BATCHES = "cifar-10-batches-py"
 
 
-def load(root: Path, split: Split, max_corrupt: int = 0) -> ImageSet:
+@registry.dataset("cifar10", num_classes=10, side=32)
+def load(config: DataConfig, split: Split) -> ImageSet:
     """The split, decoded: uint8 [N, 32, 32, 3]. Raises DataError when it is missing, empty or damaged."""
-    folder = root / "cifar10"
+    folder = data_root(config) / "cifar10"
     official = "train" if split == "train" else "test"
     shards = find_parquet("cifar10", CLASSES, [str(folder / name) for name in ("", "plain_text", "data")], official)
     if shards is not None:
@@ -44,7 +48,7 @@ def load(root: Path, split: Split, max_corrupt: int = 0) -> ImageSet:
             f"no CIFAR-10 ({official}) in {folder}: set $MAEP_DATA or --data.root to the folder that holds cifar10/, "
             "or fetch it with `maep data get cifar10`"
         )
-    refuse_corrupt(found.corrupt, max_corrupt, str(folder))
+    refuse_corrupt(found.corrupt, config.max_corrupt, str(folder))
     if not len(found):
         raise DataError(
             f"{folder}: no image of the split {split}: set $MAEP_DATA or --data.root to a complete CIFAR-10, "

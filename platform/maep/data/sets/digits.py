@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from maep import registry
+from maep.data.config import DataConfig
 from maep.data.image_set import ImageSet, Split
 from maep.data.lists import read_indices
 
@@ -15,12 +17,14 @@ SIDE = 16
 CLASSES = tuple("0123456789")
 
 
-def load(split: Split) -> ImageSet:
+@registry.dataset("digits", num_classes=10, side=16)
+def load(config: DataConfig, split: Split) -> ImageSet:
     """One split of the digits: train 1,197, dev 300, test 300, drawn once, stratified by class.
 
     Images uint8 [N, 16, 16, 3], three equal channels. Source: E. Alpaydin, C. Kaynak, Optical Recognition of
     Handwritten Digits, UCI 1998, as distributed with scikit-learn.
     """
+    del config
     images, targets = _everything()
     indices = _indices(split, len(targets))
     return ImageSet(

@@ -12,13 +12,15 @@ either layout, local or on S3 (`train_shards`). `maep data pack` makes such Parq
 from __future__ import annotations
 
 import functools
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maep import seeding, storage
+from maep import registry, seeding, storage
+from maep.data.config import DataConfig
+from maep.data.datasets import data_root
 from maep.data.image_set import ImageSet, Split
 from maep.data.reading import store
 from maep.data.reading.class_folder import find_class_folder
@@ -33,11 +35,17 @@ SPLIT_SEED = 20240607
 PARTS = ("train", "val")
 
 
-def load(root: Path, split: Split, max_corrupt: int = 0, image_size: int = IMAGE_SIZE) -> ImageSet:
-    """The split, uint8 [N, image_size, image_size, 3] on access. Raises DataError when missing, empty or damaged."""
-    shards = _part_shards(str(root), "train" if split == "train" else "val")
+@registry.dataset("imagenet", num_classes=1000, side=224, cropped=True, streamed=True)
+def load(config: DataConfig, split: Split) -> ImageSet:
+    """The split, uint8 [N, S, S, 3] on access, S = `config.image_size`.
+
+    Raises DataError when it is missing, empty or damaged.
+    """
+    shards = _part_shards(str(data_root(config)), "train" if split == "train" else "val")
     rows = open_rows(shards)
-    return open_image_set(shards, split, of_split(rows.indices, split), rows, image_size, max_corrupt)
+    return open_image_set(
+        shards, split, of_split(rows.indices, split), rows, config.image_size or IMAGE_SIZE, config.max_corrupt
+    )
 
 
 def train_shards(root: str, files: str | None = None, timeout_s: float = 60.0) -> Shards:

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from maep import registry
 from maep.data import datasets
 from maep.data.config import DataConfig, LoaderConfig
 from maep.data.image_set import ImageSet
 from maep.data.reading.encoded import first_images
-from maep.data.sets import imagenet
 from maep.data.stream.plan import BatchPart, Sampling
 from maep.data.stream.resident import SyntheticImages
 from maep.data.stream.streaming import StreamedImages
@@ -56,11 +56,11 @@ def resolved(loader: LoaderConfig, data: DataConfig, on_ray: bool) -> LoaderConf
     Small data sets are resident and ImageNet is streamed on any machine: how images are augmented must not depend on
     how much memory there is.
     """
-    kind = loader.kind
+    kind, is_streamed = loader.kind, registry.datasets.declared(data.name).streamed
     if kind == "auto":
-        kind = "resident" if data.name != "imagenet" else "ray" if on_ray else "stream"
-    if kind in ("stream", "ray") and data.name != "imagenet":
-        raise ConfigError(f"loader.kind: {kind} streams imagenet only; {data.name} fits in memory: use resident")
+        kind = "resident" if not is_streamed else "ray" if on_ray else "stream"
+    if kind in ("stream", "ray") and not is_streamed:
+        raise ConfigError(f"loader.kind: {kind}: {data.name} is not streamed, it fits in memory: use resident")
     if kind == "ray" and not on_ray:
         raise ConfigError("loader.kind: ray needs Ray Train workers: set workers.num_workers, or use stream")
     if kind in ("stream", "ray") and data.max_corrupt and not data.max_corrupt_share:
@@ -76,13 +76,14 @@ def resolved(loader: LoaderConfig, data: DataConfig, on_ray: bool) -> LoaderConf
 
 def open_images(loader: LoaderConfig, data: DataConfig) -> Images:
     """The training images for `loader` (resolved). Raises DataError when it is missing, empty or damaged."""
-    side = data.image_size or imagenet.IMAGE_SIZE
+    declared = registry.datasets.declared(data.name)
+    side = data.image_size or declared.side
     match loader.kind:
         case "synthetic":
-            sides = {"digits": 16, "cifar10": 32, "imagenet": side}
-            classes = {"digits": 10, "cifar10": 10, "imagenet": imagenet.NUM_CLASSES}[data.name]
-            return SyntheticImages(data.name, (sides[data.name],) * 2, tuple(map(str, range(classes))))
+            return SyntheticImages(data.name, (side, side), tuple(map(str, range(declared.num_classes))))
         case "stream" | "ray":
+            from maep.data.sets import imagenet
+
             shards = imagenet.train_shards(datasets.data_uri(data), data.train_files, data.read_timeout_s)
             return StreamedImages(shards, side, data.max_corrupt_share)
         case _:

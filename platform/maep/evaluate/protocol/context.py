@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast, get_args
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from maep import artifact
 from maep.attacks.bpda import BackwardIdentity
 from maep.data import datasets, lists
-from maep.data.image_set import ImageSet
+from maep.data.image_set import ImageSet, Split
 from maep.errors import ConfigError, DataError
 from maep.evaluate import attacked_sets, baselines
 from maep.evaluate.attacked_sets import AttackedSet
@@ -85,8 +85,14 @@ class Context:
 
     @functools.cached_property
     def image_list(self) -> lists.ImageList:
-        """The named list, or its first `num_images`."""
-        return _first(lists.named(self.config.images), self.config.num_images)
+        """The named list, or a whole split (`DATASET-SPLIT`) that has none; the first `num_images` of it."""
+        name, data = self.config.images, self.config.data
+        split = name.removeprefix(f"{data.name}-")
+        if name in lists.names() or split not in get_args(Split):
+            return _first(lists.named(name), self.config.num_images)
+        whole = datasets.load(data, cast(Split, split))
+        every = lists.make(name, data.name, whole.split, tuple(whole.indices.tolist()))
+        return _first(every, self.config.num_images)
 
     @functools.cached_property
     def image_set(self) -> ImageSet:

@@ -1,51 +1,18 @@
-"""What trials are judged by: each objective's name in words, unit, direction, and its value with the interval.
+"""Values of the metrics that trials are compared by, with their intervals.
 
-Accuracies carry Wilson's 95 % interval over the `dev` images. Latency and size are single numbers: nothing here
-pretends to know how far they would differ on another run.
+Accuracies carry Wilson's 95 % interval over the `dev` images. Other metrics are single numbers: how far they would
+differ on another run is not known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from maep.errors import ConfigError, nearest
+from maep import registry
 from maep.evaluate.results.summary import interval
-from maep.tune.config import MAXIMISED
-from maep.tune.record import OBJECTIVES, TrialRecord
-
-
-@dataclass(frozen=True)
-class Measure:
-    """How an objective is written: value x `scale` in `unit`, with so many `digits` after the point."""
-
-    words: str
-    unit: str
-    scale: float
-    digits: int
-    lower_is_better: bool
-
-    @property
-    def label(self) -> str:
-        """For an axis or a column's head: clean accuracy, %."""
-        return f"{self.words}, {self.unit}"
-
-    def text(self, value: float) -> str:
-        """The value as it is written, without its unit."""
-        return f"{self.scale * value:,.{self.digits}f}"
-
-
-MEASURES: Mapping[str, Measure] = {
-    name: Measure(*how, lower_is_better=name not in MAXIMISED)
-    for name, how in {
-        "clean_accuracy": ("clean accuracy", "%", 100, 1),
-        "oblivious_accuracy": ("oblivious accuracy", "%", 100, 1),
-        "adaptive_accuracy": ("adaptive accuracy", "%", 100, 1),
-        "latency_ms": ("latency of one image", "ms", 1, 2),
-        "num_parameters": ("number of parameters", "thousand", 1e-3, 1),
-    }.items()
-}
-assert MEASURES.keys() == set(OBJECTIVES)
+from maep.registry import MetricEntry
+from maep.tune.record import TrialRecord
 
 
 @dataclass(frozen=True)
@@ -64,16 +31,14 @@ class Estimate:
         return self.low <= other.high and other.low <= self.high
 
 
-def measure(objective: str) -> Measure:
+def metric(objective: str) -> MetricEntry:
     """How `objective` is written. Raises ConfigError where it is none."""
-    if objective not in MEASURES:
-        raise ConfigError(f"objective {objective!r} is not known: {nearest(objective, MEASURES)}")
-    return MEASURES[objective]
+    return registry.metrics.declared(objective)
 
 
 def measured(trials: Sequence[TrialRecord]) -> list[str]:
-    """The objectives that any of the trials has, in the order in which they are always shown."""
-    return [name for name in OBJECTIVES if any(name in trial.objectives for trial in trials)]
+    """The objectives that any of the trials has, in the order of tables."""
+    return [name for name in registry.metrics.names() if any(name in trial.objectives for trial in trials)]
 
 
 def estimate(trial: TrialRecord, objective: str) -> Estimate:
@@ -99,20 +64,20 @@ def pooled(trials: Sequence[TrialRecord], objective: str) -> Estimate:
 
 
 def text(found: Estimate, objective: str) -> str:
-    """A value as it stands in a table: 43.1 [40.0, 46.2]; of what has no interval, 4.05 (4.00–4.10) for repeats."""
-    value, low, high = (measure(objective).text(each) for each in (found.value, found.low, found.high))
+    """A value as in a table: 43.1 [40.0, 46.2]; repeats without an interval: 4.05 (4.00–4.10)."""
+    value, low, high = (metric(objective).text(each) for each in (found.value, found.low, found.high))
     if found.count:
         return f"{value} [{low}, {high}]"
     return value if found.low == found.high else f"{value} ({low}–{high})"
 
 
 def with_unit(found: Estimate, objective: str) -> str:
-    """A value as it stands in a sentence: 43.1 % [40.0, 46.2]."""
-    how = measure(objective)
+    """A value as in a sentence: 43.1 % [40.0, 46.2]."""
+    how = metric(objective)
     value, space, brackets = text(found, objective).partition(" ")
     return f"{value} {how.unit}{space}{brackets}"
 
 
 def finished(trials: Iterable[TrialRecord], objective: str) -> list[TrialRecord]:
-    """Trials that trained to the end and were measured: only those have spent the same, so only they are compared."""
+    """Trials that trained to the end and were measured: only they have spent the same, so only they are compared."""
     return [trial for trial in trials if trial.status == "done" and objective in trial.objectives]

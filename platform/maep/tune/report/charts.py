@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from maep.evaluate.report.drawing import COLOURS, INK, SOFT, canvas, distances, legend, thousands
 from maep.tune.config import BudgetConfig
-from maep.tune.metrics.estimates import estimate, measure
+from maep.tune.metrics.estimates import estimate, metric
 from maep.tune.record import RungResult, TrialRecord
 from maep.tune.report.history import HistoryEntry, spent, unspent
 from maep.tune.report.importance import Importance
@@ -38,7 +38,7 @@ def front(trials: Sequence[TrialRecord], on_front: Sequence[TrialRecord], x: str
     names = {trial.trial_id for trial in on_front}
     kept = sorted(on_front, key=lambda trial: (_scaled(trial, x), _scaled(trial, y)))
     beaten = [trial for trial in trials if trial.trial_id not in names]
-    corner = [-1 if measure(name).lower_is_better else 1 for name in (x, y)]  # better in both: no trial is there
+    corner = [-1 if metric(name).lower_is_better else 1 for name in (x, y)]  # better in both: no trial is there
     with canvas(6.4, 4.2) as (figure, axes):
         for group, marker, colour, label in ((beaten, "o", SOFT, "dominated"), (kept, "D", COLOURS[1], "Pareto front")):
             if group:
@@ -56,7 +56,7 @@ def front(trials: Sequence[TrialRecord], on_front: Sequence[TrialRecord], x: str
                 textcoords="offset points", fontsize=9,
                 ha="right" if corner[0] < 0 else "left", va="top" if corner[1] < 0 else "bottom",
             )  # fmt: skip
-        labels = [f"{m.label} ({'lower' if m.lower_is_better else 'higher'} is better)" for m in map(measure, (x, y))]
+        labels = [f"{m.label} ({'lower' if m.lower_is_better else 'higher'} is better)" for m in map(metric, (x, y))]
         axes.set(xlabel=labels[0], ylabel=labels[1])
         axes.grid(alpha=0.2)
         legend(axes, 2)
@@ -71,7 +71,7 @@ def importances(shown: Sequence[Importance]) -> Figure:
         for place, each in enumerate(shown):
             at = [row + (place - (len(shown) - 1) / 2) * height for row in range(len(settings))]
             shares = [100 * each.shares.get(key, 0.0) for key in settings]
-            label = f"{measure(each.objective).words} (out-of-bag R² {each.explained:.2f}, {each.num_trials} trials)"
+            label = f"{metric(each.objective).words} (out-of-bag R² {each.explained:.2f}, {each.num_trials} trials)"
             bars = axes.barh(at, shares, 0.9 * height, color=COLOURS[place], label=label)
             axes.bar_label(bars, [f"{share:.0f}" for share in shares], padding=3, fontsize=9)
         axes.set_yticks(range(len(settings)), settings)
@@ -83,7 +83,7 @@ def importances(shown: Sequence[Importance]) -> Figure:
 
 def history(entries: Sequence[HistoryEntry], objective: str) -> Figure:
     """Every measured trial at its end, and the best finished one so far, by images seen by all trials."""
-    scale = measure(objective).scale
+    scale = metric(objective).scale
     with canvas(6.4, 3.8) as (figure, axes):
         for status, (label, marker, colour) in _STATUSES.items():
             there = [entry for entry in entries if entry.trial.status == status]
@@ -105,7 +105,7 @@ def learning_curves(
     results: Mapping[str, Sequence[RungResult]], trials: Sequence[TrialRecord], objective: str
 ) -> Figure:
     """Each trial at every rung where it was measured."""
-    scale = measure(objective).scale
+    scale = metric(objective).scale
     with canvas(6.4, 3.8) as (figure, axes):
         for trial in trials:
             label, marker, colour = _STATUSES[trial.status]
@@ -141,17 +141,17 @@ def budgets(trials: Sequence[TrialRecord], budget: BudgetConfig) -> Figure:
 
 
 def _over_images(axes: Axes, x_label: str, objective: str) -> None:
-    axes.set(xlabel=x_label, ylabel=measure(objective).label)
+    axes.set(xlabel=x_label, ylabel=metric(objective).label)
     axes.grid(axis="y", alpha=0.25)
     thousands(axes)
     legend(axes, 2)
 
 
 def _scaled(trial: TrialRecord, objective: str) -> float:
-    return measure(objective).scale * trial.objectives[objective]
+    return metric(objective).scale * trial.objectives[objective]
 
 
 def _estimates(trials: Sequence[TrialRecord], objective: str) -> tuple[list[float], list[float], list[float]]:
     """Values, lower and upper bounds in the unit of the axis."""
-    scale, found = measure(objective).scale, [estimate(trial, objective) for trial in trials]
+    scale, found = metric(objective).scale, [estimate(trial, objective) for trial in trials]
     return [scale * f.value for f in found], [scale * f.low for f in found], [scale * f.high for f in found]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from maep.evaluate.report.drawing import COLOURS, EMPTY, SOFT, canvas
 from maep.tune.metrics import estimates
-from maep.tune.metrics.estimates import Estimate, measure
+from maep.tune.metrics.estimates import Estimate, metric
 from maep.tune.report.charts import axis_label
 from maep.tune.report.maps import Cell, Map, level_with_best
 
@@ -41,7 +41,7 @@ def heat_map(found: Map) -> Figure:
         axes.set_ylabel(axis_label(found.y.key) if found.y else "")
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        axes.set_title(measure(found.objective).label, pad=24)
+        axes.set_title(metric(found.objective).label, pad=24)
         axes.text(0, 1, _key(found), transform=axes.transAxes, fontsize=8, color=SOFT, va="bottom")
     return figure
 
@@ -54,7 +54,7 @@ def _shades(found: Map) -> _Shade:
     shown = [cell.found for cell in [*found.filled, *([found.reference] if found.reference else [])] if cell.found]
     low, high = min((f.low for f in shown), default=0.0), max((f.high for f in shown), default=1.0)
     scale = Normalize(low, high if high > low else low + 1)
-    colours = colormaps["cividis_r" if measure(found.objective).lower_is_better else "cividis"]
+    colours = colormaps["cividis_r" if metric(found.objective).lower_is_better else "cividis"]
     return lambda value: colours(float(scale(value)))
 
 

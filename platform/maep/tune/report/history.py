@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from maep.tune.config import BudgetConfig
-from maep.tune.metrics.estimates import measure
+from maep.tune.metrics.estimates import metric
 from maep.tune.record import TrialRecord
 
 
@@ -22,7 +22,7 @@ class HistoryEntry:
 
 def history(trials: Sequence[TrialRecord], objective: str) -> list[HistoryEntry]:
     """An entry per measured trial in the order of their ends; a failed one only adds its images."""
-    pick = min if measure(objective).lower_is_better else max
+    pick = min if metric(objective).lower_is_better else max
     entries: list[HistoryEntry] = []
     samples, best = 0, None
     for trial in sorted(trials, key=lambda trial: (trial.ended, trial.number)):

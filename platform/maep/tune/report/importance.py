@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from maep.tune.metrics.estimates import finished, measure
+from maep.tune.metrics.estimates import finished, metric
 from maep.tune.record import TrialRecord
 from maep.tune.report.maps import is_reference, keys
 from maep.tune.search.space import Axis
@@ -44,7 +44,7 @@ def importance(trials: Sequence[TrialRecord], space: Mapping[str, Axis], objecti
 
     Interactions belong to no single setting, so the shares may add up to less than 1.
     """
-    words = measure(objective).words
+    words = metric(objective).words
     able = [trial for trial in finished(trials, objective) if not is_reference(trial, space)]
     searched = keys(able, space)
     needed = max(LEAST_TRIALS, TRIALS_PER_KEY * len(searched))

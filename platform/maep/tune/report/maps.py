@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from maep.tune.metrics import estimates
-from maep.tune.metrics.estimates import Estimate, finished, measure
+from maep.tune.metrics.estimates import Estimate, finished, metric
 from maep.tune.record import TrialRecord
 from maep.tune.search.space import Axis
 from maep.tune.trial.trial_config import NAMES
@@ -92,7 +92,7 @@ class Map:
     @property
     def best(self) -> Cell | None:
         """The best cell; of equals the first."""
-        sign = 1 if measure(self.objective).lower_is_better else -1
+        sign = 1 if metric(self.objective).lower_is_better else -1
         return min(self.filled, key=lambda cell: sign * cell.found.value if cell.found else 0.0, default=None)
 
     def name(self, cell: Cell) -> str:
@@ -182,7 +182,7 @@ def level_with_best(found: Map) -> list[Cell]:
 
 def verdict(found: Map) -> str:
     """What the map shows, in one or two sentences."""
-    best, how = found.best, measure(found.objective)
+    best, how = found.best, metric(found.objective)
     if best is None or best.found is None:
         return f"{how.words.capitalize()}: the map is empty, no measured trial trained to the end."
     word = "Lowest" if how.lower_is_better else "Highest"
@@ -203,7 +203,7 @@ def verdict(found: Map) -> str:
 def _cell(trials: Sequence[TrialRecord], objective: str, chosen: bool) -> Cell:
     able = finished(trials, objective)
     if able and chosen:
-        sign = 1 if measure(objective).lower_is_better else -1
+        sign = 1 if metric(objective).lower_is_better else -1
         able = [min(able, key=lambda trial: (sign * trial.objectives[objective], trial.number))]
     return Cell(estimates.pooled(able, objective) if able else None, tuple(able), tuple(trials))
 

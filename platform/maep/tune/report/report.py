@@ -14,7 +14,7 @@ from maep.evaluate.report.drawing import png
 from maep.evaluate.report.table import Table
 from maep.tune import pareto
 from maep.tune.metrics import estimates
-from maep.tune.metrics.estimates import estimate, measure
+from maep.tune.metrics.estimates import estimate, metric
 from maep.tune.report import maps
 from maep.tune.report.charts import UNITS
 from maep.tune.report.sections import Section, all_sections
@@ -41,7 +41,7 @@ def write_report(result: SearchResult, command: str | None = None) -> list[Path]
 
 def _page(result: SearchResult, sections: list[Section], command: str | None) -> str:
     first, best = result.config.objectives[0], result.best
-    names = ", ".join(measure(name).words for name in result.config.objectives)
+    names = ", ".join(metric(name).words for name in result.config.objectives)
     return (
         page.environment("maep.tune.report")
         .get_template("report.html")
@@ -59,7 +59,7 @@ def _page(result: SearchResult, sections: list[Section], command: str | None) ->
             phases=[name for name in PHASES if best and best.configuration.get(name)],
             table_file=TABLE,
             first=first,
-            ascending=measure(first).lower_is_better,
+            ascending=metric(first).lower_is_better,
             command=command,
             configuration=yaml.safe_dump(config.to_dict(result.config), sort_keys=False, allow_unicode=True),
             mark=_FAILED,
@@ -70,7 +70,7 @@ def _page(result: SearchResult, sections: list[Section], command: str | None) ->
 def verdict(result: SearchResult) -> list[str]:
     """The outcome in sentences: the best trial, what it is not shown to differ from, and how far to trust it."""
     first, limits = result.config.objectives[0], result.config.limits
-    how = measure(first)
+    how = metric(first)
     if result.best is None:
         try:
             pareto.best(result.trials, first, limits)
@@ -94,7 +94,7 @@ def verdict(result: SearchResult) -> list[str]:
 def _limits(result: SearchResult) -> str:
     words = []
     for name, limit in result.config.limits.items():
-        how = measure(name)
+        how = metric(name)
         words.append(f"{how.words} {'at most' if how.lower_is_better else 'at least'} {how.text(limit)} {how.unit}")
     return f", with {' and '.join(words)}" if words else ""
 
@@ -103,7 +103,7 @@ def facts(result: SearchResult) -> dict[str, str]:
     """What was searched, and how it was measured."""
     asked, trials = result.config, result.trials
     return {
-        "objectives": ", ".join(measure(name).words for name in asked.objectives) + _limits(result),
+        "objectives": ", ".join(metric(name).words for name in asked.objectives) + _limits(result),
         "space": "; ".join(f"{key}: {axis_text(axis)}" for key, axis in asked.space.items()) or "fixed settings only",
         **({"constraints": ", ".join(asked.constraints)} if asked.constraints else {}),
         "searcher": asked.searcher + (f", successive halving by {asked.halving.factor}" if asked.halving else ""),
@@ -140,7 +140,7 @@ def _attacks(result: SearchResult) -> dict[str, str]:
         f" classifier{few}",
         "latency_ms": f"median of {how.latency_passes} forward passes on one thread",
     }
-    return {measure(name).words: text for name, text in texts.items() if name in result.objectives}
+    return {metric(name).words: text for name, text in texts.items() if name in result.objectives}
 
 
 def trials_table(result: SearchResult) -> Table:
@@ -155,6 +155,6 @@ def trials_table(result: SearchResult) -> Table:
         ]
         name = f"{trial.number}{_FAILED if trial.status == 'failed' else ''}"
         body.append((name, trial.trial_id, trial.status, *settings, *reached, f"{trial.budget.samples_seen:,}"))
-    heads = [measure(name).label for name in result.objectives]
+    heads = [metric(name).label for name in result.objectives]
     title = "All trials; a stopped trial as measured at its last rung"
     return Table(title, ("trial", "id", "status", *keys, *heads, "images seen"), tuple(body))

@@ -9,7 +9,7 @@ from maep.evaluate.report.page import Picture
 from maep.evaluate.report.table import Table
 from maep.tune import pareto
 from maep.tune.metrics import estimates
-from maep.tune.metrics.estimates import MEASURES, estimate, finished, measure
+from maep.tune.metrics.estimates import estimate, finished, metric
 from maep.tune.record import TrialRecord
 from maep.tune.report import charts, maps
 from maep.tune.report.charts import UNITS
@@ -20,7 +20,7 @@ from maep.tune.report.maps import Cell, Map
 from maep.tune.results import SearchResult
 from maep.tune.search.space import setting_text
 
-COSTS = tuple(name for name, how in MEASURES.items() if how.lower_is_better)
+COSTS = ("latency_ms", "num_parameters")
 _CELLS = (
     "Only trials that trained to the end fill a cell. It shows the value, its 95 % interval (Wilson) and n, the number"
     f" of dev images; {BEST} is the best cell, {LEVEL} a cell whose interval overlaps: no difference is shown. Colours"
@@ -76,7 +76,7 @@ def map_section(result: SearchResult) -> Section:
     section.remarks.extend(maps.verdict(each) for each in found if not each.filled)
     section.remarks.extend(_how_to_read(shown[0]) if shown else [])
     for each in shown:
-        title = f"{_capital(measure(each.objective).label)} by {' and '.join(names)}"
+        title = f"{_capital(metric(each.objective).label)} by {' and '.join(names)}"
         section.pictures.append(
             Picture(f"map-{each.objective}", title, maps.verdict(each), _map_table(title, each), heat_map(each))
         )
@@ -106,7 +106,7 @@ def _map_table(title: str, found: Map) -> Table:
             body.append((*where, found.x.bins[column].label, *_cell_texts(cell, found.objective)))
     if found.reference is not None:
         body.append(("reference", *["–"] * (len(axes) - 1), *_cell_texts(found.reference, found.objective)))
-    head = (*(maps.short(axis.key) for axis in axes), measure(found.objective).label, "images", "trials", "shown")
+    head = (*(maps.short(axis.key) for axis in axes), metric(found.objective).label, "images", "trials", "shown")
     return Table(title, head, tuple(body))
 
 
@@ -128,7 +128,7 @@ def front_section(result: SearchResult) -> Section:
     for other in partners:
         kept = pareto.front(result.trials, [first, other])
         able = [trial for trial in finished(result.trials, first) if other in trial.objectives]
-        title = f"{_capital(measure(first).words)} against {measure(other).words}"
+        title = f"{_capital(metric(first).words)} against {metric(other).words}"
         said, table = _front_words(able, kept, first, other), _front_table(kept, first, other)
         figure = charts.front(able, kept, other, first)
         section.pictures.append(Picture(f"front-{first}-{other}", title, said, table, figure, _FRONT))
@@ -136,19 +136,19 @@ def front_section(result: SearchResult) -> Section:
 
 
 def _front_words(able: Sequence[TrialRecord], kept: Sequence[TrialRecord], first: str, other: str) -> str:
-    words = f"{measure(first).words} and {measure(other).words}"
+    words = f"{metric(first).words} and {metric(other).words}"
     if len(kept) == 1:
         return f"Trial {kept[0].number} is best in both {words}: there is no trade-off."
     said = f"{len(kept)} of {len(able)} finished trials are on the front of {words}: no trial dominates them."
     ends = estimate(kept[0], first), estimate(kept[-1], first)
     if ends[0].count and ends[0].overlaps(ends[1]):
-        said += f" No difference in {measure(first).words} is shown between its two ends: their intervals overlap."
+        said += f" No difference in {metric(first).words} is shown between its two ends: their intervals overlap."
     return said
 
 
 def _front_table(kept: Sequence[TrialRecord], first: str, other: str) -> Table:
     """The best trial under each limit on `other`."""
-    how = measure(other)
+    how = metric(other)
     word = "at most" if how.lower_is_better else "at least"
     body = [
         (
@@ -159,16 +159,16 @@ def _front_table(kept: Sequence[TrialRecord], first: str, other: str) -> Table:
         )
         for trial in sorted(kept, key=lambda t: t.objectives[other], reverse=not how.lower_is_better)
     ]
-    head = (how.label, "best trial", measure(first).label, "settings")
-    return Table(f"Best {measure(first).words} under a limit on {how.words}", head, tuple(body))
+    head = (how.label, "best trial", metric(first).label, "settings")
+    return Table(f"Best {metric(first).words} under a limit on {how.words}", head, tuple(body))
 
 
 def importance_section(result: SearchResult) -> Section:
     """Which settings explain the objectives that were searched for."""
     section = Section("importance", "Which settings mattered")
     every = [importance(result.trials, result.space, name) for name in result.config.objectives]
-    section.remarks.extend(f"{_capital(measure(e.objective).words)}: {e.why}." for e in every if not e.shares)
-    shown = [(measure(each.objective).words, each) for each in every if each.shares]
+    section.remarks.extend(f"{_capital(metric(e.objective).words)}: {e.why}." for e in every if not e.shares)
+    shown = [(metric(each.objective).words, each) for each in every if each.shares]
     if shown:
         body = [(key, words, f"{100 * share:.0f}") for words, each in shown for key, share in each.shares.items()]
         table = Table("Importance by fANOVA", ("setting", "objective", "share of the variance, %"), tuple(body))
@@ -183,7 +183,7 @@ def history_section(result: SearchResult) -> Section:
     """The best so far, and the learning curves, by each objective that was searched for."""
     section = Section("history", "Search history")
     for objective in result.config.objectives:
-        how, entries = measure(objective), history(result.trials, objective)
+        how, entries = metric(objective), history(result.trials, objective)
         if not entries:
             section.remarks.append(f"No trial was measured by {how.words}.")
             continue
@@ -205,7 +205,7 @@ def history_section(result: SearchResult) -> Section:
 
 
 def _history_words(entries: Sequence[HistoryEntry], objective: str) -> str:
-    how, last = measure(objective), entries[-1]
+    how, last = metric(objective), entries[-1]
     if last.best is None:
         return f"No trial trained to the end, so there is no best {how.words} yet."
     found = next(entry for entry in entries if entry.best == last.best)
@@ -216,7 +216,7 @@ def _history_words(entries: Sequence[HistoryEntry], objective: str) -> str:
 
 
 def _learning_curves(result: SearchResult, objective: str) -> Picture:
-    how, results = measure(objective), result.rung_results
+    how, results = metric(objective), result.rung_results
     body = [
         (str(trial.number), trial.status, f"{each.samples_seen:,}", how.text(each.objectives[objective]))
         for trial in result.trials

@@ -51,7 +51,7 @@ def finetune_to(output: Path, search: TuneConfig, trial: Trial, rung: int) -> Ru
     settings, level = finetune_config(output, trial), plan.levels[rung]
     pause = None if level == plan.samples else level
     saved = _train(replace(settings, loop=replace(settings.loop, pause_at=pause)), folder)
-    wanted = [name for name in record.OBJECTIVES if name in search.objectives or name in search.limits]
+    wanted = {*search.objectives, *search.limits}
     found = measure_trial(saved.folder, search.finetune, wanted, search.measure, search.seed)
     spent = _total(before, level, plan, folder)
     result = RungResult(spent.samples_seen, found.objectives, found.counts, spent)
