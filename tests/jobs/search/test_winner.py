@@ -70,7 +70,7 @@ def test_the_best_trial_becomes_champion_and_its_version_says_from_which_search(
 
     again = promote_winner(result, gate, TRACKING)
     assert again.verdict.champion
-    assert again.report is None
+    assert again.verdict.version == done.verdict.version
 
     strict = dataclasses.replace(gate, gate=dataclasses.replace(gate.gate, over_baselines=("none",)))
     worse = dataclasses.replace(result, trials=result.trials[:1])
