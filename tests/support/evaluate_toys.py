@@ -178,4 +178,4 @@ class CountsItsBatch(nn.Module):
     """Answers every image with the class that is the number of images in its batch."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return torch.eye(10)[[len(images) % 10] * len(images)] + 0 * images.flatten(1)[:, :10]
+        return 10 * torch.eye(10)[[len(images) % 10] * len(images)] + 0 * images.flatten(1)[:, :10]

@@ -100,7 +100,11 @@ def _section(cls: type, values: Any, where: str) -> Any:
         filled[holder.name] = holder.default_factory() | dict(sorted(inner.items()))
     try:
         return cls(**filled)
-    except ConfigError:
+    except ConfigError as error:
+        if (
+            where and str(error).partition(":")[0] in fields
+        ):  # a name that is not registered: `name: 'digit' is not known`
+            raise ConfigError(f"{where}.{error}") from None
         raise
     except ValueError as error:
         raise ConfigError(f"{where + ': ' if where else ''}{error}") from None
