@@ -34,8 +34,12 @@ MAY_IMPORT = {
     "train": GROUND | {"data", "models", "attacks", "evaluate", "cluster"},
     "tune": GROUND | {"data", "models", "attacks", "evaluate", "train", "cluster"},
     "tracking": GROUND,
+    "api": GROUND | {"data", "models", "attacks", "evaluate", "tracking"},
 }
-LAZILY = {"tracking": {"models"}}  # load_purifier builds the model it has resolved
+LAZILY = {
+    "tracking": {"models"},  # load_purifier builds the model it has resolved
+    "evaluate": {"api"},  # maep.evaluate is a function too
+}
 PURE_TORCH = {"models", "attacks"}
 PURE_TORCH_MODULES = ("maep.train.loop.run", "maep.train.objectives", "maep.train.__main__", "maep.train.benchmark")
 LISTS_OF_ONE_KIND = {"attacks", "verbs", "sets", "baselines", "losses", "metrics", "methods"}

@@ -9,10 +9,10 @@ from pathlib import Path
 from rich.console import Console
 
 from maep.artifact import Artifact
-from maep.data.lists import named
-from maep.errors import ConfigError, UserError
+from maep.errors import ConfigError
 from maep.evaluate.config import EvaluateConfig, eps_label
 from maep.evaluate.protocol import presets
+from maep.evaluate.protocol.context import Context
 from maep.evaluate.protocol.presets import Traits
 from maep.evaluate.protocol.run import EvaluationProgress, evaluate
 from maep.evaluate.report.table import headline, markdown, notes, terminal
@@ -39,7 +39,7 @@ def plan(settings: EvaluateConfig, purifiers: Iterable[str], output: Path) -> li
     """What would be measured, a line each, if the first purifier is deterministic."""
     names = [*settings.baselines, *purifiers]
     traits = [Traits(name, baseline=False, differentiable=True, randomised=False) for name in purifiers]
-    total = min(len(named(settings.images)), settings.num_images or len(named(settings.images)))
+    total = len(Context(settings, {}, output).image_list)
     specs = {spec: spec for spec in settings.classifiers}
     columns = presets.columns(settings, traits[0], settings.classifiers[0], traits[1:], total)
     return [
@@ -66,7 +66,7 @@ def print_comparison(options: argparse.Namespace) -> int:
     """Prints two purifiers side by side; writes nothing."""
     if options.purifier:
         raise ConfigError("--purifier and --compare: --compare takes finished evaluations, as FOLDER:PURIFIER")
-    (a, a_name), (b, b_name) = (_side(text) for text in options.compare)
+    (a, a_name), (b, b_name) = (compare.parse_side(text) for text in options.compare)
     if options.dry_run:
         print(f"# compare {a_name or 'the purifier'} of {a} with {b_name or 'the purifier'} of {b}")
         return 0
@@ -78,13 +78,3 @@ def print_comparison(options: argparse.Namespace) -> int:
     else:
         wide(Console()).print(compare.to_terminal(found))
     return 0
-
-
-def _side(text: str) -> tuple[Path, str | None]:
-    """A folder, and the purifier after the last colon; a folder whose own name has a colon stays whole."""
-    folder, colon, name = text.rpartition(":")
-    if not colon or Path(text).is_dir():
-        return Path(text), None
-    if not folder or not name:
-        raise UserError(f"--compare {text!r}: write FOLDER or FOLDER:PURIFIER, such as outputs/evaluate:conv")
-    return Path(folder), name

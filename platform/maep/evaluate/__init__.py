@@ -6,3 +6,18 @@ trust/      the sanity battery, indicators of attack failure, checks across rows
 results/    rows per image, figures computed from them, comparison and gate
 report/     tables, charts and the page
 """
+
+import sys
+from types import ModuleType
+from typing import Any
+
+
+class _CallableModule(ModuleType):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The public function `maep.evaluate`, which this package would hide once one of its modules is imported."""
+        from maep import api
+
+        return api.evaluate(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

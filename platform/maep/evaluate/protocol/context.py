@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from maep import artifact
+from maep import artifact, storage
 from maep.attacks.bpda import BackwardIdentity
 from maep.data import datasets, lists
 from maep.data.image_set import ImageSet, Split
@@ -27,7 +28,7 @@ from maep.evaluate.protocol.presets import Column, ScheduledAttack, Source, Trai
 from maep.evaluate.results import rows
 from maep.evaluate.trust.flags import looks_like_probabilities
 from maep.models.build import load_purifier_artifact
-from maep.models.classifiers.load import Classifier, load_classifier
+from maep.models.classifiers.load import Classifier, load_classifier, structure, weights_sha256
 from maep.models.purifier import defend
 from maep.models.tiles import for_size
 
@@ -62,10 +63,10 @@ class FixedDraws(nn.Module):
 class Context:
     """The parts of one evaluation, each loaded on first use. It is sent to workers with what is loaded.
 
-    `purifiers` are artifact folders by name; the baselines are in `config`.
+    `purifiers` are artifact folders, or modules, by name; the baselines are in `config`.
     """
 
-    def __init__(self, config: EvaluateConfig, purifiers: Mapping[str, str], output: Path) -> None:
+    def __init__(self, config: EvaluateConfig, purifiers: Mapping[str, str | nn.Module], output: Path) -> None:
         self.config, self.purifiers, self.output = config, dict(purifiers), output
         self._models: dict[str, Any] = {}
         self._attacked: dict[object, Any] = {}
@@ -128,10 +129,18 @@ class Context:
                 module = baselines.build(name)
                 traits = Traits(name, True, bool(module.differentiable), bool(module.randomised))
                 return Defence(baselines.sha256(name), module, traits)
-            source = artifact.read(self.purifiers[name])
-            own = load_purifier_artifact(source)
+            source = self.purifiers[name]
+            if isinstance(source, nn.Module):
+                own = copy.deepcopy(source).eval().requires_grad_(False)
+                sha256 = storage.sha256(f"{weights_sha256(own)} {structure(own)}".encode())
+            else:
+                saved = artifact.read(source)
+                own, sha256 = load_purifier_artifact(saved), saved.sha256
             module = for_size(own, self.image_set.image_shape, self.config.sizes)
-            return Defence(source.sha256, module, Traits(name, False, True, bool(getattr(own, "randomised", False))))
+            traits = Traits(
+                name, False, bool(getattr(own, "differentiable", True)), bool(getattr(own, "randomised", False))
+            )
+            return Defence(sha256, module, traits)
 
         return _once(self._models, f"defence {name}", load)
 

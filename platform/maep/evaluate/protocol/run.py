@@ -12,13 +12,14 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from torch import nn
 
 from maep import config as configuration
 from maep import storage
@@ -57,18 +58,18 @@ Report = Callable[[EvaluationProgress], None]
 
 def evaluate(
     config: EvaluateConfig,
-    purifiers: Mapping[str, str | Path | Artifact],
+    purifiers: Mapping[str, str | Path | Artifact | nn.Module],
     output: str | Path,
     progress: Report | None = None,
 ) -> Result:
-    """Evaluates `purifiers` (name -> artifact, or its local folder) beside the baselines, into folder `output`.
+    """Evaluates `purifiers` (name -> artifact, its local folder, or a module) beside the baselines, into `output`.
 
     Raises ConfigError where `output` holds an evaluation of another configuration, and one-line UserErrors for what
     cannot be evaluated. It overwrites nothing in `output`.
     """
-    folders = {name: str(p.folder if isinstance(p, Artifact) else p) for name, p in purifiers.items()}
-    _check_names(config, folders)
-    context = Context(config, folders, Path(output))
+    sources = {name: _source(purifier) for name, purifier in purifiers.items()}
+    _check_names(config, sources)
+    context = Context(config, sources, Path(output))
     try:
         with pool.one_thread():
             return _evaluate(context, progress or (lambda _: None))
@@ -97,13 +98,19 @@ def _evaluate(context: Context, progress: Report) -> Result:
     return _merge(context, identity)
 
 
-def _check_names(config: EvaluateConfig, folders: Mapping[str, str]) -> None:
-    for name in folders:
+def _source(purifier: str | Path | Artifact | nn.Module) -> str | nn.Module:
+    if isinstance(purifier, nn.Module):
+        return purifier
+    return str(purifier.folder if isinstance(purifier, Artifact) else purifier)
+
+
+def _check_names(config: EvaluateConfig, names: Collection[str]) -> None:
+    for name in names:
         if name in config.baselines:
             raise ConfigError(f"purifier {name!r} has the name of a baseline: rename it")
         if not name:
             raise ConfigError("a purifier has an empty name: its rows could not be told apart")
-    if not folders and not config.baselines:
+    if not names and not config.baselines:
         raise ConfigError("nothing to evaluate: name a purifier or a baseline")
 
 

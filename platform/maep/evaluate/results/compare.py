@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -112,6 +113,16 @@ def compare(a: Result, b: Result, a_name: str | None = None, b_name: str | None 
         alone = sorted(mine.keys() - set(shared), key=_order(result))
         remarks += [f"left out, measured for {letter} only: {_words(key)}" for key in alone]
     return Comparison(_side(a, names[0]), _side(b, names[1]), a.values["image_list"], rows, remarks)
+
+
+def parse_side(text: str) -> tuple[Path, str | None]:
+    """A result's folder, and the purifier after the last colon; a folder whose own name has a colon stays whole."""
+    folder, colon, name = text.rpartition(":")
+    if not colon or Path(text).is_dir():
+        return Path(text), None
+    if not folder or not name:
+        raise ConfigError(f"{text!r}: write FOLDER or FOLDER:PURIFIER, such as outputs/evaluate:conv")
+    return Path(folder), name
 
 
 def tables(comparison: Comparison) -> list[Table]:
