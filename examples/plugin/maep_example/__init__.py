@@ -1,0 +1,1 @@
+"""Extensions of maep, a file each; see pyproject.toml for their names."""
