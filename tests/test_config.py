@@ -36,6 +36,16 @@ class Attack:
             raise ValueError(f"steps: {self.steps} is too few: at least 1")
 
 
+class Sizes:
+    @staticmethod
+    def names() -> list[str]:
+        return ["big", "small"]
+
+    @staticmethod
+    def config_class(name: str) -> type:
+        return {"big": Big, "small": Small}[name]
+
+
 @dataclass(frozen=True)
 class Job:
     seed: int
@@ -48,7 +58,7 @@ class Job:
     eps: tuple[float, ...] = (2 / 255,)
     names: list[str] = field(default_factory=list)
     weights: dict[str, float] = field(default_factory=dict)
-    model: Big | Small = field(default_factory=Big)
+    model: Any = config.named_section(Sizes, "big")
     attack: Attack = field(default_factory=Attack)
     attacks: tuple[Attack, ...] = ()
 

@@ -1,4 +1,4 @@
-"""How a configuration class declares its keys, and what is read from the declarations: identity and help."""
+"""Declare the keys of a configuration class, and read identities and help from the declarations."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ REQUIRED: Any = dataclasses.MISSING
 
 
 class Named(Protocol):
-    """A set of configuration classes by name, such as a registry."""
+    """Configuration classes by name, such as those of a registry."""
 
     def names(self) -> Iterable[str]:
-        """The names to choose from; nothing is imported for them."""
+        """The names to choose from. Imports nothing."""
 
     def config_class(self, name: str) -> type:
-        """The class that `name` is configured by. Raises ConfigError, with the nearest name, for another name."""
+        """The configuration class of `name`. Raises ConfigError, naming the nearest name, for an unknown one."""
 
 
 class Sections(Named, Protocol):
-    """The same, of sections that are keys of one class."""
+    """Configuration classes by name whose sections are keys of one class."""
 
     def meaning(self, name: str) -> str:
         """What the section is for."""
@@ -38,9 +38,9 @@ class Sections(Named, Protocol):
 def key(default: T, meaning: str, *, decides: bool, choices: Callable[[], Iterable[str]] | None = None) -> T:
     """A key with its default and its meaning.
 
-    `decides`: whether the result depends on it. Keys that do not decide (places, workers, deadlines) are left out of
-    identities, so that finished work is found again under other values of them.
-    `choices`: for a text key, the names it may take (listed by `--help`; the class itself refuses others).
+    decides: whether the result depends on it. Identities leave out the other keys (paths, workers, deadlines), so
+        that finished work is found again when their values change.
+    choices: for a text key, the names that `--help` lists. The class itself refuses others.
     """
     metadata = {"meaning": meaning, "decides": decides, "choices": choices}
     made: Any = (
@@ -52,13 +52,13 @@ def key(default: T, meaning: str, *, decides: bool, choices: Callable[[], Iterab
 
 
 def section(default: Callable[[], T], meaning: str = "") -> T:
-    """A key that holds keys: another configuration class. Its own keys say whether they decide."""
+    """A section: a key whose value is another configuration class, whose own keys say whether they decide."""
     made: T = dataclasses.field(default_factory=default, metadata={"meaning": meaning})
     return made
 
 
 def named_section(named: Named, default: str, meaning: str = "") -> Any:
-    """A section whose class is chosen by its key `name` among `named`; without one it is `default`'s."""
+    """A section whose class its key `name` chooses among `named`; without that key, the class of `default`."""
 
     def make() -> Any:
         return named.config_class(default)()
@@ -68,23 +68,23 @@ def named_section(named: Named, default: str, meaning: str = "") -> Any:
 
 
 def named_sections(named: Sections, default: Callable[[], dict[str, Any]]) -> Any:
-    """A mapping of sections by name among `named`, whose names are keys of the class itself: terms.pixel is `pixel`."""
+    """A mapping from names among `named` to sections, written as keys of the class itself: terms.pixel is `pixel`."""
     return dataclasses.field(default_factory=default, metadata={"sections": named})
 
 
 def sections_field(cls: type) -> dataclasses.Field[Any] | None:
-    """The field of `cls` that is made by `named_sections`, if it has one."""
+    """The field of `cls` that `named_sections` made, or None."""
     return next((field for field in dataclasses.fields(cls) if "sections" in field.metadata), None)
 
 
 @functools.cache
 def kinds(cls: type) -> dict[str, Any]:
-    """The types of a class's fields, evaluated once: evaluation takes most of the time of a build."""
+    """The types of the fields of `cls`. Cached: evaluating them takes most of the time of `build`."""
     return typing.get_type_hints(cls)
 
 
 def deciding(config: Any) -> dict[str, Any]:
-    """A built configuration as plain values, without the keys that do not decide the result."""
+    """A built configuration as plain values, only with the keys that decide the result."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         if field.metadata.get("decides", True):
@@ -124,20 +124,25 @@ class Key:
 def describe(cls: type, prefix: str = "", filled: Any = None, names: Sequence[str] = ()) -> Iterator[Key]:
     """Every section and key of `cls` in the order of declaration, each section before its keys.
 
-    Paths are dotted; keys of the items of a list have paths such as `mixture[].share`, those of the values of a
-    mapping `space.NAME.choice`. Defaults are those of the instance `filled`, if given, else of the class. A section of
-    several classes has the keys of the default one, and its key `name` all `names`.
+    Paths are dotted: `mixture[].share` is a key of a list's items, `space.NAME.choice` of a mapping's values. Defaults
+    are those of the instance `filled` if given, else of the class. A named section is described by its default class,
+    and the type of its key `name` is all of `names`.
     """
     for field in dataclasses.fields(cls):
         if "sections" in field.metadata:
-            yield from _describe_sections(field.metadata["sections"], _default(field, filled), prefix)
+            sections: Sections = field.metadata["sections"]
+            for name in sections.names():
+                yield Key(f"{prefix}{name}", "section", "", sections.meaning(name), None, is_section=True)
+                values = _default(field, filled).get(name)
+                yield from describe(sections.config_class(name), f"{prefix}{name}.", values)
             continue
         path, metadata, kind = f"{prefix}{field.name}", field.metadata, kinds(cls)[field.name]
         meaning = " ".join(metadata.get("meaning", "").split())
         inner = section_class(cls, field)
         if inner is not None:
+            headline = " ".join((inner.__doc__ or "").partition("\n\n")[0].split())
             words, default = ("section or null", "null") if types.NoneType in get_args(kind) else ("section", "")
-            yield Key(path, words, default, meaning or _headline(inner), None, is_section=True)
+            yield Key(path, words, default, meaning or headline, None, is_section=True)
             yield from describe(inner, f"{path}.", _default(field, filled), _section_names(cls, field))
             continue
         words = "|".join(names) if field.name == "name" and names else type_name(kind)
@@ -149,29 +154,21 @@ def describe(cls: type, prefix: str = "", filled: Any = None, names: Sequence[st
             yield from describe(item, f"{path}.NAME." if get_origin(kind) is dict else f"{path}[].")
 
 
-def _describe_sections(named: Sections, filled: Mapping[str, Any], prefix: str) -> Iterator[Key]:
-    for name in named.names():
-        inner = named.config_class(name)
-        yield Key(f"{prefix}{name}", "section", "", named.meaning(name), None, is_section=True)
-        yield from describe(inner, f"{prefix}{name}.", filled.get(name))
-
-
 def section_class(cls: type, field: dataclasses.Field[Any], name: str | None = None) -> type | None:
-    """The class that a field's section is filled from, where `name` is its key `name`; None: the field is no section.
+    """The class of a field's section, where `name` is the value of its key `name`; None if the field is no section.
 
-    An optional section is one; of several classes, `name` chooses, and the first is the default.
+    An optional section is one; an unknown name gives the default class.
     """
     named: Named | None = field.metadata.get("named")
     if named is not None:
-        default: str = field.metadata["default_name"]
-        return named.config_class(name if name in set(named.names()) else default)
-    sections = _sections(kinds(cls)[field.name])
-    by_name = {str(option.__dataclass_fields__["name"].default): option for option in sections if len(sections) > 1}
-    return by_name.get(name or "", sections[0] if sections else None)
+        return named.config_class(name if name in set(named.names()) else field.metadata["default_name"])
+    kind = kinds(cls)[field.name]
+    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    return next((option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)), None)
 
 
 def inner_classes(cls: type) -> dict[str, list[type]]:
-    """By key of `cls`, every class that its section, or the items of its list or mapping, may have."""
+    """For each key of `cls`, the possible classes of its section, or of the items of its list or mapping."""
     classes: dict[str, list[type]] = {}
     for field in dataclasses.fields(cls):
         if "sections" in field.metadata:
@@ -187,10 +184,7 @@ def inner_classes(cls: type) -> dict[str, list[type]]:
 def _section_names(cls: type, field: dataclasses.Field[Any]) -> list[str]:
     """The names that choose a section's class; empty where there is only one."""
     named: Named | None = field.metadata.get("named")
-    if named is not None:
-        return list(named.names())
-    sections = _sections(kinds(cls)[field.name])
-    return [str(option.__dataclass_fields__["name"].default) for option in sections if len(sections) > 1]
+    return [] if named is None else list(named.names())
 
 
 def _item_class(kind: Any) -> type | None:
@@ -198,15 +192,6 @@ def _item_class(kind: Any) -> type | None:
     args = get_args(kind)
     item = args[1] if get_origin(kind) is dict else args[0] if get_origin(kind) in (list, tuple) else None
     return item if isinstance(item, type) and dataclasses.is_dataclass(item) else None
-
-
-def _sections(kind: Any) -> list[Any]:
-    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    return [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
-
-
-def _headline(cls: type) -> str:
-    return " ".join((cls.__doc__ or "").partition("\n\n")[0].split())
 
 
 def type_name(kind: Any) -> str:
@@ -232,7 +217,7 @@ def _default(field: dataclasses.Field[Any], filled: Any) -> Any:
 
 
 def _written(value: Any) -> str:
-    """A value as a user writes it; numbers that are short only in steps of 1/255 are written so."""
+    """A value as a user writes it; a number that is only short as a fraction of 255 is written N/255."""
     value = to_plain(value)
     if value is dataclasses.MISSING:
         return "required"

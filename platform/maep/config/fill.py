@@ -1,4 +1,4 @@
-"""Filling configuration classes from plain values: unknown keys and wrong types refused, with the key's path."""
+"""Fill configuration classes from plain values. Errors name the path of an unknown key or a wrong type."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ def load(cls: type[T], path: str | Path | None = None, overrides: Sequence[str] 
 
 
 def build(cls: type[T], values: Mapping[str, Any] | None, where: str = "", also: Iterable[str] = ()) -> T:
-    """Fills dataclass `cls` from plain `values`; `where` is the dotted path of this section, for messages.
+    """Fills dataclass `cls` from plain `values`.
 
-    Keys are checked before any value is read, so that a misspelt key is refused before anything is imported for a
-    value. `also` are paths that are no keys of `cls` but known to the caller, such as options of the command line.
-    Raises ConfigError for an unknown key (naming the nearest, or the same key of another section), a wrong type, or
-    what the class itself refuses.
+    where: the dotted path of this section, for messages.
+    also: paths that are not keys of `cls` but known to the caller, such as options of the command line.
+    All keys are checked before any value is read, so that a misspelt key is refused before a value causes an import.
+    Raises ConfigError for an unknown key (naming the nearest one, or the same key of another section), a wrong type, or
+    a value that the class itself refuses.
     """
     values = {} if values is None else values
     for found in _unknown_keys(cls, values, where):
@@ -38,7 +39,7 @@ def build(cls: type[T], values: Mapping[str, Any] | None, where: str = "", also:
 
 
 def _unknown_keys(cls: type, values: Any, where: str) -> Iterator[tuple[str, str, list[str]]]:
-    """For each unknown key: its path, its name and the names that are known there."""
+    """For each unknown key: its path, its name and the known names of its section."""
     values = _mapping(values, where)
     if not isinstance(values, Mapping):
         return  # refused when it is filled
@@ -101,9 +102,7 @@ def _section(cls: type, values: Any, where: str) -> Any:
     try:
         return cls(**filled)
     except ConfigError as error:
-        if (
-            where and str(error).partition(":")[0] in fields
-        ):  # a name that is not registered: `name: 'digit' is not known`
+        if where and str(error).partition(":")[0] in fields:  # an unregistered name: `name: 'digit' is not known`
             raise ConfigError(f"{where}.{error}") from None
         raise
     except ValueError as error:
@@ -111,14 +110,14 @@ def _section(cls: type, values: Any, where: str) -> Any:
 
 
 def _keys(cls: type) -> tuple[dict[str, dataclasses.Field[Any]], Named | None]:
-    """The keys that `cls` declares, and the names of the sections that are keys of it beside them."""
+    """The keys that `cls` declares, and the named sections that are also its keys."""
     holder = sections_field(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field is not holder}
     return fields, holder.metadata["sections"] if holder is not None else None
 
 
 def _named(named: Any, default: str, value: Any, path: str) -> Any:
-    """A section of the class that its key `name` chooses; a built one stays."""
+    """A section of the class that its key `name` chooses; a built section is returned as it is."""
     if dataclasses.is_dataclass(value):
         return value
     value = _mapping(value, path)
@@ -130,12 +129,12 @@ def _named(named: Any, default: str, value: Any, path: str) -> Any:
 
 
 def _mapping(values: Any, where: str) -> Any:
-    """A mapping that was written in one word, `{lr: 1}`; anything else as it is."""
+    """A mapping that was written as one word, `{lr: 1}`; anything else is returned as it is."""
     return parse_word(values, f"--{where}") if isinstance(values, Word) and values.startswith("{") else values
 
 
 def _expanded(cls: type, values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """`values` with the shorthand resolved that a class knows by its own `expand`; what is built is explicit."""
+    """`values` with the class's own shorthand (its method `expand`) resolved."""
     expand = getattr(cls, "expand", None)
     try:
         return expand(values) if expand is not None else values
@@ -158,7 +157,8 @@ def _value(kind: Any, value: Any, path: str) -> Any:
         value = _mapping(value, path)
         if not isinstance(value, Mapping):
             raise ConfigError(f"{path}: expected a mapping, got {_shown(value)}")
-        return {_value(args[0], _word(k), path): _value(args[1], v, f"{path}.{k}") for k, v in value.items()}
+        names = {name: Word(name) if isinstance(name, str) else name for name in value}  # read as the key's type
+        return {_value(args[0], names[k], path): _value(args[1], v, f"{path}.{k}") for k, v in value.items()}
     return _any(value) if kind is Any else _scalar(kind, value, path)
 
 
@@ -170,14 +170,6 @@ def _union(options: tuple[Any, ...], value: Any, path: str) -> Any:
             return None
     if len(options) == 1:
         return _value(options[0], value, path)
-    value = _mapping(value, path)
-    sections = [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
-    by_name = {str(option.__dataclass_fields__["name"].default): option for option in sections}
-    if by_name and isinstance(value, Mapping):  # sections that say which they are by their key `name`
-        name = value.get("name", next(iter(by_name)))
-        if not isinstance(name, str) or name not in by_name:
-            raise ConfigError(f"{path}.name: {_shown(name)} is not known: {nearest(str(name), by_name)}")
-        return _section(by_name[name], value, path)
     for option in options:
         try:
             return _value(option, value, path)
@@ -198,7 +190,7 @@ def _sequence(origin: Any, args: tuple[Any, ...], value: Any, path: str) -> Any:
     if isinstance(value, Word) and value.startswith("["):
         value = parse_word(value, f"--{path}")
     if not isinstance(value, list | tuple):
-        value = [value] * (len(args) if fixed else 1)  # one value stands for every place
+        value = [value] * (len(args) if fixed else 1)  # one value is used for every position
     if fixed and len(value) != len(args):
         raise ConfigError(f"{path}: expected {len(args)} values, got {len(value)}")
     inner = args if fixed else [args[0]] * len(value)
@@ -206,7 +198,7 @@ def _sequence(origin: Any, args: tuple[Any, ...], value: Any, path: str) -> Any:
 
 
 def _any(value: Any) -> Any:
-    """A value of a key that takes any: words are read as YAML reads them."""
+    """A value of a key of type Any: words are read as YAML reads them."""
     if isinstance(value, Word):
         return _any(parse_word(value, "--")) if value[:1] in ("[", "{") else guess(value)
     if isinstance(value, Mapping):
@@ -243,11 +235,6 @@ def _number(value: Any) -> float | None:
         except (ValueError, ZeroDivisionError):
             return None
     return None
-
-
-def _word(name: Any) -> Any:
-    """A mapping's key, to be read as the key's type."""
-    return Word(name) if isinstance(name, str) else name
 
 
 def _shown(value: Any) -> str:

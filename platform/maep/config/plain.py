@@ -40,7 +40,7 @@ def to_plain(value: Any) -> Any:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, by dotted key: {"loop": {"lr": 1}} -> {"loop.lr": 1}; an empty one is a value."""
+    """Nested mappings as one, by dotted key: {"loop": {"lr": 1}} -> {"loop.lr": 1}. An empty mapping is a value."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         nested = isinstance(value, Mapping) and value

@@ -1,11 +1,12 @@
 """Configuration as text: YAML files and command-line overrides, before any type is known.
 
-A plain scalar stays the `Word` that was written until the type of its key decides how it is read: a text key keeps
-the words (`0123`, `/data/set #1`), a number key reads a number. YAML's own guesses (octal 83, a comment) never apply.
+An unquoted scalar stays a `Word`, exactly as written, until the type of its key decides how to read it: a text key
+keeps it (`0123`, `/data/set #1`), a number key reads a number. YAML's own guesses (octal, comments) never apply.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """`values` with each `--section.key VALUE` (or `--section.key=VALUE`) set to the word VALUE, unread."""
-    result = _copy(values)
+    result = copy.deepcopy(dict(values))
     words = list(overrides)
     while words:
         word = words.pop(0)
@@ -65,7 +66,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
 
 
 def parse_word(word: Word, path: str) -> Any:
-    """A word that is a list or mapping in YAML's flow style, scalars unread. ConfigError names `path`."""
+    """A word that is a list or mapping in YAML's flow style, scalars unread. Raises ConfigError naming `path`."""
     try:
         return parse(word)
     except (yaml.YAMLError, ValueError):
@@ -75,7 +76,7 @@ def parse_word(word: Word, path: str) -> Any:
 def parse(text: str) -> Any:
     """YAML with its scalars unread: dict, list, `Word`, `str` (quoted) or None.
 
-    Raises yaml.YAMLError or ValueError for what is not plain YAML, keys given twice, and anchors that hold themselves.
+    Raises yaml.YAMLError or ValueError for what is not plain YAML, duplicate keys, and recursive anchors.
     """
     loader = yaml.SafeLoader(text)
     try:
@@ -86,7 +87,7 @@ def parse(text: str) -> Any:
 
 
 def guess(word: Word) -> Any:
-    """What YAML makes of a plain scalar: for keys of any type."""
+    """`word` as YAML reads it, for keys of type Any."""
     try:
         return yaml.safe_load(word)
     except (yaml.YAMLError, ValueError):  # 2024-13-45 looks like a date
@@ -98,7 +99,7 @@ def _read(loader: yaml.SafeLoader, node: yaml.Node, inside: tuple[yaml.Node, ...
     if prefix != "tag:yaml.org,2002" or tag not in _TAGS:
         raise ValueError(f"{node.tag} is not plain YAML")
     if node in inside:
-        raise ValueError("an anchor holds itself")
+        raise ValueError("an anchor contains itself")
     inside = (*inside, node)
     if isinstance(node, yaml.MappingNode):
         return _read_mapping(loader, node, inside)
@@ -116,10 +117,6 @@ def _read_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode, inside: tuple
         if not isinstance(name, str):
             raise ValueError("a key is not a scalar")
         if name in names[:i]:
-            raise ValueError(f"the key {name!r} is there twice")
-    loader.flatten_mapping(node)  # a key `<<` takes in another mapping, whose keys the mapping's own may replace
+            raise ValueError(f"the key {name!r} is given twice")
+    loader.flatten_mapping(node)  # `<<` merges another mapping; the mapping's own keys win
     return {key.value: _read(loader, value, inside) for key, value in node.value}
-
-
-def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
