@@ -1,13 +1,11 @@
-"""Writes the page of an evaluation beside its result, with example images made again from its configuration."""
+"""Writes the page of an evaluation beside its result, with example images that it attacks for the page."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from PIL import Image
-
+from maep import storage
 from maep.artifact import Artifact
 from maep.attacks.config import AttackConfig
 from maep.evaluate.config import EvaluateConfig, eps_label
@@ -28,7 +26,7 @@ def write(result: Result, settings: EvaluateConfig, artifacts: Mapping[str, Arti
 
 
 def strips(settings: EvaluateConfig, artifacts: Mapping[str, Artifact]) -> dict[str, bytes]:
-    """Two PNGs per purifier with the first classifier, attacked obliviously and adaptively, by their description.
+    """Two PNGs per purifier, by description: attacked obliviously and adaptively, in front of the first classifier.
 
     PGD-20 at the oblivious budget, on the first image of each of four classes.
     """
@@ -37,17 +35,15 @@ def strips(settings: EvaluateConfig, artifacts: Mapping[str, Artifact]) -> dict[
     found: dict[str, bytes] = {}
     for name in artifacts:
         for threat, source in (("oblivious", Source(None, spec)), ("adaptive", Source(name, spec))):
-            data = io.BytesIO()
-            _strip(context, name, source, num_images=4).save(data, "PNG", optimize=True)
-            found[f"{name} in front of {context.classifier(spec).name}, {threat} {where}"] = data.getvalue()
+            key = f"{name} in front of {context.classifier(spec).name}, {threat} {where}"
+            found[key] = _strip(context, name, source, num_images=4)
     return found
 
 
 def write_strip(settings: EvaluateConfig, purifier: Artifact, path: Path) -> Path:
     """Writes a PNG of the first image of each of six classes, attacked (PGD-20, last classifier) and purified."""
     context = _context(settings, {"purifier": purifier})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _strip(context, "purifier", Source(None, settings.classifiers[-1]), num_images=6).save(path)
+    storage.write_bytes(path, _strip(context, "purifier", Source(None, settings.classifiers[-1]), num_images=6))
     return path
 
 
@@ -55,7 +51,7 @@ def _context(settings: EvaluateConfig, artifacts: Mapping[str, Artifact]) -> Con
     return Context(settings, {name: str(saved.folder) for name, saved in artifacts.items()}, Path())
 
 
-def _strip(context: Context, name: str, source: Source, num_images: int) -> Image.Image:
+def _strip(context: Context, name: str, source: Source, num_images: int) -> bytes:
     settings = context.config
     chosen = pictures.one_of_each(context.image_set, num_images)
     attack = AttackConfig("pgd", settings.oblivious_eps, _STEPS)

@@ -1,12 +1,12 @@
-"""Example images of a model in training: the image, the input, and the output."""
+"""Example images of a model in training: image, model input, model output."""
 
 from __future__ import annotations
 
 import functools
 
-import numpy as np
 import torch
 from PIL import Image
+from torchvision.utils import make_grid
 
 from maep import seeding
 from maep.artifact import Artifact
@@ -30,7 +30,7 @@ def reconstruction_strip(saved: Artifact, data: DataConfig) -> Image.Image | Non
     values = saved.config.get("model", {})
     if values.get("name") not in ("mae", "purifier", "conv"):
         return None
-    with seeding.GLOBAL_GENERATOR:  # initial weights are drawn while a training step may run
+    with seeding.GLOBAL_GENERATOR:  # initial weights are drawn while a training step may be running
         model = load_weights(build_model(values), saved).eval()
     images = _shown(data, data_uri(data))
     keys = torch.arange(len(images))
@@ -50,7 +50,8 @@ def reconstruction_strip(saved: Artifact, data: DataConfig) -> Image.Image | Non
             noise = seeding.normal(keys, images[0].numel()).view_as(images)
             given = (images + noise * 8 / 255).clamp(0, 1)
             rows = [images, given, model(given)]
-    return _grid([to_uint8(row.clamp(0, 1)).numpy() for row in rows])
+    grid = to_uint8(make_grid(torch.cat(rows).clamp(0, 1), nrow=len(images), padding=0)[None])[0]
+    return Image.fromarray(grid.numpy()).resize((len(images) * _SIDE, len(rows) * _SIDE), Image.Resampling.NEAREST)
 
 
 @functools.lru_cache(maxsize=1)
@@ -61,12 +62,3 @@ def _shown(data: DataConfig, root: str) -> torch.Tensor:
         return images.batch(range(min(_IMAGES, len(images))))[0]
     size = data.image_size or imagenet.IMAGE_SIZE
     return to_float(torch.from_numpy(imagenet.first_of_dev(root, _IMAGES, size, data.read_timeout_s)))
-
-
-def _grid(rows: list[np.ndarray]) -> Image.Image:
-    canvas = Image.new("RGB", (_IMAGES * _SIDE, len(rows) * _SIDE))
-    for y, row in enumerate(rows):
-        for x, pixels in enumerate(row):
-            panel = Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
-            canvas.paste(panel, (x * _SIDE, y * _SIDE))
-    return canvas

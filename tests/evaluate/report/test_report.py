@@ -1,4 +1,4 @@
-"""The page of an evaluation has all that a reviewer asks for, and nothing unescaped or from outside."""
+"""The report page shows all that a reviewer asks for, escapes every name, and loads nothing from outside."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def page(text: str) -> Page:
     return Page(text)
 
 
-def test_it_needs_nothing_from_outside(text: str, page: Page) -> None:
+def test_page_loads_nothing_from_outside(text: str, page: Page) -> None:
     assert not page.all("script", "iframe", "object", "base")
     for attributes in page.all("img", "link", "a", "source", "image", "use"):
         address = attributes.get("src") or attributes.get("href") or ""
@@ -57,7 +57,7 @@ def test_it_needs_nothing_from_outside(text: str, page: Page) -> None:
     assert "://" not in text
 
 
-def test_what_was_evaluated_stands_there_whole(whole: Result, page: Page) -> None:
+def test_page_shows_every_digest_and_the_command(whole: Result, page: Page) -> None:
     values = whole.values
     for digest in (*values["purifiers"].values(), *values["classifiers"].values(), values["image_list_sha256"]):
         assert digest in page.words
@@ -66,8 +66,8 @@ def test_what_was_evaluated_stands_there_whole(whole: Result, page: Page) -> Non
     assert "maep evaluate --x y" in page.words
 
 
-def test_every_cell_of_every_table_is_on_it(whole: Result, page: Page) -> None:
-    for shown in (*table.headline(whole), *table.detailed(whole)):
+def test_page_shows_every_cell_of_every_table_and_every_check(whole: Result, page: Page) -> None:
+    for shown in (*table.headline(whole), *(each for section in table.sections(whole) for each in section.tables)):
         for row in shown.rows:
             assert all(cell in page.words for cell in row)
     for entry in whole.values["sanity"]:
@@ -76,7 +76,7 @@ def test_every_cell_of_every_table_is_on_it(whole: Result, page: Page) -> None:
             assert check["detail"] in page.words
 
 
-def test_it_can_be_read_without_eyes(page: Page) -> None:
+def test_page_is_accessible_to_screen_readers(page: Page) -> None:
     assert page.all("html")[0]["lang"] == "en"
     assert all(attributes.get("scope") in ("col", "row") for attributes in page.all("th"))
     assert len(page.all("caption")) == len(page.all("table")) > 8
@@ -91,7 +91,7 @@ def test_it_can_be_read_without_eyes(page: Page) -> None:
 
 
 def test_threat_models_never_share_a_table(whole: Result) -> None:
-    found = report.sections(whole)
+    found = table.sections(whole)
     assert {section.threat for section in found} >= {"oblivious", "adaptive"}
     for section in found:
         assert section.words
@@ -99,7 +99,7 @@ def test_threat_models_never_share_a_table(whole: Result) -> None:
         assert all(f", {section.threat}" in shown.title for shown in section.tables)
 
 
-def test_the_verdict_has_the_honest_figure_and_the_lower_bar(whole: Result) -> None:
+def test_verdict_gives_the_adaptive_accuracy_before_the_lower_bar(whole: Result) -> None:
     said = {(each.purifier, each.classifier): each.text for each in verdict.verdicts(whole)}
     assert {purifier for purifier, _ in said} == set(whole.values["purifiers"]) - set(whole.values["baselines"])
     text = said["maep", "cifar10_resnet20"]
@@ -111,7 +111,7 @@ def test_the_verdict_has_the_honest_figure_and_the_lower_bar(whole: Result) -> N
     assert text.index(verdict.cell(adaptive)) < text.index(verdict.cell(oblivious))
 
 
-def test_without_adaptive_attacks_bpda_takes_their_place_and_no_other_figure_does(whole: Result) -> None:
+def test_verdict_falls_back_to_bpda_only_without_adaptive_attacks(whole: Result) -> None:
     jpeg = only(whole, lambda figure: figure.purifier == "jpeg-q50")
     jpeg.values["purifiers"] = {"jpeg-q50": jpeg.values["purifiers"]["jpeg-q50"]}
     for each in verdict.verdicts(jpeg):
@@ -126,7 +126,7 @@ def only(result: Result, keep: Any) -> Result:
     return Result(result.folder, {**result.values, "figures": figures})
 
 
-def test_unreliable_is_shouted_before_anything_else(whole: Result, tmp_path: Path) -> None:
+def test_unreliable_defences_come_before_everything_else(whole: Result, tmp_path: Path) -> None:
     def fail(values: dict[str, Any]) -> None:
         entry = next(entry for entry in values["sanity"] if entry["purifier"] == "maep")
         entry["checks"][0].update(passed=False, detail="seen in training mode")
@@ -151,7 +151,7 @@ def page_of(result: Result, folder: Path) -> str:
     return (folder / "page.html").read_text(encoding="utf-8")
 
 
-def test_whatever_a_name_holds_is_escaped(whole: Result, tmp_path: Path) -> None:
+def test_names_are_escaped(whole: Result, tmp_path: Path) -> None:
     def rename(values: dict[str, Any]) -> None:
         values["purifiers"] = {EVIL if name == "maep" else name: sha for name, sha in values["purifiers"].items()}
         for entry in (*values["figures"], *values["sanity"]):
@@ -174,7 +174,7 @@ def test_whatever_a_name_holds_is_escaped(whole: Result, tmp_path: Path) -> None
     assert [attributes["alt"] for attributes in page.all("img") if (attributes["alt"] or "").startswith(EVIL)]
 
 
-def test_rows_that_were_changed_make_no_report(whole: Result, tmp_path: Path) -> None:
+def test_changed_rows_make_no_report(whole: Result, tmp_path: Path) -> None:
     other = changed(whole, tmp_path / "a")
     (tmp_path / "a" / "images.parquet").write_bytes(b"x")
     with pytest.raises(DataError, match=r"images\.parquet"):
@@ -196,7 +196,7 @@ def test_a_curve_starts_at_the_clean_accuracy_of_the_same_images(whole: Result) 
     assert "PGD" in drawn.note
 
 
-def test_steps_and_eot_are_drawn_and_are_in_no_table(whole: Result, tmp_path: Path) -> None:
+def test_curves_over_steps_and_eot_are_drawn_but_not_tabulated(whole: Result, tmp_path: Path) -> None:
     like = whole.figure("maep", "cifar10_resnet20", "adaptive", 2 / 255)
     figures = [
         dataclasses.replace(like, threat="adaptive-steps", attack=f"PGD-{steps}", steps=steps, accuracy=0.111)
@@ -212,36 +212,36 @@ def test_steps_and_eot_are_drawn_and_are_in_no_table(whole: Result, tmp_path: Pa
     assert steps.scale == "log"
     eot = drawn["cifar10_resnet20, adaptive PGD-20 at 2/255 over EOT"]
     assert [point.label for point in eot.curves[0].points] == ["1", "20"]
-    assert not {"adaptive-steps", "adaptive-eot"} & {section.threat for section in report.sections(with_curves)}
+    assert not {"adaptive-steps", "adaptive-eot"} & {section.threat for section in table.sections(with_curves)}
     assert "over steps" in page_of(with_curves, tmp_path)
 
 
-def test_other_norms_have_sections_and_curves_of_their_own(whole: Result, tmp_path: Path) -> None:
+def test_each_norm_has_its_own_section(whole: Result, tmp_path: Path) -> None:
     added = [
         dataclasses.replace(figure, norm="L2", eps=0.5)
         for figure in whole.figures
         if figure.threat == "adaptive" and figure.eps > 0.03
     ]
     both = changed(whole, tmp_path / "a", lambda values: values["figures"].extend(map(dataclasses.asdict, added)))
-    found = [(section.threat, section.norm) for section in report.sections(both)]
+    found = [(section.threat, section.norm) for section in table.sections(both)]
     assert found.index(("adaptive", "Linf")) + 1 == found.index(("adaptive", "L2"))
     assert "L2 0.5" in page_of(both, tmp_path)
-    heads = [head for section in report.sections(both) for shown in section.tables for head in shown.header]
+    heads = [head for section in table.sections(both) for shown in section.tables for head in shown.header]
     assert not [head for head in heads if "127.5/255" in head]
 
 
-def test_draws_of_randomised_purifiers_have_their_table(whole: Result) -> None:
-    assert report.draws(whole.figures) is None
+def test_randomised_purifiers_get_a_table_of_draws(whole: Result) -> None:
+    assert table.draws(whole.figures) is None
     like = whole.figure("maep", "cifar10_resnet20", "adaptive", 8 / 255)
     drawn = dataclasses.replace(like, num_draws=10, mean_accuracy=0.321, worst_accuracy=0.123)
-    shown = report.draws([*whole.figures, drawn])
+    shown = table.draws([*whole.figures, drawn])
     assert shown is not None
     assert shown.rows == (
-        ("maep", "cifar10_resnet20", "adaptive 8/255", "1", "10", verdict.cell(like), "32.1", "12.3"),
+        ("maep", "cifar10_resnet20", "adaptive 8/255", "1", "10", table.percent(like), "32.1", "12.3"),
     )
 
 
-def test_flags_and_costs_are_told(whole: Result, tmp_path: Path) -> None:
+def test_page_shows_flags_and_cost(whole: Result, tmp_path: Path) -> None:
     flag = {"purifier": "conv", "classifier": "cifar10_resnet20", "flag": "square beats adaptive", "detail": "by 3.1"}
     page = Page(page_of(changed(whole, tmp_path / "a", lambda values: values.update(flags=[flag])), tmp_path))
     assert "square beats adaptive" in page.words
@@ -256,7 +256,7 @@ def at(x: float, accuracy: float = 0.5, low: float = 0.4, high: float = 0.6) -> 
     return CurvePoint(accuracy, low, high, x, f"label{x:g}")
 
 
-def test_points_bars_and_bands_are_the_accuracies_and_their_intervals() -> None:
+def test_chart_draws_accuracies_and_their_intervals() -> None:
     (axes,) = curves.draw(chart(at(0, 0.5, 0.4, 0.7), at(2, 0.5, 0.2, 0.6))).axes
     line = axes.lines[0].get_xydata()
     assert line.tolist() == [[0, 50], [2, 50]]
@@ -269,7 +269,7 @@ def test_points_bars_and_bands_are_the_accuracies_and_their_intervals() -> None:
     assert curves.draw(chart(at(1), at(10), scale="log")).axes[0].get_xscale() == "log"
 
 
-def test_tick_labels_that_would_touch_are_left_out() -> None:
+def test_crowded_tick_labels_are_left_out() -> None:
     (axes,) = curves.draw(chart(at(0), at(1), at(100))).axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["label0", "", "label100"]
 
@@ -282,7 +282,7 @@ def test_any_name_can_be_drawn() -> None:
         assert b"<script" not in drawing.svg(figure)
 
 
-def test_series_differ_without_colour() -> None:
+def test_series_differ_by_marker() -> None:
     markers = {curves.draw(chart(at(0), place=place)).axes[0].lines[0].get_marker() for place in range(4)}
     assert len(markers) == 4
 
@@ -292,7 +292,7 @@ def test_the_same_chart_gives_the_same_bytes() -> None:
         assert encode(curves.draw(chart(at(0), at(1)))) == encode(curves.draw(chart(at(0), at(1))))
 
 
-def test_an_svg_follows_the_readers_colour_scheme() -> None:
+def test_svg_follows_the_colour_scheme() -> None:
     text = drawing.svg(curves.draw(chart(at(0), at(1)))).decode()
     rules, _, shapes = text.partition("</style>")
     assert "prefers-color-scheme:dark" in rules
@@ -300,7 +300,7 @@ def test_an_svg_follows_the_readers_colour_scheme() -> None:
     assert not {drawing.INK, drawing.COLOURS[0]} & set(re.findall("#[0-9a-f]{6}", shapes))
 
 
-def test_worst_cases_are_sorted_and_of_one_norm(whole: Result) -> None:
+def test_worst_cases_are_sorted_by_eps_and_share_one_norm(whole: Result) -> None:
     found: list[Figure] = verdict.worst_cases(whole, "maep", "cifar10_resnet20", "adaptive")
     assert [figure.eps for figure in found] == sorted(figure.eps for figure in found)
     assert {(figure.attack, figure.norm) for figure in found} == {(WORST, "Linf")}

@@ -1,4 +1,4 @@
-"""Figures come from the rows alone; tables and pictures show them."""
+"""Figures are computed from the rows alone; tables and example images show them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from maep.artifact import Artifact
@@ -23,7 +24,7 @@ from maep.evaluate.results.summary import WORST, Result
 from maep.models.classifiers.load import Classifier
 
 
-def test_rows_give_back_every_figure(result: Result) -> None:
+def test_rows_reproduce_every_figure(result: Result) -> None:
     again = summary.summarise(rows.read(result.folder / summary.IMAGES))
     written = json.loads((result.folder / summary.RESULT).read_text())["figures"]
     assert [asdict(figure) for figure in again] == written
@@ -35,12 +36,12 @@ def test_rows_give_back_every_figure(result: Result) -> None:
     assert single.accuracy == oblivious[oblivious["attack"] == "FGSM"]["correct"].mean() >= by_hand
 
 
-def test_intervals_are_wilsons() -> None:
+def test_intervals_match_wilson() -> None:
     assert summary.interval(410, 1000) == pytest.approx((0.37995, 0.44077), abs=1e-4)
     assert summary.interval(0, 100)[0] == 0
 
 
-def test_changed_rows_are_found(result: Result, tmp_path: Path) -> None:
+def test_changed_rows_are_refused(result: Result, tmp_path: Path) -> None:
     copy = shutil.copytree(result.folder, tmp_path / "copy")
     table_of = result.rows()
     (copy / summary.IMAGES).write_bytes(rows.encode(table_of.slice(1)))
@@ -51,7 +52,7 @@ def test_changed_rows_are_found(result: Result, tmp_path: Path) -> None:
         summary.read(copy)
 
 
-def test_result_says_what_was_measured(result: Result, purifier: Artifact) -> None:
+def test_result_records_what_was_measured(result: Result, purifier: Artifact) -> None:
     values = result.values
     assert values["purifiers"]["conv"] == purifier.sha256
     assert (values["dataset"], values["split"], values["preset"]) == ("digits", "dev", "quick")
@@ -73,14 +74,14 @@ def test_threat_models_never_share_a_column(result: Result) -> None:
     by_name = {row[0]: row for row in headline.rows}
     assert by_name["jpeg-q50"][2:4] == ("–", "–")
     assert by_name["none"][4:6] == ("–", "–")
-    adaptive, bpda, oblivious = table.detailed(result)
+    adaptive, bpda, oblivious = (each for section in table.sections(result) for each in section.tables)
     assert "lower bar" in oblivious.title
     assert oblivious.header == ("purifier", "clean", "FGSM", "PGD-20", "APGD-CE-20", WORST)
     assert [row[0] for row in bpda.rows] == ["jpeg-q50"]
     assert [row[0] for row in adaptive.rows] == ["none", "conv"]
 
 
-def test_columns_of_fewer_images_say_so(result: Result) -> None:
+def test_columns_name_their_number_of_images_where_it_is_smaller(result: Result) -> None:
     values = json.loads(json.dumps(result.values))
     for figure in values["figures"]:
         if figure["threat"] in ("bpda", "adaptive"):
@@ -98,7 +99,7 @@ def test_columns_of_fewer_images_say_so(result: Result) -> None:
     Console(file=screen, width=120).print(table.terminal(fewer))
     assert "adaptive: the first 8 of 24 images of digits-dev[:24]" in screen.getvalue()
     assert "clean (all 24)" in screen.getvalue()  # beside them in the same table
-    assert table.detailed(fewer)[-1].header[1] == "clean"
+    assert table.sections(fewer)[-1].tables[0].header[1] == "clean"
 
 
 def test_terminal_and_markdown_show_the_same_cells(result: Result) -> None:
@@ -112,7 +113,7 @@ def test_terminal_and_markdown_show_the_same_cells(result: Result) -> None:
     assert "…" not in screen.getvalue()
 
 
-def test_unreliable_is_marked(result: Result) -> None:
+def test_unreliable_defences_are_marked(result: Result) -> None:
     values = json.loads(json.dumps(result.values))
     values["sanity"][-1]["checks"][0]["passed"] = False
     flagged = Result(result.folder, values)
@@ -121,15 +122,16 @@ def test_unreliable_is_marked(result: Result) -> None:
     assert any(line.startswith("conv ") and "eval mode" in line for line in table.notes(flagged))
 
 
-def test_strip_shows_pixels_differences_and_classes(classifier: Classifier) -> None:
+def test_strip_draws_images_and_amplified_differences(classifier: Classifier) -> None:
     digits = load(DataConfig("digits"), "dev")
     clean = digits.pixels(range(3))
     attacked = np.clip(clean.astype(int) + 8, 0, 255).astype(np.uint8)
-    drawn = pictures.strip(
+    png = pictures.strip(
         classifier, baselines.build("blur"), clean, attacked, digits.labels[:3].tolist(), digits.classes
     )
+    drawn = Image.open(io.BytesIO(png))
     assert drawn.size[0] > 500
     assert drawn.size[1] > 300
-    assert len(drawn.getcolors(1 << 20)) > 50
+    assert len(drawn.getcolors(1 << 22)) > 50
     change = pictures.difference(attacked, clean)
     assert (change == np.clip(128 + 8 * (attacked.astype(int) - clean), 0, 255)).all()

@@ -55,6 +55,17 @@ def canvas(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
         yield figure, figure.add_subplot()
 
 
+@contextmanager
+def panels(rows: int, columns: int, side: float) -> Iterator[tuple[Figure, Any]]:
+    """An empty figure and its axes [rows, columns], squares of `side` inches for images."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({**_STYLE, "xtick.bottom": False, "ytick.left": False, "axes.titlelocation": "center"}):
+        figure = Figure(figsize=(columns * (side + 0.1), rows * (side + 0.3)))
+        yield figure, figure.subplots(rows, columns, squeeze=False)
+
+
 def series_label(name: str) -> str:
     """`name` as a legend shows it: cut where it is long; Matplotlib would hide one that starts with an underscore."""
     short = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"

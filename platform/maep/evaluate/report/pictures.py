@@ -7,17 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from maep.attacks.config import AttackConfig
 from maep.data.image_set import ImageSet, to_float, to_uint8
 from maep.evaluate.measure import ImageBatch, attack_images, round_to_budget
+from maep.evaluate.report import drawing
 
 GAIN = 8
 _HEADS = ("clean", "attacked", "purified", f"attack x{GAIN}", f"remaining x{GAIN}")
-_RIGHT, _WRONG, _INK, _PAPER = (20, 120, 50), (190, 30, 30), (40, 40, 40), (255, 255, 255)
-_SIDE, _GAP, _LINE, _FONT = 112, 10, 20, 13
+_RIGHT, _WRONG = "#147832", "#be1e1e"
+_LONGEST_NAME = 14
 
 
 def strip(
@@ -27,34 +27,34 @@ def strip(
     attacked: NDArray[np.uint8],
     labels: Sequence[int],
     classes: Sequence[str],
-) -> Image.Image:
-    """One row per image: clean, attacked, purified, and the differences of the last two from the clean image.
+) -> bytes:
+    """A PNG with one row per image: clean, attacked, purified, and the differences of the last two from the clean one.
 
     `clean` and `attacked` are uint8 [N, H, W, 3]. The class that `classifier` predicts is below each of the first
-    three: green if correct, red and underlined if wrong. Differences are amplified 8 times around grey.
+    three: green if it is the label, red with a cross if not. Differences are amplified 8 times around grey.
     """
     with torch.no_grad():
         purified = to_uint8(purifier(to_float(torch.from_numpy(attacked)))).numpy()
-        seen = [
+        predicted = [
             classifier(to_float(torch.from_numpy(pixels))).argmax(dim=1).tolist()
             for pixels in (clean, attacked, purified)
         ]
     columns = (clean, attacked, purified, difference(attacked, clean), difference(purified, clean))
-    width = _GAP + len(columns) * (_SIDE + _GAP)
-    canvas = Image.new("RGB", (width, _LINE + _GAP + len(clean) * (_SIDE + _LINE + _GAP)), _PAPER)
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(_FONT)
-    for place, head in enumerate(_HEADS):
-        _write(draw, font, head, place, _GAP // 2, _INK)
-    for row in range(len(clean)):
-        top = _LINE + _GAP + row * (_SIDE + _LINE + _GAP)
-        for place, pixels in enumerate(columns):
-            panel = Image.fromarray(pixels[row]).resize((_SIDE, _SIDE), _filter(pixels.shape[1]))
-            canvas.paste(panel, (_GAP + place * (_SIDE + _GAP), top))
-        for place, predictions in enumerate(seen):
-            colour = _RIGHT if predictions[row] == int(labels[row]) else _WRONG
-            name = classes[predictions[row]] if predictions[row] < len(classes) else str(predictions[row])
-            _write(draw, font, name, place, top + _SIDE + 1, colour)
-    return canvas
+    with drawing.panels(len(clean), len(columns), side=1.0) as (figure, axes):
+        for place, (head, pixels) in enumerate(zip(_HEADS, columns, strict=True)):
+            axes[0, place].set_title(head, fontsize=9)
+            for row, image in enumerate(pixels):
+                axes[row, place].imshow(image)
+                axes[row, place].set(xticks=[], yticks=[])
+        for place, predictions in enumerate(predicted):
+            for row, (prediction, label) in enumerate(zip(predictions, labels, strict=True)):
+                name = classes[prediction] if prediction < len(classes) else str(prediction)
+                text = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+                right = prediction == label
+                axes[row, place].set_xlabel(
+                    text if right else f"✗ {text}", color=_RIGHT if right else _WRONG, fontsize=8
+                )
+    return drawing.png(figure)
 
 
 def one_of_each(images: ImageSet, count: int) -> ImageSet:
@@ -71,29 +71,6 @@ def attacked(model: nn.Module, images: ImageSet, config: AttackConfig, seed: int
 
 
 def difference(images: NDArray[np.uint8], originals: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8 [N, H, W, 3]: the difference times 8 around mid-grey, clipped."""
+    """uint8 [N, H, W, 3]: the difference, 8-fold, around mid-grey, clipped."""
     change = images.astype(np.int16) - originals.astype(np.int16)
     return np.clip(128 + GAIN * change, 0, 255).astype(np.uint8)
-
-
-def _filter(side: int) -> Image.Resampling:
-    """Enlarges small images without smoothing."""
-    return Image.Resampling.NEAREST if side < _SIDE else Image.Resampling.LANCZOS
-
-
-def _write(
-    draw: ImageDraw.ImageDraw,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    text: str,
-    place: int,
-    top: int,
-    colour: tuple[int, int, int],
-) -> None:
-    left = _GAP + place * (_SIDE + _GAP)
-    while text and draw.textlength(text, font) > _SIDE:
-        text = text[:-2] + "…" if len(text) > 2 else ""
-    length = draw.textlength(text, font)
-    start = left + (_SIDE - length) / 2
-    draw.text((start, top), text, colour, font)
-    if colour == _WRONG:  # visible without colour
-        draw.line((start, top + _FONT + 3, start + length, top + _FONT + 3), colour)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from maep.evaluate.config import eps_label
 from maep.evaluate.results.summary import CURVES, THREATS, WORST, Figure, Result, Share, norm_order
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ THREAT_TEXTS = {
     "fixed-mask": "the attacker knows the masks that the purifier will draw, more than any real attacker could",
     "adaptive": "the attacker knows purifier and classifier and differentiates through both; judge a purifier by this",
 }
-"""Threat model -> what the attacker knows and does. One that a later version adds is shown without a text."""
+"""Threat model -> what the attacker knows and does."""
 _TABULATED = [threat for threat in THREATS[1:] if threat not in CURVES]
 
 
@@ -35,17 +34,32 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-def detailed(result: Result) -> list[Table]:
-    """One table per classifier and threat model, single attacks beside the worst case."""
-    tables = []
-    for classifier in result.values["classifiers"]:
-        figures = [figure for figure in result.figures if figure.classifier == classifier]
-        clean = {figure.purifier: figure for figure in figures if figure.threat == "clean"}
-        for threat in _TABULATED:
-            under = [figure for figure in figures if figure.threat == threat]
-            if under:
-                tables.append(_of_threat(result, classifier, threat, under, clean))
-    return tables
+@dataclass(frozen=True)
+class ThreatSection:
+    """One threat model and norm: what the attacker knows and does, and one table per classifier."""
+
+    threat: str
+    norm: str
+    words: str
+    tables: list[Table]
+
+
+_Column = tuple[str, str, float, str]
+"""Threat model, norm, budget and attack."""
+
+
+def sections(result: Result) -> list[ThreatSection]:
+    """Every figure, one section per threat model and norm: neither is ever mixed within a table."""
+    measured = {(f.threat, f.norm) for f in result.figures if f.threat in _TABULATED}
+    return [
+        ThreatSection(
+            threat,
+            norm,
+            THREAT_TEXTS[threat],
+            [_of_threat(result, classifier, threat, norm) for classifier in _classifiers(result, threat, norm)],
+        )
+        for threat, norm in sorted(measured, key=lambda key: (THREATS.index(key[0]), *norm_order(key[1])))
+    ]
 
 
 def headline(result: Result) -> list[Table]:
@@ -53,37 +67,28 @@ def headline(result: Result) -> list[Table]:
     tables = []
     for classifier in result.values["classifiers"]:
         figures = [f for f in result.figures if f.classifier == classifier and f.attack in (WORST, "clean")]
-        columns = sorted({_column(f) for f in figures}, key=_place)
-        found = {(f.purifier, *_column(f)): f for f in figures}
-        counts = {_column(f): f.num_images for f in figures}
-        rows = tuple(
-            (name + _mark(result, name), *(_cell(found.get((name, *column))) for column in columns))
-            for name in result.values["purifiers"]
-        )
-        heads = [
-            "clean"
-            if column[0] == "clean"
-            else f"{column[0]} {eps_label(column[2], column[1])}{_first(result, counts[column])}"
-            for column in columns
-        ]
-        tables.append(Table(f"{classifier}, {_images(result)}", ("purifier", *heads), rows))
+        order = sorted(figures, key=lambda f: (THREATS.index(f.threat), *norm_order(f.norm), f.eps))
+        heads = {
+            _column(f): "clean" if f.threat == "clean" else f"{f.threat} {f.budget}{_first(result, f)}" for f in order
+        }
+        tables.append(_table(result, f"{classifier}, {_images(result)}", figures, heads))
     return tables
 
 
-_Column = tuple[str, str, float]
-
-
-def _column(figure: Figure) -> _Column:
-    """The threat model, norm and budget of a column."""
-    return figure.threat, figure.norm, figure.eps
-
-
-def _place(column: _Column) -> tuple[int, bool, str, float]:
-    return THREATS.index(column[0]), *norm_order(column[1]), column[2]
+def draws(figures: Sequence[Figure]) -> Table | None:
+    """How the worst cases of randomised purifiers vary over draws; None where none is randomised."""
+    body = []
+    for f in figures:
+        if f.attack in (WORST, "clean") and f.mean_accuracy is not None and f.worst_accuracy is not None:
+            where = "clean" if f.threat == "clean" else f"{f.threat} {f.budget}"
+            cells = (percent(f), f"{100 * f.mean_accuracy:.1f}", f"{100 * f.worst_accuracy:.1f}")
+            body.append((f.purifier, f.classifier, where, str(f.eot), str(f.num_draws), *cells))
+    head = ("purifier", "classifier", "threat model", "EOT", "draws K", "majority vote", "single draw", "all K right")
+    return Table("Fresh draws after the attack: accuracy in %", head, tuple(body)) if body else None
 
 
 def notes(result: Result) -> list[str]:
-    """What to read with the tables, one line each: intervals, attacks, random draws, failed sanity checks."""
+    """What to read with the tables, one line each: intervals, attacks, failed sanity checks."""
     attacks: dict[str, list[str]] = {}
     for figure in result.figures:
         if figure.threat != "clean" and figure.attack not in (WORST, *attacks.get(figure.threat, [])):
@@ -94,12 +99,6 @@ def notes(result: Result) -> list[str]:
         few = counts[threat] != result.values["num_images"]
         only = f"; first {counts[threat]} images only" if few else ""
         lines.append(f"{threat}: {', '.join(attacks[threat])}; {THREAT_TEXTS[threat]}{only}.")
-    for figure in result.figures:
-        if figure.mean_accuracy is not None and figure.worst_accuracy is not None and figure.attack == WORST:
-            where = f"{figure.purifier} on {figure.classifier}, {figure.threat} {eps_label(figure.eps, figure.norm)}"
-            of_one, of_all = 100 * figure.mean_accuracy, 100 * figure.worst_accuracy
-            vote = f"majority vote of {figure.num_draws} fresh draws {100 * figure.accuracy:.1f}"
-            lines.append(f"{where}: {vote}, single draw {of_one:.1f}, every draw right {of_all:.1f}.")
     for name, reasons in result.unreliable.items():
         lines += [f"{name} is unreliable: {reason}" for reason in reasons]
     return lines
@@ -139,7 +138,9 @@ def render(tables: Sequence[Table], lines: Sequence[str], plain: Collection[str]
 
 def terminal(result: Result) -> Group:
     """Everything that the terminal shows of a result."""
-    return render(detailed(result), notes(result), result.values["baselines"])
+    drawn = draws(result.figures)
+    tables = [table for section in sections(result) for table in section.tables]
+    return render(tables + [drawn] * (drawn is not None), notes(result), result.values["baselines"])
 
 
 def percent(share: Share | Figure, interval: bool = True) -> str:
@@ -148,40 +149,51 @@ def percent(share: Share | Figure, interval: bool = True) -> str:
     return f"{text} [{100 * share.low:.1f}, {100 * share.high:.1f}]" if interval else text
 
 
-def _of_threat(
-    result: Result, classifier: str, threat: str, figures: Sequence[Figure], clean: dict[str, Figure]
-) -> Table:
-    """Shows single attacks beside the worst case where each was measured alone, so not those of a cascade."""
-    shown = figures if threat in ("oblivious", "transfer") else [figure for figure in figures if figure.attack == WORST]
-    columns = list(dict.fromkeys((figure.norm, figure.eps, figure.attack) for figure in shown))
-    found = {(figure.purifier, figure.norm, figure.eps, figure.attack): figure for figure in shown}
-    names = [name for name in result.values["purifiers"] if any(figure.purifier == name for figure in shown)]
-    several = len({(norm, eps) for norm, eps, _ in columns}) > 1
-    heads = [f"{attack} at {eps_label(eps, norm)}" if several else attack for norm, eps, attack in columns]
-    body = []
-    for name in names:
-        cells = [_cell(found.get((name, *column)), interval=column[2] == WORST) for column in columns]
-        body.append((name + _mark(result, name), _cell(clean.get(name)), *cells))
-    budget = "" if several else f" at {eps_label(columns[0][1], columns[0][0])}"
-    count, whole = shown[0].num_images, result.values["num_images"]
-    images = _images(result) if count == whole else f"the first {count} of {_images(result)}"
+def _classifiers(result: Result, threat: str, norm: str) -> list[str]:
+    measured = {f.classifier for f in result.figures if (f.threat, f.norm) == (threat, norm)}
+    return [name for name in result.values["classifiers"] if name in measured]
+
+
+def _of_threat(result: Result, classifier: str, threat: str, norm: str) -> Table:
+    """Single attacks are shown beside the worst case where each ran on every image, so not those of a cascade."""
+    mine = [f for f in result.figures if f.classifier == classifier]
+    single = threat in ("oblivious", "transfer")
+    shown = [f for f in mine if (f.threat, f.norm) == (threat, norm) and (single or f.attack == WORST)]
+    first, several = shown[0], len({f.eps for f in shown}) > 1
+    few = _first(result, first)
+    clean = [f for f in mine if f.threat == "clean" and f.purifier in {f.purifier for f in shown}]
+    heads = {_column(f): f"clean (all {result.values['num_images']})" if few else "clean" for f in clean[:1]}
+    heads |= {_column(f): f"{f.attack} at {f.budget}" if several else f.attack for f in shown}
+    budget = "" if several else f" at {first.budget}"
+    images = f"the first {first.num_images} of {_images(result)}" if few else _images(result)
     bar = " (lower bar)" if threat == "oblivious" else ""
-    title = f"{classifier}, {threat}{bar}{budget}: {images}"
-    return Table(title, ("purifier", "clean" if count == whole else f"clean (all {whole})", *heads), tuple(body))
+    return _table(result, f"{classifier}, {threat}{bar}{budget}: {images}", clean + shown, heads)
 
 
-def _cell(figure: Figure | None, interval: bool = True) -> str:
-    return "–" if figure is None else percent(figure, interval)
+def _table(result: Result, title: str, figures: Sequence[Figure], heads: Mapping[_Column, str]) -> Table:
+    """The `figures` of one classifier, one row per defence, in the columns that `heads` names."""
+    found = {(f.purifier, _column(f)): f for f in figures}
+    names = [name for name in result.values["purifiers"] if any(f.purifier == name for f in figures)]
+    rows = (
+        (name + MARK * (name in result.unreliable), *(_cell(found.get((name, column))) for column in heads))
+        for name in names
+    )
+    return Table(title, ("purifier", *heads.values()), tuple(rows))
+
+
+def _column(figure: Figure) -> _Column:
+    return figure.threat, figure.norm, figure.eps, figure.attack
+
+
+def _cell(figure: Figure | None) -> str:
+    """Single attacks go without their interval."""
+    return "–" if figure is None else percent(figure, figure.attack in (WORST, "clean"))
 
 
 def _images(result: Result) -> str:
     return f"{result.values['num_images']} images of {result.values['image_list']}"
 
 
-def _first(result: Result, count: int) -> str:
+def _first(result: Result, figure: Figure) -> str:
     """What a column head adds where it covers fewer images than the title says."""
-    return "" if count == result.values["num_images"] else f" (first {count})"
-
-
-def _mark(result: Result, name: str) -> str:
-    return MARK if name in result.unreliable else ""
+    return "" if figure.num_images == result.values["num_images"] else f" (first {figure.num_images})"

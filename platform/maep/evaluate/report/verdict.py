@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from maep.evaluate.config import eps_label
 from maep.evaluate.report.table import percent
 from maep.evaluate.results.summary import WORST, Figure, Result
 
-FELL = 0.05
+BROKEN = 0.05
 """An accuracy whose interval ends below this counts as broken."""
 
 
@@ -33,20 +32,11 @@ def verdicts(result: Result) -> list[PurifierVerdict]:
     ]
 
 
-def worst_cases(result: Result, purifier: str, classifier: str, threat: str, norm: str = "Linf") -> list[Figure]:
-    """The worst cases of a threat model (of `clean`, the clean accuracy) in ascending eps."""
-    found = [
-        figure
-        for figure in result.figures
-        if (figure.purifier, figure.classifier, figure.threat, figure.norm) == (purifier, classifier, threat, norm)
-        and figure.attack in (WORST, "clean")
-    ]
-    return sorted(found, key=lambda figure: figure.eps)
-
-
-def budget(figure: Figure) -> str:
-    """The budget as written, such as 8/255."""
-    return eps_label(figure.eps, figure.norm)
+def worst_cases(result: Result, purifier: str, classifier: str, threat: str) -> list[Figure]:
+    """The Linf worst cases of a threat model (for `clean`, the clean accuracy) in ascending eps."""
+    wanted = (purifier, classifier, threat, "Linf")
+    found = [f for f in result.figures if (f.purifier, f.classifier, f.threat, f.norm) == wanted]
+    return sorted((f for f in found if f.attack in (WORST, "clean")), key=lambda f: f.eps)
 
 
 def cell(figure: Figure) -> str:
@@ -55,65 +45,39 @@ def cell(figure: Figure) -> str:
 
 
 def _paragraph(result: Result, purifier: str, classifier: str) -> str:
-    sentences = [_honest(result, purifier, classifier), _lower_bar(result, purifier, classifier)]
-    sentences += [_gap(result, purifier, classifier), _trust(result, purifier)]
-    return " ".join(sentence for sentence in sentences if sentence)
-
-
-def _honest(result: Result, purifier: str, classifier: str) -> str:
-    """The adaptive accuracies, or those under BPDA where there are none."""
-    figures = _at_main_budgets(result, worst_cases(result, purifier, classifier, "adaptive"))
-    if figures:
-        return _attack_sentence(
-            result, "Against an attacker who differentiates through purifier and classifier", figures
-        )
-    lacking = "No adaptive attack was run"
-    figures = _at_main_budgets(result, worst_cases(result, purifier, classifier, "bpda"))
-    if not figures:
-        return f"{lacking}: this evaluation says nothing about an attacker who knows the purifier."
-    return f"{lacking}. " + _attack_sentence(
-        result, "Against BPDA, with the identity as the purifier's gradient", figures
+    clean, oblivious, adaptive, bpda = (
+        worst_cases(result, purifier, classifier, threat) for threat in ("clean", "oblivious", "adaptive", "bpda")
     )
-
-
-def _attack_sentence(result: Result, whose: str, figures: Sequence[Figure]) -> str:
-    count = figures[0].num_images
-    images = f"the {count:,} images" if count == result.values["num_images"] else f"the first {count:,} images"
-    said = _join([f"{cell(figure)} at {budget(figure)}" for figure in figures])
-    return f"{whose}, worst-case accuracy on {images} is {said}{_undefended(result, figures)}."
-
-
-def _lower_bar(result: Result, purifier: str, classifier: str) -> str:
-    figures = worst_cases(result, purifier, classifier, "oblivious")
-    clean = worst_cases(result, purifier, classifier, "clean")
-    parts = []
-    if figures:
-        said = _join([f"{cell(figure)} at {budget(figure)}" for figure in figures])
-        bare = _undefended(result, figures)
-        parts.append(f"The lower bar, attacks made without the purifier: {said}{bare}.")
+    sentences = []
+    if not adaptive:
+        sentences.append("No adaptive attack was run" + ("." if bpda else _UNKNOWN))
+    if attacked := _at_main_budgets(result, adaptive or bpda):
+        count = attacked[0].num_images
+        images = f"the {'' if count == result.values['num_images'] else 'first '}{count:,} images"
+        said = _join([f"{cell(figure)} at {figure.budget}" for figure in attacked])
+        attacker = _ADAPTIVE if adaptive else _BPDA
+        sentences.append(f"{attacker}, worst-case accuracy on {images} is {said}{_undefended(result, attacked)}.")
+    if oblivious:
+        said = _join([f"{cell(figure)} at {figure.budget}" for figure in oblivious])
+        bare = _undefended(result, oblivious)
+        sentences.append(f"The lower bar, under attacks made without the purifier, is {said}{bare}.")
     if clean:
-        parts.append(f"Clean accuracy is {cell(clean[0])}{_undefended(result, clean)}.")
-    return " ".join(parts)
+        sentences.append(f"Clean accuracy is {cell(clean[0])}{_undefended(result, clean)}.")
+    known = {figure.eps: figure for figure in adaptive}
+    fallen = [f.budget for f in oblivious if f.low > BROKEN and f.eps in known and known[f.eps].high < BROKEN]
+    if fallen:
+        sentences.append(
+            f"At {fallen[0]} an attacker who knows the purifier breaks nearly every image:"
+            " it protects only against attackers who do not know it."
+        )
+    if failed := len(result.unreliable.get(purifier, [])):
+        sentences.append(f"These figures are unreliable: {failed} sanity check{'s' * (failed > 1)} failed.")
+    return " ".join(sentences)
 
 
-def _gap(result: Result, purifier: str, classifier: str) -> str:
-    """Warns of a purifier that protects only against attackers who do not know it."""
-    adaptive = {figure.eps: figure for figure in worst_cases(result, purifier, classifier, "adaptive")}
-    for oblivious in worst_cases(result, purifier, classifier, "oblivious"):
-        honest = adaptive.get(oblivious.eps)
-        if honest is not None and honest.high < FELL < oblivious.low:
-            return (
-                f"At {budget(honest)} an attacker who knows the purifier breaks nearly every image:"
-                " it protects only against attackers who do not know it."
-            )
-    return ""
-
-
-def _trust(result: Result, purifier: str) -> str:
-    reasons = result.unreliable.get(purifier, [])
-    if not reasons:
-        return ""
-    return f"These figures are unreliable: {len(reasons)} sanity check{'s' * (len(reasons) > 1)} failed."
+_UNKNOWN = ": this evaluation says nothing about an attacker who knows the purifier."
+_ADAPTIVE = "Against an attacker who differentiates through purifier and classifier"
+_BPDA = "Against BPDA, which takes the identity as the purifier's gradient"
 
 
 def _at_main_budgets(result: Result, figures: Sequence[Figure]) -> list[Figure]:
@@ -125,12 +89,10 @@ def _at_main_budgets(result: Result, figures: Sequence[Figure]) -> list[Figure]:
 
 def _undefended(result: Result, figures: Sequence[Figure]) -> str:
     """In brackets, the bare classifier's accuracy under the same threat model and budgets; empty for itself."""
-    if "none" not in result.values["baselines"] or figures[0].purifier == "none":
-        return ""
     bare = {f.eps: f for f in worst_cases(result, "none", figures[0].classifier, figures[0].threat)}
-    if not all(figure.eps in bare for figure in figures):
+    if figures[0].purifier == "none" or not all(figure.eps in bare for figure in figures):
         return ""
-    return f" (undefended {_join([f'{100 * bare[figure.eps].accuracy:.1f} %' for figure in figures])})"
+    return f" (undefended {_join([f'{percent(bare[figure.eps], False)} %' for figure in figures])})"
 
 
 def _join(words: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from maep import storage
 from maep.errors import ConfigError, DataError, nearest
-from maep.evaluate.config import Threat
+from maep.evaluate.config import Threat, eps_label
 from maep.evaluate.results import rows
 
 SCHEMA = 2
@@ -68,6 +68,11 @@ class Figure:
     num_draws: int = 1
     mean_accuracy: float | None = None
     worst_accuracy: float | None = None
+
+    @property
+    def budget(self) -> str:
+        """`eps` as written in its norm, such as 8/255."""
+        return eps_label(self.eps, self.norm)
 
 
 @dataclass(frozen=True)
