@@ -15,7 +15,7 @@ from maep.evaluate.protocol import presets
 from maep.evaluate.protocol.context import Context
 from maep.evaluate.protocol.presets import Traits
 from maep.evaluate.protocol.run import EvaluationProgress, evaluate
-from maep.evaluate.report.table import headline, markdown, notes, terminal
+from maep.evaluate.report.table import headline, markdown, notes, render, terminal
 from maep.evaluate.results import compare, summary
 from maep.evaluate.results.summary import Result
 from maep_jobs.terminal.progress import Bar, wide
@@ -36,7 +36,7 @@ def run_evaluation(settings: EvaluateConfig, artifacts: dict[str, Artifact], out
 
 
 def plan(settings: EvaluateConfig, purifiers: Iterable[str], output: Path) -> list[str]:
-    """What would be measured, a line each, if the first purifier is deterministic."""
+    """What would be measured, one line each, taking the first purifier as deterministic."""
     names = [*settings.baselines, *purifiers]
     traits = [Traits(name, baseline=False, differentiable=True, randomised=False) for name in purifiers]
     total = len(Context(settings, {}, output).image_list)
@@ -74,7 +74,7 @@ def print_comparison(options: argparse.Namespace) -> int:
     if options.json:
         print_json(found.values)
     elif options.markdown:
-        print(compare.to_markdown(found), end="")
+        print(markdown(compare.tables(found), compare.notes(found)), end="")
     else:
-        wide(Console()).print(compare.to_terminal(found))
+        wide(Console()).print(render(compare.tables(found), compare.notes(found)))
     return 0

@@ -50,8 +50,8 @@ def reconstruction_strip(saved: Artifact, data: DataConfig) -> Image.Image | Non
             noise = seeding.normal(keys, images[0].numel()).view_as(images)
             given = (images + noise * 8 / 255).clamp(0, 1)
             rows = [images, given, model(given)]
-    grid = to_uint8(make_grid(torch.cat(rows).clamp(0, 1), nrow=len(images), padding=0)[None])[0]
-    return Image.fromarray(grid.numpy()).resize((len(images) * _SIDE, len(rows) * _SIDE), Image.Resampling.NEAREST)
+    strip = to_uint8(make_grid(torch.cat(rows).clamp(0, 1), nrow=len(images), padding=0)[None])[0]
+    return Image.fromarray(strip.numpy()).resize((len(images) * _SIDE, len(rows) * _SIDE), Image.Resampling.NEAREST)
 
 
 @functools.lru_cache(maxsize=1)

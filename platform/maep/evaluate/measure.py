@@ -1,7 +1,7 @@
 """Measure a defended model on images, clean or under attack.
 
-Every accuracy under attack comes from `measure`: those of an evaluation, of the validation beside training, and of a
-search's trials. So they share what decides a robust accuracy: EOT, the stopping rule, rounding to 8 bits, and the
+Every accuracy under attack comes from `measure`, in an evaluation, in the validation beside training and in a search's
+trials. So all of them share what decides a robust accuracy: EOT, the stopping rule, rounding to 8 bits, and the
 majority over draws.
 """
 
@@ -22,13 +22,12 @@ from maep.attacks.config import AttackConfig
 from maep.attacks.passes import logits_of
 from maep.attacks.run import attack
 from maep.data.image_set import ImageSet, to_float
-from maep.errors import DataError
 from maep.evaluate.config import Threat
 from maep.evaluate.results import rows
 
 CASCADES: tuple[Threat, ...] = ("adaptive", "bpda", "black-box", "fixed-mask")
 """Threat models in which one success on an image is all that counts: an attack stops at it, and the next attack of
-the cascade takes only the images that are still right. A randomised model gets the full budget all the same."""
+the cascade takes only the images that are still right. An attack on a randomised model always uses its full budget."""
 
 
 class Expectation(nn.Module):
@@ -48,7 +47,7 @@ class Expectation(nn.Module):
 class DefendedModel:
     """A classifier behind a purifier: `model` maps float [B, 3, H, W] in [0, 1] to logits [B, classes].
 
-    A `randomised` model gives other logits in each forward pass. An attack differentiates the mean of `eot` passes,
+    The logits of a `randomised` model differ from pass to pass. An attack differentiates the mean of `eot` passes,
     and the predicted class is the majority of `draws` passes on the attacked image.
     """
 
@@ -100,7 +99,7 @@ class Measurement:
         return self.prediction == labels
 
     def updated(self, chosen: Tensor, new: Measurement) -> Measurement:
-        """This outcome with the images in bool `chosen` [B] taken from `new`; the others count as inherited."""
+        """This measurement, with the images in bool `chosen` [B] taken from `new`; the others count as inherited."""
         columns = {name: getattr(self, name).clone() for name in self.COLUMNS}
         for name, values in columns.items():
             values[chosen] = getattr(new, name)
@@ -121,8 +120,8 @@ def measure(
     """What `defended` predicts for the batch.
 
     `attacked`: None for the clean images, a tensor for images attacked beforehand (`oblivious`, `transfer`), or the
-    attack to make through the model, under `threat`. `previous` is the outcome of the attack before it in a cascade:
-    only the images still right are attacked.
+    attack to make through the model, under `threat`. `previous` is the measurement of the attack before it in a
+    cascade: only images that are right in it are attacked.
 
     seed        decides each image's draws of the attack, with its index
     draw_seed   decides the draws of a randomised model
@@ -186,9 +185,9 @@ def as_sent(attacked: Tensor, images: Tensor, config: AttackConfig) -> Tensor:
     """The attacked images as a client would send them: in 8 bits, still within the budget.
 
     Linf budgets are rounded by `round_to_budget`. `spatial` and `patch` limit no pixel's value, so their images go to
-    the nearest level. Two kinds of image stay as they are: those of another norm (L2, L1), whose budget rounding to
-    the nearest level may exceed, while rounding towards the clean image would cut half a level off each value; and
-    those of an Linf budget below one level, of which rounding would leave nothing.
+    the nearest level. Two kinds of image are not rounded. In L2 and L1, rounding to the nearest level may exceed the
+    budget, and rounding towards the clean image would take half a level off each value. Within an Linf budget below
+    one level, rounding would undo the attack.
     """
     if config.norm == "Linf" and _levels(config.eps):
         return round_to_budget(attacked, images, config.eps)
@@ -198,7 +197,7 @@ def as_sent(attacked: Tensor, images: Tensor, config: AttackConfig) -> Tensor:
 def round_to_budget(attacked: Tensor, images: Tensor, eps: float) -> Tensor:
     """`attacked` on the 8-bit grid, no value further than `eps` (Linf) from `images`, which are on it.
 
-    Both and the result are float [B, 3, H, W] in [0, 1]. Of an `eps` between two levels the lower one counts.
+    All three are float [B, 3, H, W] in [0, 1]. An `eps` between two levels counts as the lower one.
     """
     levels = _levels(eps)
     original = images.mul(255).round()
@@ -208,15 +207,6 @@ def round_to_budget(attacked: Tensor, images: Tensor, eps: float) -> Tensor:
 
 def _levels(eps: float) -> int:
     return int(eps * 255 + 1e-4)
-
-
-def check_images(images: Tensor) -> None:
-    """Raises DataError unless `images` is a float tensor [B, 3, H, W] with every value in [0, 1]."""
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        raise DataError(f"images are {images.dtype} {list(images.shape)}: they must be float [B, 3, H, W] in [0, 1]")
-    if len(images) and not (images.min() >= 0 and images.max() <= 1):  # NaN fails both
-        seen = f"{float(images.min()):.4g} to {float(images.max()):.4g}"
-        raise DataError(f"images have values of {seen}: all must be in [0, 1]")
 
 
 @torch.no_grad()

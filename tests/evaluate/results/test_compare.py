@@ -1,4 +1,4 @@
-"""Two purifiers side by side: published statistics, figures of the rows alone, and what is not comparable refused."""
+"""Paired comparison: statistics as published, figures from the rows alone, incomparable results refused."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.console import Console
 from scipy.stats import binomtest
 
 from maep.errors import ConfigError, DataError
+from maep.evaluate.report.table import markdown, render
 from maep.evaluate.results import compare
 from maep.evaluate.results.compare import Comparison
 from maep.evaluate.results.paired import difference_interval, holm
@@ -40,15 +41,13 @@ def comparison(whole: Result) -> Comparison:
         ((14, 5, 0, 22), (0.011, 0.226)),  # Altman et al. 2000, table 6.2
     ],
 )
-def test_interval_of_a_paired_difference_is_newcombes(
-    counts: tuple[int, int, int, int], published: tuple[float, float]
-) -> None:
+def test_paired_interval_matches_newcombe(counts: tuple[int, int, int, int], published: tuple[float, float]) -> None:
     digits = 4 if published[0] == 0.0569 else 3
     assert tuple(round(bound, digits) for bound in difference_interval(*counts)) == published
 
 
-def test_interval_holds_its_promise() -> None:
-    """Of pairs as correlated as two purifiers are, 95 of 100 intervals hold the true difference."""
+def test_paired_interval_has_its_nominal_coverage() -> None:
+    """For pairs as correlated as two purifiers are, 95 of 100 intervals cover the true difference."""
     generator = np.random.default_rng(0)
     shares = [0.50, 0.12, 0.06, 0.32]
     held = 0
@@ -59,7 +58,7 @@ def test_interval_holds_its_promise() -> None:
 
 
 @pytest.mark.parametrize("counts", [(10, 0, 0, 0), (0, 0, 0, 10), (0, 10, 0, 0), (0, 0, 10, 0), (5, 0, 0, 5)])
-def test_interval_where_a_margin_is_empty(counts: tuple[int, int, int, int]) -> None:
+def test_paired_interval_with_an_empty_margin(counts: tuple[int, int, int, int]) -> None:
     low, high = difference_interval(*counts)
     difference = (counts[1] - counts[2]) / sum(counts)
     assert -1 <= low <= difference <= high <= 1
@@ -73,7 +72,7 @@ def test_holm_steps_down() -> None:
     assert holm([]) == []
 
 
-def test_every_row_is_what_the_rows_say(whole: Result, comparison: Comparison) -> None:
+def test_every_row_follows_from_the_image_rows(whole: Result, comparison: Comparison) -> None:
     frame = whole.rows().to_pandas()
     common = frame[frame["purifier"] == "maep"].groupby(["classifier", "threat", "norm", "eps"]).ngroups
     assert len(comparison.rows) >= 8
@@ -96,14 +95,14 @@ def by_image(frame: pd.DataFrame, purifier: str) -> pd.Series:
     return frame[frame["purifier"] == purifier].groupby("index")["correct"].all()
 
 
-def test_sides_change_places(whole: Result, comparison: Comparison) -> None:
+def test_swapped_sides_mirror_the_comparison(whole: Result, comparison: Comparison) -> None:
     turned = compare.compare(whole, whole, "conv", "maep")
     for one, other in zip(comparison.rows, turned.rows, strict=True):
         assert (one.won, one.lost, one.p_value) == (other.lost, other.won, other.p_value)
         assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
 
 
-def test_two_folders_and_what_only_one_has(whole: Result, tmp_path: Path) -> None:
+def test_figures_of_one_side_only_are_left_out(whole: Result, tmp_path: Path) -> None:
     def without_adaptive(table: pa.Table) -> pa.Table:
         return table.filter(pc.invert(pc.starts_with(table["threat"], "adaptive")))
 
@@ -115,7 +114,7 @@ def test_two_folders_and_what_only_one_has(whole: Result, tmp_path: Path) -> Non
     assert [line for line in found.remarks if "adaptive in front of" in line and "A only" in line]
 
 
-def test_attacks_that_are_not_the_same_are_remarked_on(whole: Result, tmp_path: Path) -> None:
+def test_different_attacks_are_remarked_on(whole: Result, tmp_path: Path) -> None:
     other = changed(whole, tmp_path / "b", table=lambda table: renamed(table, "attack", "PGD-20", "PGD-200"))
     found = compare.compare(whole, other, "maep", "conv")
     assert [line for line in found.remarks if "oblivious" in line and "PGD-20," in line and "PGD-200," in line]
@@ -140,13 +139,13 @@ def renamed(table: pa.Table, column: str, before: str, after: str) -> pa.Table:
 
 
 @pytest.mark.parametrize("key", ["image_list_sha256", "seed", "split", "preset", "dataset"])
-def test_results_that_were_not_made_alike_are_refused(whole: Result, tmp_path: Path, key: str) -> None:
+def test_results_of_different_settings_are_refused(whole: Result, tmp_path: Path, key: str) -> None:
     other = changed(whole, tmp_path / "b", lambda values: values.update({key: "another"}))
     with pytest.raises(ConfigError, match=f" {key}"):
         compare.compare(whole, other, "maep", "conv")
 
 
-def test_other_weights_behind_a_name_are_refused(whole: Result, tmp_path: Path) -> None:
+def test_classifiers_of_one_name_and_different_weights_are_refused(whole: Result, tmp_path: Path) -> None:
     name = next(iter(whole.values["classifiers"]))
     other = changed(whole, tmp_path / "b", lambda values: values["classifiers"].update({name: "0" * 64}))
     with pytest.raises(ConfigError, match=name):
@@ -166,7 +165,7 @@ def test_fewer_images_are_refused(whole: Result, tmp_path: Path) -> None:
         compare.compare(whole, other, "maep", "conv")
 
 
-def test_names_that_are_needed_or_not_there(whole: Result) -> None:
+def test_missing_unknown_and_repeated_names_are_refused(whole: Result) -> None:
     with pytest.raises(ConfigError, match=r"2 purifiers.*FOLDER:"):
         compare.compare(whole, whole)
     with pytest.raises(ConfigError, match=r"'mae'.*'maep'"):
@@ -182,10 +181,11 @@ def test_changed_rows_are_refused(whole: Result, tmp_path: Path) -> None:
         compare.compare(whole, other, "maep", "conv")
 
 
-def test_it_says_the_same_in_every_form(comparison: Comparison) -> None:
+def test_terminal_markdown_and_json_agree(comparison: Comparison) -> None:
     screen = io.StringIO()
-    Console(file=screen, width=120).print(compare.to_terminal(comparison))
-    text = compare.to_markdown(comparison)
+    parts = compare.tables(comparison), compare.notes(comparison)
+    Console(file=screen, width=120).print(render(*parts))
+    text = markdown(*parts)
     row = comparison.rows[1]
     cell = f"{100 * row.difference:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
     assert cell in screen.getvalue()
@@ -196,7 +196,7 @@ def test_it_says_the_same_in_every_form(comparison: Comparison) -> None:
     assert f" {len(values['rows'])} rows" in values["method"]
 
 
-def test_an_unreliable_side_is_said_first(whole: Result, tmp_path: Path) -> None:
+def test_notes_name_an_unreliable_side_first(whole: Result, tmp_path: Path) -> None:
     def fail(values: dict) -> None:
         entry = next(entry for entry in values["sanity"] if entry["purifier"] == "conv")
         entry["checks"][0]["passed"] = False

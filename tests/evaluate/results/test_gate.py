@@ -1,4 +1,4 @@
-"""The gate: decisions from per-image outcomes that are written by hand."""
+"""The gate: decisions on hand-written outcomes per image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GOOD = {"clean": 180, "oblivious": 120, "adaptive": 20}
 
 
 def outcome(folder: Path, counts: Mapping[str, Mapping[str, int]], failed: str | None = None, **changes: Any) -> Result:
-    """A result in which the first so many of 200 images are right, for each purifier and threat."""
+    """A result in which the first COUNT of 200 images are right, by purifier and threat model."""
     tables = []
     budgets = {"clean": 0.0, "oblivious": 8 / 255, "adaptive": 2 / 255}
     for name, by_threat in counts.items():
@@ -89,11 +89,11 @@ def test_first_champion(tmp_path: Path) -> None:
     assert not weak.passed
     assert "p = 1)" in weak.reasons[0]
     few = gate.decide(outcome(tmp_path / "few", {"none": none, "mine": {**GOOD, "oblivious": 5}}), None, CONFIG)
-    assert not few.passed  # it may be by chance
+    assert not few.passed  # chance may explain it
     assert "p = 0.0625)" in few.reasons[0]
 
 
-def test_unreliable_is_refused(tmp_path: Path) -> None:
+def test_unreliable_candidate_is_refused(tmp_path: Path) -> None:
     none = {"clean": 190, "oblivious": 0, "adaptive": 0}
     decision = gate.decide(outcome(tmp_path / "r", {"none": none, "mine": GOOD}, failed="mine"), None, CONFIG)
     assert not decision.passed
@@ -115,7 +115,7 @@ def test_unreliable_is_refused(tmp_path: Path) -> None:
         ({**GOOD, "oblivious": 140, "clean": 169}, False, "84.5%"),
     ],
 )
-def test_against_a_champion(tmp_path: Path, candidate: dict[str, int], passed: bool, reason: str) -> None:
+def test_candidate_against_a_champion(tmp_path: Path, candidate: dict[str, int], passed: bool, reason: str) -> None:
     champion = outcome(tmp_path / "champion", {"theirs": GOOD})
     decision = gate.decide(outcome(tmp_path / "candidate", {"mine": candidate}), champion, CONFIG)
     assert decision.passed == passed
@@ -123,7 +123,7 @@ def test_against_a_champion(tmp_path: Path, candidate: dict[str, int], passed: b
     assert passed or len(decision.reasons) == 1
 
 
-def test_paired_test_is_mcnemars() -> None:
+def test_paired_test_matches_mcnemar() -> None:
     candidate = {index: index % 2 == 0 for index in range(20)}
     champion = {index: index % 3 == 0 for index in range(20)}
     test = mcnemar(candidate, champion)
@@ -132,7 +132,7 @@ def test_paired_test_is_mcnemars() -> None:
     assert mcnemar(champion, champion).p_value == 1.0
 
 
-def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
+def test_incomparable_results_are_refused(tmp_path: Path) -> None:
     mine = outcome(tmp_path / "mine", {"mine": GOOD})
     with pytest.raises(ConfigError, match="test"):
         gate.decide(outcome(tmp_path / "test", {"mine": GOOD}, split="test"), None, CONFIG)
@@ -144,7 +144,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         gate.decide(outcome(tmp_path / "two", {"a": GOOD, "b": GOOD}), None, CONFIG)
 
 
-def test_gate_chooses_images_and_budgets() -> None:
+def test_gate_sets_images_budgets_and_baselines() -> None:
     chosen = gate.evaluation(GateConfig(), EvaluateConfig(baselines=("blur",), num_adaptive=10, num_images=7))
     assert chosen.images == "cifar10-dev-500"
     assert chosen.eps == (1 / 255, 2 / 255, 4 / 255)

@@ -1,4 +1,4 @@
-"""What a worker of an evaluation needs: images, classifiers and defences, each loaded once; and their check."""
+"""What a worker of an evaluation needs: images, classifiers and defences, each loaded and checked once."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from maep.errors import ConfigError, DataError
 from maep.evaluate import attacked_sets, baselines
 from maep.evaluate.attacked_sets import AttackedSet
 from maep.evaluate.config import EvaluateConfig, Threat
-from maep.evaluate.measure import DefendedModel, ImageBatch, check_images
+from maep.evaluate.measure import DefendedModel, ImageBatch
 from maep.evaluate.protocol import presets
 from maep.evaluate.protocol.presets import Column, ScheduledAttack, Source, Traits
 from maep.evaluate.results import rows
-from maep.evaluate.trust.flags import looks_like_probabilities
 from maep.models.build import load_purifier_artifact
+from maep.models.check import check_classifier, check_purifier
 from maep.models.classifiers.load import Classifier, load_classifier, structure, weights_sha256
 from maep.models.purifier import defend
 from maep.models.tiles import for_size
@@ -61,7 +61,7 @@ class FixedDraws(nn.Module):
 
 
 class Context:
-    """The parts of one evaluation, each loaded on first use. It is sent to workers with what is loaded.
+    """The parts of one evaluation, each loaded on first use. Workers receive it with everything loaded so far.
 
     `purifiers` are artifact folders, or modules, by name; the baselines are in `config`.
     """
@@ -72,7 +72,7 @@ class Context:
         self._attacked: dict[object, Any] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        """Everything loaded except attacked images: each task gets its share of those."""
+        """Everything loaded except attacked images: each task is sent its own."""
         return {**self.__dict__, "_attacked": {}}
 
     @property
@@ -101,18 +101,29 @@ class Context:
         return lists.pick(datasets.load(self.config.data, self.image_list.split), self.image_list)
 
     def batch(self, positions: range) -> ImageBatch:
-        """The images at `positions` of the list, channels-last: small convolutions are twice as fast so on a CPU."""
+        """The images at `positions` of the list, channels-last: it doubles the speed of small convolutions."""
         images, labels = self.image_set.batch(positions)
         # copied, because PyTorch warns about the read-only array that a worker shares with others
         indices = torch.from_numpy(self.image_set.indices[positions.start : positions.stop].copy())
         return ImageBatch(images.contiguous(memory_format=torch.channels_last), labels, indices)
 
+    @property
+    def _two_images(self) -> Tensor:
+        """For the check of a model at loading."""
+        return self.batch(range(min(2, len(self.image_set)))).images
+
     def classifier(self, spec: str) -> Classifier:
         """The protected classifier, frozen, in eval mode."""
 
         def load() -> Classifier:
-            loaded = load_classifier(spec, datasets.data_root(self.config.data))
-            return loaded.to(memory_format=torch.channels_last)
+            loaded = load_classifier(spec, datasets.data_root(self.config.data)).to(memory_format=torch.channels_last)
+            count, labels = check_classifier(loaded, f"classifier {spec!r}", self._two_images), self.image_set.labels
+            if int(labels.min()) < 0 or int(labels.max()) >= count:
+                raise DataError(
+                    f"label {int(labels.max())} of {self.image_list.name} is out of range for classifier {spec!r},"
+                    f" which knows {count} classes"
+                )
+            return loaded
 
         return _once(self._models, f"classifier {spec}", load)
 
@@ -137,10 +148,9 @@ class Context:
                 saved = artifact.read(source)
                 own, sha256 = load_purifier_artifact(saved), saved.sha256
             module = for_size(own, self.image_set.image_shape, self.config.sizes)
-            traits = Traits(
-                name, False, bool(getattr(own, "differentiable", True)), bool(getattr(own, "randomised", False))
-            )
-            return Defence(sha256, module, traits)
+            differentiable = bool(getattr(own, "differentiable", True))
+            check_purifier(module, f"purifier {name!r}", self._two_images, differentiable)
+            return Defence(sha256, module, Traits(name, False, differentiable, bool(getattr(own, "randomised", False))))
 
         return _once(self._models, f"defence {name}", load)
 
@@ -157,7 +167,7 @@ class Context:
         return DefendedModel(model, defence.traits.randomised, self.config.eot if eot is None else eot, draws)
 
     def source_model(self, source: Source) -> nn.Module:
-        """The model on which a kept set is attacked."""
+        """The model that the attacks of a kept set are made on."""
         if source.purifier is None:
             return self.classifier(source.classifier)
         return self.defended(source.purifier, source.classifier, "adaptive").target
@@ -203,55 +213,15 @@ def _first(whole: lists.ImageList, count: int | None) -> lists.ImageList:
     return lists.make(f"{whole.name}[:{count}]", whole.dataset, whole.split, whole.indices[:count])
 
 
-@torch.no_grad()
 def check(context: Context) -> None:
     """Loads everything and refuses what cannot be evaluated, before any time is spent.
 
-    Raises ConfigError or DataError: unknown names, two classifiers of one name, a classifier that returns
-    probabilities or NaN, labels that it does not know, a purifier that does not keep shape and range.
+    Raises ConfigError or DataError: unknown names, two classifiers of one name, labels that a classifier does not know,
+    and what `maep.models.check` refuses.
     """
-    images = context.batch(range(min(context.config.num_probes, len(context.image_set)))).images
     names = list(context.classifier_names.values())
     if len(set(names)) != len(names):
         name = max(names, key=names.count)
         raise ConfigError(f"classifiers: two are called {name!r}, so their rows could not be told apart")
-    for spec in context.config.classifiers:
-        _check_classifier(context, spec, images)
     for name in context.names:
-        _check_defence(name, context.defence(name).module, images)
-
-
-def _check_defence(name: str, module: nn.Module, images: Tensor) -> None:
-    purified = _called(f"purifier {name!r}", module, images)
-    if purified.shape != images.shape:
-        shapes = f"{list(images.shape)} into {list(purified.shape)}"
-        raise ConfigError(f"purifier {name!r} turns {shapes}: it must keep the shape")
-    try:
-        check_images(purified)
-    except DataError as error:
-        raise ConfigError(f"purifier {name!r}: {error}: its last step must be clamp(0, 1)") from None
-
-
-def _check_classifier(context: Context, spec: str, images: Tensor) -> None:
-    logits = _called(f"classifier {spec!r}", context.classifier(spec), images)
-    if logits.ndim != 2 or len(logits) != len(images):
-        raise ConfigError(f"classifier {spec!r} returns {list(logits.shape)}: it must return logits [batch, classes]")
-    if not torch.isfinite(logits).all():
-        raise ConfigError(f"classifier {spec!r} returns NaN or infinity on clean images: its weights are damaged")
-    if looks_like_probabilities(logits):
-        raise ConfigError(f"classifier {spec!r} returns probabilities: return logits, without the last softmax")
-    labels, count = context.image_set.labels, logits.shape[1]
-    if int(labels.min()) < 0 or int(labels.max()) >= count:
-        raise DataError(
-            f"label {int(labels.max())} of {context.image_list.name} is out of range for classifier {spec!r},"
-            f" which knows {count} classes"
-        )
-
-
-def _called(what: str, model: nn.Module, images: Tensor) -> Tensor:
-    try:
-        output: Tensor = model(images)
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{what} does not take images of shape {list(images.shape)}: {reason}") from None
-    return output
+        context.defence(name)

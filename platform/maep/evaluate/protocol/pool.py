@@ -1,7 +1,7 @@
 """Run the tasks of an evaluation in this process or on Ray workers of one thread each.
 
-Tasks come as chains: those of a chain run one after the other, chains run independently. When a worker dies, only its
-current task is repeated; finished tasks are files of the driver.
+Tasks come in chains: the tasks of a chain run in order, chains run independently. When a worker dies, only its
+current task is repeated; the driver has written the files of finished tasks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _START_TIMEOUT_S = 300.0
 def pool(context: Context) -> Iterator[Callable[[Sequence[Chain], Finished], None]]:
     """Yields `run(chains, finished)`, which runs all tasks that are not done and calls `finished` after each.
 
-    The first error ends it. `config.num_workers` decides the number of workers and changes no figure.
+    The first error ends the run. `config.num_workers` changes no figure.
     """
     with one_thread():
         if context.config.num_workers == 1:
@@ -104,7 +104,7 @@ class _Workers:
             ray.kill(actor)
 
     def run(self, chains: Sequence[Chain], finished: Finished) -> None:
-        """Runs all `chains`, in their order as far as workers are free."""
+        """Runs all `chains`, in order, as workers become free."""
         import ray
 
         left = (deque(task for task in chain if not task.is_done(self.context)) for chain in chains)
@@ -138,7 +138,7 @@ class _Workers:
         except ray.exceptions.RayActorError as error:
             what = chain[0].label() if chain else "starting a worker"
             raise UnavailableError(
-                f"{what}: {_ATTEMPTS} workers died at it (out of memory?): {str(error).strip().splitlines()[0]};"
-                " repeat the command with fewer num_workers or a smaller batch_size to resume"
+                f"{what}: {_ATTEMPTS} workers died (out of memory?): {str(error).strip().splitlines()[0]};"
+                " re-run the same command with fewer num_workers to resume"
             ) from None
         return files

@@ -1,4 +1,4 @@
-"""The presets as data: which attacks make which columns of the table, for one defence and classifier.
+"""The presets: which attacks make which columns of the table, for one defence and classifier.
 
 `quick` is for every candidate, `standard` for reported figures; `full` adds other norms and geometric attacks.
 """

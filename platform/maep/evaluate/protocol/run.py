@@ -1,6 +1,6 @@
 """Evaluate defences before classifiers in every threat model: in shards, resumable, and checked.
 
-Repeat the same call to resume a killed evaluation: each finished task has left its file. Figures depend neither on the
+Repeat the same call to resume a killed evaluation: the files of finished tasks are kept. Figures depend neither on the
 number of workers nor on interruptions.
 """
 
@@ -166,7 +166,7 @@ def _stages(context: Context) -> tuple[list[AttackedSet], list[pool.Chain], list
     """The sets of attacked images, the tasks that make them, and two stages of tasks that measure.
 
     The first stage measures clean images, from which the cascades of the second start. The second goes shard by shard
-    over all defences, so that the remaining time is known early. No figure depends on the order.
+    over all defences, so that the estimate of the remaining time is good early. No figure depends on the order.
     """
     making: list[pool.Chain] = []
     sets = []
@@ -245,7 +245,7 @@ def _cost(cost: Cost) -> dict[str, float]:
 
 
 class _Reporter:
-    """Reports progress, and the remaining time by the estimated effort of the tasks left."""
+    """Reports progress; estimates the remaining time from the effort of the tasks left."""
 
     def __init__(self, context: Context, tasks: Sequence[EvaluationTask], report: Report) -> None:
         left = [task for task in tasks if not task.is_done(context)]

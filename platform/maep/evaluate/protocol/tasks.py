@@ -1,7 +1,7 @@
-"""The tasks of an evaluation. A task reads and writes no file itself, so that any worker can run it.
+"""The tasks of an evaluation. A task touches no file itself, so that any worker can run it.
 
-The driver hands a task its `inputs` and writes the files that it returns; a task whose file exists is done. Which
-worker runs a task changes no figure.
+The driver passes a task its `inputs` and writes the files that it returns; a task whose file exists is done. No figure
+depends on which worker runs a task.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class EvaluationTask(ABC):
 
     @abstractmethod
     def path(self, context: Context) -> Path:
-        """The file that the finished task leaves."""
+        """The file that marks the task as done."""
 
     @abstractmethod
     def files(self, context: Context, inputs: Inputs) -> dict[Path, bytes]:
@@ -60,7 +60,7 @@ class EvaluationTask(ABC):
         return None
 
     def is_done(self, context: Context) -> bool:
-        """Whether the task has left its file."""
+        """Whether the task's file exists."""
         return self.path(context).is_file()
 
     def run(self, context: Context, inputs: Inputs) -> dict[Path, bytes]:
@@ -73,7 +73,7 @@ class EvaluationTask(ABC):
                 raise ConfigError(f"{self.label()}: {error}: its weights are damaged or it divides by zero") from None
 
     def draw_seed(self, context: Context) -> int:
-        """The seed of a randomised purifier's draws: the same in every process, another for each task."""
+        """The seed of a randomised purifier's draws: the same in every process, different for each task."""
         words = (context.config.seed, *self.path(context).parts[-2:])
         return int(storage.sha256(repr(words).encode())[:15], 16)
 
@@ -103,7 +103,7 @@ class AttackShard(EvaluationTask):
         return f"attacking {through}{self.source.classifier} with {self.attack.config.label}"
 
     def effort(self) -> int:
-        """Both passes of each step."""
+        """Forward and backward pass of each step."""
         return 2 * self.attack.num_passes
 
 
@@ -192,10 +192,10 @@ class MeasureShard(EvaluationTask):
         return f"{self.purifier} in front of {self.classifier}: {self.column.threat}{attack}"
 
     def effort(self) -> int:
-        """One pass, and those of the attack."""
+        """One pass to judge, plus those of the attack."""
         if self.attack is None or self.attack.source is not None:
             return 1
-        share = 4 if self.column.cascade and self.place else 1  # a cascade leaves few images to its later attacks
+        share = 4 if self.column.cascade and self.place else 1  # few images are left for the later attacks of a cascade
         return 1 + self.attack.num_passes * self.column.eot // share
 
     def _positions(self, context: Context) -> range:
@@ -233,7 +233,7 @@ class SanityBattery(EvaluationTask):
         return {self.path(context): json.dumps({**found, "cost": asdict(meter.cost)}, indent=2).encode()}
 
     def result(self, context: Context) -> tuple[sanity.Predictions, list[Any], list[Any], Cost]:
-        """Of the finished task: predictions at eps 0, checks and flags as in result.json, and cost."""
+        """What the finished task found: predictions at eps 0, checks and flags as in result.json, and cost."""
         found = json.loads(self.path(context).read_bytes())
         predictions = {index: (prediction, right) for index, (prediction, right) in found["at_eps_zero"]}
         return predictions, found["checks"], found["flags"], Cost(**found["cost"])
@@ -243,7 +243,7 @@ class SanityBattery(EvaluationTask):
         return f"{self.purifier} in front of {self.classifier}: sanity battery"
 
     def effort(self) -> int:
-        """That of PGD-20."""
+        """About that of PGD-20."""
         return 20
 
 

@@ -138,9 +138,10 @@ def render(tables: Sequence[Table], lines: Sequence[str], plain: Collection[str]
 
 def terminal(result: Result) -> Group:
     """Everything that the terminal shows of a result."""
-    drawn = draws(result.figures)
     tables = [table for section in sections(result) for table in section.tables]
-    return render(tables + [drawn] * (drawn is not None), notes(result), result.values["baselines"])
+    if (drawn := draws(result.figures)) is not None:
+        tables.append(drawn)
+    return render(tables, notes(result), result.values["baselines"])
 
 
 def percent(share: Share | Figure, interval: bool = True) -> str:

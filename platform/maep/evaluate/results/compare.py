@@ -1,29 +1,26 @@
 """Compares two purifiers image by image: `maep evaluate --compare A B`.
 
 Both must have been attacked with the same settings on the same images, so the test is a paired one. Differences are
-A - B with the interval of Newcombe (1998, Statistics in Medicine 17:2635-2650, method 10), p is of the exact two-sided
-test of McNemar (1947), and Holm (1979) corrects it over all rows of a comparison.
+A - B with the interval of Newcombe (1998, Statistics in Medicine 17:2635-2650, method 10). p comes from McNemar's exact
+two-sided test (1947), corrected over all rows of a comparison as in Holm (1979).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from maep.errors import ConfigError
 from maep.evaluate.config import eps_label
-from maep.evaluate.report.table import THREAT_TEXTS, Table, markdown, percent, render
+from maep.evaluate.report.table import Table, percent
 from maep.evaluate.results import summary
-from maep.evaluate.results.paired import Paired, difference_interval, holm, mcnemar
-from maep.evaluate.results.summary import CURVES, Result, Share, check_alike
-
-if TYPE_CHECKING:
-    from rich.console import Group
+from maep.evaluate.results.paired import difference_interval, holm, mcnemar
+from maep.evaluate.results.summary import CURVES, THREATS, Result, Share, check_alike
 
 METHOD = (
     "Accuracy in % [95 % interval, Wilson] of the worst case per image. A - B in points [95 % interval for paired"
@@ -64,7 +61,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`rows` in the order of the threat models; `remarks` has one line per difference in attacks or omitted figure."""
+    """`rows` in the order of the threat models; `remarks`: a line per difference in attacks and omitted figure."""
 
     a: Side
     b: Side
@@ -78,8 +75,17 @@ class Comparison:
         return {"name": "maep comparison", "method": METHOD.format(count=len(self.rows)), **asdict(self)}
 
 
-_Key = tuple[str, str, str, float]
-"""Classifier, threat model, norm, eps."""
+class _Key(NamedTuple):
+    """What both sides were measured under."""
+
+    classifier: str
+    threat: str
+    norm: str
+    eps: float
+
+    def __str__(self) -> str:
+        budget = "" if self.threat == "clean" else f" at {eps_label(self.eps, self.norm)}"
+        return f"{self.threat} in front of {self.classifier}{budget}"
 
 
 def compare(a: Result, b: Result, a_name: str | None = None, b_name: str | None = None) -> Comparison:
@@ -94,24 +100,27 @@ def compare(a: Result, b: Result, a_name: str | None = None, b_name: str | None 
         raise ConfigError(f"{names[0]} of {a.folder} is on both sides: name two purifiers, FOLDER:PURIFIER")
     _check_comparable(a, b)
     tables = _of(a.rows(), names[0]), _of(b.rows(), names[1])
-    keys = _keys(tables[0]), _keys(tables[1])
-    shared = sorted(keys[0].keys() & keys[1].keys(), key=_order(a))
-    common = [key for key in shared if key[1] != "transfer" or keys[0][key] == keys[1][key]]
-    if not common:
+    attacks = _attacks(tables[0]), _attacks(tables[1])
+    rows: list[Row] = []
+    remarks: list[str] = []
+    for key in sorted(attacks[0].keys() | attacks[1].keys(), key=_order(a)):
+        mine, theirs = (each.get(key) for each in attacks)
+        if mine is None or theirs is None:
+            remarks.append(f"left out, measured for {'A' if mine else 'B'} only: {key}")
+        elif key.threat == "transfer" and mine != theirs:
+            remarks.append(f"left out, different sources: {key}")
+        else:
+            outcomes = (
+                summary.outcomes(table, name, key.classifier, key.threat, key.eps, key.norm)
+                for table, name in zip(tables, names, strict=True)
+            )
+            rows.append(_row(key, *outcomes))
+            if mine != theirs:
+                remarks.append(f"different attacks: {key}: A by {', '.join(mine)}; B by {', '.join(theirs)}")
+    if not rows:
         raise ConfigError(f"{names[0]} of {a.folder} and {names[1]} of {b.folder} share no threat model and budget")
-    outcomes = [(_outcomes(tables[0], names[0], key), _outcomes(tables[1], names[1], key)) for key in common]
-    tests = [_paired(key, *pair) for key, pair in zip(common, outcomes, strict=True)]
-    adjusted = holm([test.p_value for test in tests])
-    rows = [_row(*line) for line in zip(common, outcomes, tests, adjusted, strict=True)]
-    remarks = [
-        f"different attacks: {_words(key)}: A by {', '.join(keys[0][key])}; B by {', '.join(keys[1][key])}"
-        for key in common
-        if keys[0][key] != keys[1][key]
-    ]
-    remarks += [f"left out, different sources: {_words(key)}" for key in shared if key not in common]
-    for letter, mine, result in (("A", keys[0], a), ("B", keys[1], b)):
-        alone = sorted(mine.keys() - set(shared), key=_order(result))
-        remarks += [f"left out, measured for {letter} only: {_words(key)}" for key in alone]
+    adjusted = holm([row.p_value for row in rows])
+    rows = [replace(row, p_holm=p_holm) for row, p_holm in zip(rows, adjusted, strict=True)]
     return Comparison(_side(a, names[0]), _side(b, names[1]), a.values["image_list"], rows, remarks)
 
 
@@ -150,16 +159,6 @@ def notes(comparison: Comparison) -> list[str]:
     return [*lines, METHOD.format(count=len(comparison.rows)), *(f"{line}." for line in comparison.remarks)]
 
 
-def to_markdown(comparison: Comparison) -> str:
-    """Tables and notes as GitHub Markdown."""
-    return markdown(tables(comparison), notes(comparison))
-
-
-def to_terminal(comparison: Comparison) -> Group:
-    """Tables and notes for `rich.print`."""
-    return render(tables(comparison), notes(comparison))
-
-
 def _side(result: Result, name: str) -> Side:
     return Side(str(result.folder), name, result.values["purifiers"][name], result.unreliable.get(name, []))
 
@@ -179,35 +178,28 @@ def _of(rows: pa.Table, name: str) -> pa.Table:
     return rows.filter(pc.and_(pc.equal(rows["purifier"], name), pc.invert(curve)))
 
 
-def _keys(rows: pa.Table) -> dict[_Key, list[str]]:
-    """Key -> the attacks that were run, in order, with the number of EOT samples where there are several."""
+def _attacks(rows: pa.Table) -> dict[_Key, list[str]]:
+    """The attacks that were run, in order, with the number of EOT samples where there are several."""
     found: dict[_Key, list[str]] = {}
     columns = ["classifier", "threat", "norm", "eps", "attack", "eot"]
     for row in rows.select(columns).group_by(columns, use_threads=False).aggregate([]).to_pylist():
-        key = (row["classifier"], row["threat"], row["norm"], round(row["eps"], 9))
+        key = _Key(row["classifier"], row["threat"], row["norm"], round(row["eps"], 9))
         found.setdefault(key, []).append(row["attack"] + (f" x EOT {row['eot']}" if row["eot"] > 1 else ""))
     return found
 
 
-def _outcomes(rows: pa.Table, name: str, key: _Key) -> dict[int, bool]:
-    classifier, threat, norm, eps = key
-    return summary.outcomes(rows, name, classifier, threat, eps, norm)
-
-
-def _paired(key: _Key, a: Mapping[int, bool], b: Mapping[int, bool]) -> Paired:
+def _row(key: _Key, a: Mapping[int, bool], b: Mapping[int, bool]) -> Row:
+    """From the outcomes of both sides; `p_holm` is set once all rows are known."""
     try:
-        return mcnemar(a, b)
+        test = mcnemar(a, b)
     except ConfigError as error:
-        raise ConfigError(f"{_words(key)}: {error}") from None
-
-
-def _row(key: _Key, outcomes: tuple[Mapping[int, bool], Mapping[int, bool]], test: Paired, adjusted: float) -> Row:
-    right_a, right_b, total = sum(outcomes[0].values()), sum(outcomes[1].values()), len(outcomes[0])
+        raise ConfigError(f"{key}: {error}") from None
+    right_a, right_b, total = sum(a.values()), sum(b.values()), len(a)
     both = right_a - test.won
     low, high = difference_interval(both, test.won, test.lost, total - both - test.won - test.lost)
-    a, b = summary.share(right_a, total), summary.share(right_b, total)
+    shares = summary.share(right_a, total), summary.share(right_b, total)
     gap = (right_a - right_b) / total
-    return Row(*key, total, a, b, gap, low, high, test.won, test.lost, test.p_value, adjusted)
+    return Row(*key, total, *shares, gap, low, high, test.won, test.lost, test.p_value, p_holm=1.0)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -221,18 +213,12 @@ def _p(value: float) -> str:
     return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
 
 
-def _words(key: _Key) -> str:
-    classifier, threat, norm, eps = key
-    return f"{threat} in front of {classifier}" + (f" at {eps_label(eps, norm)}" if threat != "clean" else "")
-
-
 def _order(result: Result) -> Any:
-    """Sort key: classifier as in the result, then threat model, norm and eps."""
-    classifiers, threats = list(result.values["classifiers"]), list(THREAT_TEXTS)
+    """Sort key: classifier as in the result, others last; then threat model, norm and eps."""
+    classifiers = list(result.values["classifiers"])
 
     def place(key: _Key) -> tuple[Any, ...]:
-        classifier, threat, norm, eps = key
-        known = classifiers.index(classifier) if classifier in classifiers else len(classifiers)
-        return known, threats.index(threat) if threat in threats else len(threats), *summary.norm_order(norm), eps
+        known = classifiers.index(key.classifier) if key.classifier in classifiers else len(classifiers)
+        return known, THREATS.index(key.threat), *summary.norm_order(key.norm), key.eps
 
     return place

@@ -15,7 +15,7 @@ from maep.evaluate.trust.findings import TOLERANCE, Check, Flag, by_chance, rise
 from maep.evaluate.trust.sanity import Predictions
 
 BLACK_BOX = 0.02
-"""Share of the images by which an attacker who knows less may succeed more often; for `oblivious`, TOLERANCE."""
+"""Share of the images by which a less-informed attacker may succeed more often; for `oblivious`, TOLERANCE."""
 
 Right = Mapping[int, bool]
 """Official index -> whether the image is right after every attack of a threat model."""
@@ -44,11 +44,11 @@ def pair_flags(table: pa.Table) -> list[Flag]:
 
 
 def eps_zero(found: Predictions, clean: Predictions, randomised: bool = False) -> Check:
-    """At eps 0 the attacked model must predict what the clean rows of the same images say.
+    """At eps 0 the attacked model must predict what the clean rows record for the same images.
 
-    Fails where the attacked model is not the one of the clean rows (another wrapper, other weights, changed by an
+    It fails where the clean rows come from another model (another wrapper, other weights, weights changed by an
     attack), where predictions depend on the rest of the batch, and where images, labels or indices are mixed up. A
-    randomised model must be right as often, up to chance.
+    randomised model must be right equally often, up to chance.
     """
     differing = sum(clean.get(index) != prediction for index, prediction in found.items())
     before = [index in clean and clean[index][1] for index in found]
@@ -61,7 +61,7 @@ def eps_zero(found: Predictions, clean: Predictions, randomised: bool = False) -
 def budget_rounded(changes: Sequence[float], eps: float) -> Check:
     """The largest change of each attacked image (Linf) must be within `eps`, also after rounding to 8 bits.
 
-    An eps off the 8-bit grid may round up to the next level. NaN is never within.
+    An eps off the 8-bit grid may round up to the next level. NaN always fails.
     """
     levels = math.ceil(eps * 255 - 1e-4)
     beyond = [c for c in changes if not (0 <= c <= eps + 1e-6 and round(c * 255) <= levels)]
@@ -83,8 +83,8 @@ def monotone(by: str, accuracies: Mapping[float, float], num_images: int) -> Che
 def adaptive_not_above(adaptive: Right, other: Right, threat: str, eps: float, randomised: bool = False) -> Check:
     """At equal budget the adaptive attacker must succeed about as often as one who knows less (`threat`).
 
-    The adaptive attacker could use any image that the other finds, so fewer successes mean that its attack was too
-    weak. Compared on the images that both have attacked; fails where there are none.
+    The adaptive attacker could use any image that the other finds, so fewer successes mean a weak attack. The two are
+    compared on the images that both attacked; the check fails where there are none.
     """
     name = f"adaptive is not above {threat}"
     common = sorted(adaptive.keys() & other.keys())
@@ -149,7 +149,7 @@ def _weaker_attackers(
         for other in _worst(figures, threat)
         if other.eps in adaptive
     ]
-    # For oblivious, the least adaptive budget that includes its own; larger ones follow by monotonicity.
+    # For oblivious, the smallest adaptive budget that includes its own; larger ones follow by monotonicity.
     wide = [eps for eps in adaptive if eps >= oblivious_eps - 1e-9]
     if wide:
         pairs.append((adaptive[min(wide)], "oblivious", oblivious_eps))

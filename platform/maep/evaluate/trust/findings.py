@@ -1,4 +1,4 @@
-"""Findings of the sanity battery, and when one count of right images is higher than another."""
+"""Findings of the sanity battery, and the test of whether one count of right images exceeds another."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 TOLERANCE = 0.01
-"""Share of the images (one image of a few) by which more effort may find less."""
+"""Share of the images (at least one image) by which a stronger attack may find less."""
 CHANCE = 0.01
-"""A difference that a randomised model's draws explain with at least this probability is no finding."""
+"""A difference that random draws explain with at least this probability is not a finding."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Flag:
-    """A warning: what was measured and what to do about it. It leaves a result reliable."""
+    """A warning: what was measured and what to do about it. The result stays reliable."""
 
     name: str
     detail: str
@@ -31,8 +31,8 @@ class Flag:
 def risen(before: Sequence[bool], after: Sequence[bool], randomised: bool, tolerance: float = TOLERANCE) -> bool:
     """Whether more images are right `after` than `before` (the same images in the same order).
 
-    More means by more than `tolerance` (a share of the images) and one image; for a randomised model also by more than
-    chance.
+    The excess must be more than `tolerance` (a share of the images) and more than one image; for a randomised model it
+    must also exceed chance.
     """
     if sum(after) - sum(before) <= max(tolerance * len(before), 1) + 1e-9:
         return False
@@ -40,7 +40,7 @@ def risen(before: Sequence[bool], after: Sequence[bool], randomised: bool, toler
 
 
 def by_chance(before: Sequence[bool], after: Sequence[bool]) -> bool:
-    """Whether random draws alone may explain the gain (sign test of images gained against images lost)."""
+    """Whether random draws alone may explain the gain (sign test on images gained and images lost)."""
     from scipy.stats import binomtest  # takes half a second to import, and only randomised models need it
 
     gained = sum(new > old for old, new in zip(before, after, strict=True))

@@ -1,4 +1,4 @@
-"""Flags: what makes a robustness figure worth a second look, but need not be wrong.
+"""Flags: properties of a model that make a robustness figure worth a second look, though it may be right.
 
 Modelled on AutoAttack's automatic checks (Croce and Hein 2020, arXiv 2003.01690, and the notes on its flags).
 """
@@ -11,15 +11,16 @@ from torch import Tensor
 from maep.evaluate.measure import DefendedModel, ImageBatch
 from maep.evaluate.trust.findings import Flag
 from maep.evaluate.trust.probes import Probes, isolated_draws
+from maep.models.check import looks_like_probabilities
 
 SATURATED = 0.5
-"""Share of images whose probability float32 rounds to 1; ResNet-20 on CIFAR-10 reaches that on a third of them."""
+"""Largest share of images whose probability float32 rounds to 1; it is a third for ResNet-20 on CIFAR-10."""
 DISTINCT = 0.5
-"""Least share of distinct highest logits among different images."""
+"""Smallest share of distinct highest logits among distinct images."""
 
 
 def flags(defended: DefendedModel, batch: ImageBatch, seed: int = 0) -> list[Flag]:
-    """What is unusual about the model on a few images.
+    """The flags of a model on a few images.
 
     Raises DataError for images that are not float in [0, 1].
     """
@@ -45,7 +46,7 @@ def flags(defended: DefendedModel, batch: ImageBatch, seed: int = 0) -> list[Fla
         "discrete output": _discrete(images, logits),
     }
     if not defended.randomised and (apart := spread(calls)):
-        detail = f"logits of {len(calls)} calls differ by up to {apart:.2g}: declare it randomised, and use EOT"
+        detail = f"logits of {len(calls)} calls differ by up to {apart:.2g}: declare the model randomised, and use EOT"
         found = {"randomised": detail, **found}
     return [Flag(name, detail) for name, detail in found.items() if detail]
 
@@ -55,12 +56,6 @@ def spread(calls: list[Tensor]) -> float:
     if all(torch.allclose(calls[0], other, rtol=1e-4, atol=1e-5) for other in calls[1:]):
         return 0.0
     return max(float((other - calls[0]).abs().max()) for other in calls[1:])
-
-
-def looks_like_probabilities(logits: Tensor) -> bool:
-    """Whether every row of `logits` [B, classes] is non-negative and sums to one."""
-    sums = logits.sum(dim=1)
-    return bool((logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3))
 
 
 def _if(flagged: object, detail: str) -> str:

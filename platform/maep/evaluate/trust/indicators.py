@@ -1,8 +1,8 @@
-"""The six indicators of attack failure: reasons why an attack that failed may say nothing about the model.
+"""The six indicators of attack failure: signs that a failed attack says nothing about the model.
 
-Pintor et al. 2022, Indicators of Attack Failure (arXiv 2106.09947), section 3, reimplemented for our attacks. Each is a
-number with a threshold and, where it fails, the paper's mitigation. They are computed on a few images from the trace of
-the protocol's own attack.
+Pintor et al. 2022, Indicators of Attack Failure (arXiv 2106.09947), section 3, reimplemented for maep's attacks. Each
+is a number with a threshold; a failed one names the paper's mitigation. They are computed on a few images, from the
+trace of the protocol's own attack.
 """
 
 from __future__ import annotations
@@ -22,38 +22,41 @@ from maep.evaluate.trust.findings import Check
 from maep.evaluate.trust.probes import Probes, Trace, isolated_draws
 
 DEAD_GRADIENTS = 0.05
-"""Share of images that may have a zero gradient: float32 rounds it to zero where a classifier is very confident."""
+"""Largest share of images with a zero gradient: float32 rounds it to zero where a classifier is very confident."""
 RADIUS = 1e-3
 """About a quarter of a grey level; no attack takes smaller steps."""
 NEIGHBOURS = 2
 UNEXPLAINED = 0.6
-"""Share of the margin's change within RADIUS that the gradient may leave unexplained. ResNet-20 on CIFAR-10: 0.17 bare,
-0.16 behind the bundled purifier, 0.41 behind a median filter; 1 where the gradient is unrelated to the model."""
+"""Largest share of the margin's change within RADIUS that the gradient leaves unexplained; 1 where the gradient is
+unrelated to the model. Measured for ResNet-20 on CIFAR-10: 0.17 bare, 0.16 behind the bundled purifier, 0.41 behind a
+median filter."""
 AGREEMENT = 0.2
-"""Least cosine of two EOT gradients. With Gaussian draws, a mean of cosine c has each sign right with probability
+"""Smallest cosine of two EOT gradients. With Gaussian draws, a mean of cosine c has each sign right with probability
 Phi(sqrt(c / (1 - c))), 0.69 here: PGD's steps, 2.5 eps in total, then still drift by one eps."""
 SILENT = 0.1
-"""The same for a randomised model: its iterate of highest mean loss need not be one that its mean misclassified."""
+"""Largest share of silent successes of a randomised model: its iterate of highest mean loss need not be one that its
+mean misclassified. A deterministic model may have none."""
 LAST_STEPS = 0.25
 STILL_RISING = 0.01
-"""An attack has not converged if its best loss rose by more than this share of it in its last steps."""
+"""An attack has not converged if its best loss rose by more than this share of itself in the last steps."""
 LONGER = 5
 INCOMPLETE = 0.05
-"""Share of the images (at least two) on which more steps may succeed; evaluations use stronger attacks than this."""
+"""Largest share of the images (at least two) on which more steps succeed; evaluations use stronger attacks."""
 NOT_TRANSFERRED = 0.1
 NOT_DRAWN = 0.5
-"""The same for one draw of a randomised model, whose mean crosses the boundary where half the draws do."""
+"""Largest share of images that do not transfer; for a randomised model, whose mean crosses the boundary where half of
+the draws do, the larger one."""
 LARGE = AttackConfig("pgd", 0.5, 50, random_start=False)
-"""Half the range: uniform grey is within reach of every image, so no defence can hold. No random start, because noise
-of that size would succeed where the gradient does not."""
+"""Half the range: every image can reach uniform grey, so no defence can hold. No random start, because noise of that
+size would succeed where the gradient does not."""
 LARGE_RANDOMISED = replace(LARGE, steps=10)
-"""The same with fewer steps: a randomised model takes the full budget of EOT gradients."""
+"""The same with fewer steps: an attack on a randomised model takes every EOT gradient of its budget."""
 LEFT_AT_LARGE = 0.05
 
 
 @dataclass(frozen=True)
 class IndicatorResult:
-    """The indicators, the attack they come from, and which images are right after it [B]; None without an attack."""
+    """The indicators, the attacked images (None if no attack was run), and which of them are right [B]."""
 
     checks: list[Check]
     attacked: Tensor | None = None
@@ -79,7 +82,7 @@ def indicators(
 
 
 def indicate(probes: Probes, config: AttackConfig, surrogate: nn.Module | None = None) -> IndicatorResult:
-    """`indicators` of probes that are classified right; only the first where there is no usable gradient."""
+    """`indicators` for probes that are all classified right; the first alone where there is no usable gradient."""
     target = probes.defended.target if surrogate is None else surrogate
     gradient = probes.gradient(target)
     checks = [_unavailable_gradients(gradient, len(probes.batch.images))]
@@ -123,7 +126,7 @@ def _unavailable_gradients(gradient: Tensor | None, count: int) -> Check:
 def _unstable_predictions(probes: Probes, gradient: Tensor) -> Check:
     """Number: the share of the margin's change nearby that its gradient does not explain. The paper's failure 2.
 
-    The paper uses the mean change itself, relative to the loss (the margin's change, for a confident model). That grows
+    The paper uses the mean change itself, relative to the loss (for a confident model, the margin's change). It grows
     with the number of pixels, so honest models of large images would fail. For a randomised model, whose gradients are
     EOT means, the number is the agreement of two of them.
     """
@@ -140,7 +143,7 @@ def _unstable_predictions(probes: Probes, gradient: Tensor) -> Check:
         draws = seeding.uniform(seeding.mix(probes.seed, 2, neighbour, batch.indices), batch.images[0].numel())
         signs = (draws.to(batch.images.device).view(batch.images.shape) - 0.5).sign()
         moved = (batch.images + RADIUS * signs).clamp(0, 1)
-        with torch.no_grad():  # not seeded, so that undeclared draws show
+        with torch.no_grad():  # not seeded, to expose undeclared draws
             changes.append(_margins(model(moved), batch.labels) - margins.detach())
         predicted.append(((moved - batch.images).double() * gradient.double()).flatten(1).sum(dim=1))
     change, linear = torch.stack(changes), torch.stack(predicted)
@@ -164,7 +167,7 @@ def _agreement(gradient: Tensor, other: Tensor | None, eot: int) -> Check:
 def _silent_success(trace: Trace, randomised: bool) -> Check:
     """Number: images misclassified at some iterate but not at the returned one. The paper's failure 3.
 
-    It is a fault of the attack. Our attacks return the misclassified iterate; this verifies it.
+    This is a fault of the attack. Our attacks return the misclassified iterate; the indicator verifies it.
     """
     lost = int((trace.broken & ~trace.kept).sum())
     passed = lost <= (SILENT * len(trace.broken) if randomised else 0)
@@ -177,8 +180,8 @@ def _incomplete_optimization(
 ) -> Check:
     """Number: images right whose loss was still rising, and on which more steps succeed. The paper's failure 4.
 
-    The paper fails on the rising loss alone. But a loss may rise without ever succeeding, and where few images are
-    left they are near the boundary, where it rises fastest. So the longer attack is run, with steps of the same size.
+    The paper's indicator fails on the rising loss alone. But a loss may rise without ever succeeding, and the last few
+    images left are near the boundary, where it rises fastest. So the longer attack is run, with steps of the same size.
     """
     rising = torch.tensor([left and _rises(losses) for left, losses in zip(right, trace.losses, strict=True)])
     broken = 0
@@ -204,7 +207,7 @@ def _transfer_failure(
 ) -> Check:
     """Number: the share of images misclassified by the differentiated model but not by the real one. Failure 5.
 
-    A model that is differentiated itself cannot fail, unless its predictions depend on the rest of the batch.
+    A model that is differentiated directly cannot fail, unless its predictions depend on the rest of the batch.
     """
     broken, left = trace.broken & trace.kept, torch.tensor(right)
     if _is_surrogate(probes, target):
@@ -218,7 +221,7 @@ def _transfer_failure(
 
 
 def _unconstrained_failure(probes: Probes, target: nn.Module) -> Check:
-    """Number: images right at half the range, where none can be. The paper's failure 6; it drops the budget instead."""
+    """Number: images right at half the range, where none can be. The paper's failure 6, where no budget is set."""
     large = LARGE_RANDOMISED if probes.defended.randomised else LARGE
     right = probes.right(probes.attacked(large, target, full=_is_surrogate(probes, target)))
     passed = sum(right) <= max(LEFT_AT_LARGE * len(right), 1)
@@ -228,8 +231,8 @@ def _unconstrained_failure(probes: Probes, target: nn.Module) -> Check:
 
 
 def _is_surrogate(probes: Probes, target: nn.Module) -> bool:
-    """Whether `target` is another model. An attack on it takes the full budget: its first success lies just beyond its
-    own boundary, which need not be the real model's.
+    """Whether `target` is another model. An attack on it takes its full budget: the first success lies just beyond the
+    surrogate's own boundary, which need not be the real model's.
     """
     return target is not probes.defended.model and not isinstance(target, Expectation)
 

@@ -1,4 +1,4 @@
-"""The images and the model of a sanity battery, and the trace of an attack on them."""
+"""The model and the images of a sanity battery, and the trace of an attack on them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from maep import seeding, storage
 from maep.attacks.config import AttackConfig
-from maep.evaluate.measure import DefendedModel, ImageBatch, attack_images, check_images
+from maep.evaluate.measure import DefendedModel, ImageBatch, attack_images
+from maep.models.check import check_images
 
 _PREDICT, _ATTACK, _GRADIENT = 0, 1, 2
-"""Random streams of a randomised model: an attack must not use the draws that judge it."""
+"""Random streams of a randomised model: an attack must not see the draws that judge it."""
 
 
 @contextmanager
@@ -45,7 +46,7 @@ class Probes:
         return Probes(self.defended, self.batch.where(chosen), self.seed)
 
     def calls(self, gradients: tuple[bool, ...]) -> list[Tensor]:
-        """Logits of several forward passes with draws of their own, each with or without recording a gradient."""
+        """Logits of several forward passes, each with fresh draws and with or without recording a gradient."""
         found = []
         for call, gradient in enumerate(gradients):
             self._seed(call)
@@ -54,7 +55,7 @@ class Probes:
         return found
 
     def attacked(self, config: AttackConfig, target: nn.Module | None = None, full: bool = False) -> Tensor:
-        """The images attacked as by the protocol, not rounded, on `target` (None: the model's own).
+        """The images attacked on `target` (None: the model's own) as in the protocol, but not rounded.
 
         The attack stops at the first success, unless `full` or the model is randomised.
         """

@@ -1,7 +1,7 @@
 """The sanity battery: checks of one defended model on a few images, without which a robustness figure means nothing.
 
 Follows Carlini et al. 2019 (arXiv 1902.06705, section 4.2) and Athalye et al. 2018 (arXiv 1802.00420, section 3.1).
-`maep.evaluate.trust.checks` compares figures; a failure of either makes a result `unreliable`.
+`maep.evaluate.trust.checks` compares figures. A failed check of either makes a result `unreliable`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from maep.attacks.config import AttackConfig
 from maep.evaluate.config import Threat, eps_label
 from maep.evaluate.measure import DefendedModel, ImageBatch, round_to_budget
 from maep.evaluate.trust.findings import Check, by_chance, risen
-from maep.evaluate.trust.flags import looks_like_probabilities, spread
+from maep.evaluate.trust.flags import spread
 from maep.evaluate.trust.indicators import indicate, nothing_to_attack
 from maep.evaluate.trust.probes import Probes, isolated_draws
+from maep.models.check import looks_like_probabilities
 
 FEWER_STEPS = (1, 5)
 """PGD with this many steps is compared with PGD-20: if one step succeeds more often, the gradient is masked."""
 VANISHING = 1e-9
-"""A budget below float32's resolution except in nearly black pixels; the attack still runs in full."""
+"""A budget below float32's resolution except in nearly black pixels; the attack still runs every step."""
 
 Predictions = Mapping[int, tuple[int, bool]]
 """Official index -> the predicted class, and whether it is right."""
@@ -85,7 +86,7 @@ def _logits(logits: Tensor) -> Check:
 
 
 def _draws_nothing(calls: list[Tensor]) -> Check:
-    """An undeclared randomised model would be attacked through a single draw."""
+    """A randomised model that is not declared so would be attacked through a single draw."""
     if not (apart := spread(calls)):
         return Check("draws nothing", True, f"{len(calls)} calls give the same logits")
     detail = f"logits of {len(calls)} calls differ by up to {apart:.2g} though the model is not declared randomised"
@@ -101,7 +102,7 @@ def _budget(attacked: Tensor, images: Tensor, eps: float) -> Check:
 
 
 def _noise(probes: Probes, right: Sequence[bool], eps: float) -> Check:
-    """`right` [B]: images right after PGD-20; noise of the same size must leave at least as many."""
+    """`right` [B]: images right after PGD-20. Noise of the same size must leave at least as many right."""
     images = probes.batch.images
     draws = seeding.uniform(seeding.mix(probes.seed, 1, probes.batch.indices), images[0].numel()).view(images.shape)
     noisy = probes.right((images + (2 * draws - 1).sign() * eps).clamp(0, 1))
@@ -111,7 +112,7 @@ def _noise(probes: Probes, right: Sequence[bool], eps: float) -> Check:
 
 
 def _more_steps(probes: Probes, right: Sequence[bool], eps: float) -> Check:
-    """`right` [B]: images right after PGD-20; PGD with fewer steps from the same start must leave at least as many."""
+    """`right` [B]: images right after PGD-20. PGD with fewer steps from the same start must leave at least as many."""
     fewer = [AttackConfig("pgd", eps, steps) for steps in FEWER_STEPS]
     left = {config.label: probes.right(probes.attacked(config)) for config in fewer}
     passed = not any(risen(before, right, probes.defended.randomised) for before in left.values())
