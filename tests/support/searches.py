@@ -1,16 +1,16 @@
-"""Searches as they lie on disk, made by hand: a configuration, and a record for each trial."""
+"""Output folders of searches, made by hand: a configuration, and a record for each trial."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from maep import config, storage
 from maep.tune import record
 from maep.tune.config import TuneConfig
-from maep.tune.record import Budget, RungResult, TrialRecord
+from maep.tune.record import Budget, TrialRecord
 
 NUM_IMAGES = 500
 AMOUNT = 40_000
@@ -75,14 +75,6 @@ def trial(
     )
 
 
-def rung_result(samples_seen: int, shares: Mapping[str, float]) -> RungResult:
-    """A line of a curve of accuracies."""
-    counts = {name: (round(share * NUM_IMAGES), NUM_IMAGES) for name, share in shares.items()}
-    return RungResult(
-        samples_seen, dict(shares), counts, Budget(samples_seen, 2.0e6 * samples_seen, samples_seen / 1000)
-    )
-
-
 def grid() -> list[TrialRecord]:
     """Nine cells of which (0.5, 4) is the best, a repeat of a corner, a trial that was stopped and one that failed."""
     cells = [(ratio, size) for ratio in (0.25, 0.5, 0.75) for size in (2, 4, 8)]
@@ -97,16 +89,9 @@ def grid() -> list[TrialRecord]:
     return [*made, failed]
 
 
-def write(
-    output: Path,
-    trials: Iterable[TrialRecord],
-    asked: TuneConfig | None = None,
-    curves: Mapping[int, Sequence[RungResult]] | None = None,
-) -> Path:
+def write(output: Path, trials: Iterable[TrialRecord], asked: TuneConfig | None = None) -> Path:
     """The output folder of a search that has made `trials`."""
     storage.write_bytes(output / record.SEARCH, config.to_yaml(asked or settings()).encode())
     for each in trials:
         record.write(output, each)
-        for result in (curves or {}).get(each.number, ()):
-            record.append(output, each.trial_id, result)
     return output

@@ -20,7 +20,7 @@ from maep.evaluate.results.summary import interval
 from maep.tune import pareto
 from maep.tune.config import TuneConfig
 from maep.tune.metrics import estimates
-from maep.tune.record import SEARCH, RungResult, TrialRecord, curve, read_all
+from maep.tune.record import SEARCH, TrialRecord, read_all
 from maep.tune.report import maps
 from maep.tune.search.space import Axis
 
@@ -68,11 +68,6 @@ class SearchResult:
     def front(self) -> list[TrialRecord]:
         """The Pareto front of the objectives of the search."""
         return pareto.front(self.trials, self.config.objectives)
-
-    @cached_property
-    def rung_results(self) -> dict[str, list[RungResult]]:
-        """Trial id -> what was measured at each rung."""
-        return {trial.trial_id: curve(self.folder, trial.trial_id) for trial in self.trials}
 
     def count(self, status: str) -> int:
         """How many trials ended with this status."""

@@ -77,14 +77,6 @@ def legend(axes: Axes, columns: int) -> None:
     axes.legend(ncols=columns, frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
 
 
-def thousands(axes: Axes) -> None:
-    """Writes the numbers of the x axis as 12,000."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-
-
 def distances(values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> list[list[float]]:
     """Interval bounds as the distances below and above that `Axes.errorbar` takes."""
     return [

@@ -1,17 +1,15 @@
-"""The charts of a search. Optuna's own lack intervals, count in trials and not images, and leave out stopped trials."""
+"""The charts of a search: the heat map, each cell with value, interval, images and trials, and the Pareto front."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from maep.evaluate.report.drawing import COLOURS, INK, SOFT, canvas, distances, legend, thousands
-from maep.tune.config import BudgetConfig
-from maep.tune.metrics.estimates import estimate, metric
-from maep.tune.record import RungResult, TrialRecord
-from maep.tune.report.history import HistoryEntry, spent, unspent
-from maep.tune.report.importance import Importance
-from maep.tune.report.maps import common_name
+from maep.evaluate.report.drawing import COLOURS, EMPTY, SOFT, canvas, distances, legend
+from maep.tune.metrics import estimates
+from maep.tune.metrics.estimates import Estimate, estimate, metric
+from maep.tune.record import TrialRecord
+from maep.tune.report.maps import Cell, Map, common_name, level_with_best
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,18 +17,92 @@ if TYPE_CHECKING:
 
 AXIS_LABELS = {"mask_ratio": "mask ratio in training", "patch_size": "patch size, pixels"}
 """Axis labels of settings; any other setting is labelled by its key."""
-UNITS = {"samples_seen": "images seen", "flops": "floating-point operations", "core_seconds": "core-seconds"}
-"""The unit of each kind of budget."""
-_STATUSES = {
-    "done": ("trained to the end", "o", COLOURS[0]),
-    "stopped": ("stopped early", "v", COLOURS[1]),
-    "failed": ("failed", "x", SOFT),
-}
+BEST, LEVEL = "★", "≈"
+"""The mark of the best cell, and of cells whose interval overlaps it."""
+_REFERENCE_GAP = 1.25
+_Shade = Callable[[float], tuple[float, ...]]
 
 
 def axis_label(key: str) -> str:
-    """The label of a setting on an axis."""
+    """The axis label of a setting."""
     return AXIS_LABELS.get(common_name(key), key)
+
+
+def heat_map(found: Map) -> Figure:
+    """The cells, with the reference beside them. Colours span the intervals, so differences within noise look alike."""
+    columns, rows = len(found.x.bins), len(found.cells)
+    right = columns - 0.5 + (_REFERENCE_GAP if found.reference else 0)
+    ticks: dict[float, str] = {column: each.label for column, each in enumerate(found.x.bins)}
+    with canvas(2.6 + 1.45 * right, 1.6 + 0.95 * rows) as (figure, axes):
+        shade, level = _shades(found), level_with_best(found) if found.best else []
+        for row, cells in enumerate(found.cells):
+            for column, cell in enumerate(cells):
+                mark = BEST if cell is found.best else LEVEL if any(cell is each for each in level) else ""
+                _draw(axes, found, cell, column, row, shade, mark)
+        if found.reference is not None:
+            _draw(axes, found, found.reference, columns - 1 + _REFERENCE_GAP, 0, shade, "")
+            ticks[columns - 1 + _REFERENCE_GAP] = "reference"
+        axes.set_xticks(list(ticks), list(ticks.values()))
+        axes.set_yticks(range(rows) if found.y else [], [each.label for each in found.y.bins] if found.y else [])
+        axes.set(xlim=(-0.5, right), ylim=(rows - 0.5, -0.5), xlabel=axis_label(found.x.key))
+        axes.set_ylabel(axis_label(found.y.key) if found.y else "")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_title(metric(found.objective).label, pad=24)
+        axes.text(0, 1, _key(found), transform=axes.transAxes, fontsize=8, color=SOFT, va="bottom")
+    return figure
+
+
+def _shades(found: Map) -> _Shade:
+    """The colour of a value, on a scale that spans the intervals rather than the values."""
+    from matplotlib import colormaps
+    from matplotlib.colors import Normalize
+
+    shown = [cell.found for cell in [*found.filled, *([found.reference] if found.reference else [])] if cell.found]
+    low, high = min((f.low for f in shown), default=0.0), max((f.high for f in shown), default=1.0)
+    scale = Normalize(low, high if high > low else low + 1)
+    colours = colormaps["cividis_r" if metric(found.objective).lower_is_better else "cividis"]
+    return lambda value: colours(float(scale(value)))
+
+
+def _draw(axes: Axes, found: Map, cell: Cell, column: float, row: int, shade: _Shade, mark: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    corner = column - 0.48, row - 0.47
+    middle: dict[str, Any] = {"ha": "center", "va": "center"}
+    if cell.found is None:
+        axes.add_patch(Rectangle(corner, 0.96, 0.94, facecolor=EMPTY, linewidth=0))
+        axes.text(column, row, cell.why_empty, color=SOFT, fontsize=8.5, **middle)
+        return
+    colour, is_best = shade(cell.found.value), mark == BEST
+    ink = "white" if _luminance(colour) < 0.179 else "black"  # a contrast above 4.5 either way
+    edge: dict[str, Any] = {"edgecolor": COLOURS[1], "linewidth": 2.5} if is_best else {"linewidth": 0}
+    axes.add_patch(Rectangle(corner, 0.96, 0.94, facecolor=colour, zorder=2 if is_best else 1, **edge))
+    value, _, brackets = estimates.text(cell.found, found.objective).partition(" ")
+    lines = [line for line in (brackets, _sizes(cell, cell.found)) if line]
+    up = 0.22 if lines else 0.0
+    text = f"{mark} {value}".strip()
+    axes.text(column, row - up, text, color=ink, fontsize=12, fontweight="bold", zorder=3, **middle)
+    axes.text(column, row + 0.16, "\n".join(lines), color=ink, fontsize=8, zorder=3, **middle)
+
+
+def _key(found: Map) -> str:
+    """How to read the cells, for a reader of the picture alone."""
+    if not any(cell.found and cell.found.count for cell in found.filled):
+        return f"{BEST} best"
+    return f"[95 % interval over n dev images]   {BEST} best   {LEVEL} interval overlaps: no difference shown"
+
+
+def _sizes(cell: Cell, found: Estimate) -> str:
+    seeds, done = len({trial.seed for trial in cell.trials}), sum(trial.status == "done" for trial in cell.tried)
+    runs = f"{seeds} seeds" if seeds > 1 else f"best of {done}" if done > len(cell.trials) else ""
+    return ", ".join(filter(None, (f"n = {found.count:,}" if found.count else "", runs)))
+
+
+def _luminance(colour: tuple[float, ...]) -> float:
+    """Relative luminance (WCAG 2.1) of red, green and blue in [0, 1]."""
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def front(trials: Sequence[TrialRecord], on_front: Sequence[TrialRecord], x: str, y: str) -> Figure:
@@ -38,7 +110,9 @@ def front(trials: Sequence[TrialRecord], on_front: Sequence[TrialRecord], x: str
     names = {trial.trial_id for trial in on_front}
     kept = sorted(on_front, key=lambda trial: (_scaled(trial, x), _scaled(trial, y)))
     beaten = [trial for trial in trials if trial.trial_id not in names]
-    corner = [-1 if metric(name).lower_is_better else 1 for name in (x, y)]  # better in both: no trial is there
+    corner = [
+        -1 if metric(name).lower_is_better else 1 for name in (x, y)
+    ]  # labels go towards the better corner, where no trial is
     with canvas(6.4, 4.2) as (figure, axes):
         for group, marker, colour, label in ((beaten, "o", SOFT, "dominated"), (kept, "D", COLOURS[1], "Pareto front")):
             if group:
@@ -61,90 +135,6 @@ def front(trials: Sequence[TrialRecord], on_front: Sequence[TrialRecord], x: str
         axes.grid(alpha=0.2)
         legend(axes, 2)
     return figure
-
-
-def importances(shown: Sequence[Importance]) -> Figure:
-    """A group of bars for each setting, one bar for each objective."""
-    settings = sorted({k for each in shown for k in each.shares}, key=lambda k: -max(e.shares.get(k, 0) for e in shown))
-    height = 0.8 / len(shown)
-    with canvas(6.4, 1.2 + 0.28 * len(settings) * (1 + len(shown))) as (figure, axes):
-        for place, each in enumerate(shown):
-            at = [row + (place - (len(shown) - 1) / 2) * height for row in range(len(settings))]
-            shares = [100 * each.shares.get(key, 0.0) for key in settings]
-            label = f"{metric(each.objective).words} (out-of-bag R² {each.explained:.2f}, {each.num_trials} trials)"
-            bars = axes.barh(at, shares, 0.9 * height, color=COLOURS[place], label=label)
-            axes.bar_label(bars, [f"{share:.0f}" for share in shares], padding=3, fontsize=9)
-        axes.set_yticks(range(len(settings)), settings)
-        axes.set(ylim=(len(settings) - 0.5, -0.5), xlim=(0, 105), xlabel="share of the variance among trials, %")
-        axes.tick_params(axis="y", length=0)
-        legend(axes, 1)
-    return figure
-
-
-def history(entries: Sequence[HistoryEntry], objective: str) -> Figure:
-    """Every measured trial at its end, and the best finished one so far, by images seen by all trials."""
-    scale = metric(objective).scale
-    with canvas(6.4, 3.8) as (figure, axes):
-        for status, (label, marker, colour) in _STATUSES.items():
-            there = [entry for entry in entries if entry.trial.status == status]
-            if there:
-                value, low, high = _estimates([entry.trial for entry in there], objective)
-                axes.errorbar(
-                    [entry.samples_seen for entry in there], value, distances(value, low, high), fmt=marker,
-                    color=colour, ecolor=(colour, 0.35), markersize=5, label=label,
-                )  # fmt: skip
-        best = [(entry.samples_seen, scale * entry.best) for entry in entries if entry.best is not None]
-        if best:
-            axes.step(*zip(*best, strict=True), where="post", color=INK, label="best finished so far")
-        _over_images(axes, "images seen by all trials", objective)
-        axes.set_xlim(left=0)
-    return figure
-
-
-def learning_curves(
-    results: Mapping[str, Sequence[RungResult]], trials: Sequence[TrialRecord], objective: str
-) -> Figure:
-    """Each trial at every rung where it was measured."""
-    scale = metric(objective).scale
-    with canvas(6.4, 3.8) as (figure, axes):
-        for trial in trials:
-            label, marker, colour = _STATUSES[trial.status]
-            mine = [result for result in results.get(trial.trial_id, ()) if objective in result.objectives]
-            x, y = [result.samples_seen for result in mine], [scale * result.objectives[objective] for result in mine]
-            _, labels = axes.get_legend_handles_labels()
-            named = label if mine and label not in labels else None
-            axes.plot(x, y, color=colour, alpha=0.6, linewidth=1, marker=marker, markersize=4, label=named)
-        _over_images(axes, "images seen by the trial", objective)
-        rungs = sorted({result.samples_seen for each in results.values() for result in each})
-        if len(rungs) <= 6:
-            axes.set_xticks(rungs)
-    return figure
-
-
-def budgets(trials: Sequence[TrialRecord], budget: BudgetConfig) -> Figure:
-    """A bar per trial: what it spent, and dotted what early stopping saved."""
-    with canvas(6.4, 1.3 + 0.2 * len(trials)) as (figure, axes):
-        for status, (label, _, colour) in _STATUSES.items():
-            rows = [row for row, trial in enumerate(trials) if trial.status == status]
-            used = [spent(trials[row], budget.kind) for row in rows]
-            saved = [unspent(trials[row], budget) for row in rows]
-            hatch = "///" if status == "failed" else None
-            if rows:
-                axes.barh(rows, used, 0.7, color=colour, hatch=hatch, edgecolor="white", linewidth=0, label=label)
-                axes.barh(rows, saved, 0.7, used, facecolor="none", edgecolor=colour, linestyle=":")
-        axes.set_yticks(range(len(trials)), [f"{trial.number}" for trial in trials], fontsize=8)
-        axes.set(ylim=(len(trials) - 0.4, -0.6), xlabel=f"{UNITS[budget.kind]} (dotted: saved)", ylabel="trial")
-        axes.tick_params(axis="y", length=0)
-        thousands(axes)
-        legend(axes, 3)
-    return figure
-
-
-def _over_images(axes: Axes, x_label: str, objective: str) -> None:
-    axes.set(xlabel=x_label, ylabel=metric(objective).label)
-    axes.grid(axis="y", alpha=0.25)
-    thousands(axes)
-    legend(axes, 2)
 
 
 def _scaled(trial: TrialRecord, objective: str) -> float:

@@ -16,12 +16,13 @@ from maep.tune import pareto
 from maep.tune.metrics import estimates
 from maep.tune.metrics.estimates import estimate, metric
 from maep.tune.report import maps
-from maep.tune.report.charts import UNITS
 from maep.tune.report.sections import Section, all_sections
 from maep.tune.results import BEST, PHASES, TABLE, SearchResult, best_yaml
 from maep.tune.search.space import axis_text, setting_text, value_text
 
 REPORT = "report.html"
+UNITS = {"samples_seen": "images seen", "flops": "floating-point operations", "core_seconds": "core-seconds"}
+"""The unit of each kind of budget."""
 _FAILED = " (failed)"
 """Marks the rows of failed trials."""
 
@@ -110,6 +111,7 @@ def facts(result: SearchResult) -> dict[str, str]:
         "trials": f"{len(trials)}: {result.count('done')} trained to the end, {result.count('stopped')} stopped early,"
         f" {result.count('failed')} failed",
         "budget": f"{asked.budget.amount:,.6g} {UNITS[asked.budget.kind]} per trial{_used(result)}",
+        **_saved(result),
         "spent": f"{sum(t.budget.samples_seen for t in trials):,} images seen,"
         f" {sum(t.budget.core_seconds for t in trials) / 3600:,.2f} core-hours of training",
         "measured on": f"the first {asked.measure.num_images} dev images of {asked.finetune.data.name}, in front of"
@@ -125,6 +127,15 @@ def _used(result: SearchResult) -> str:
     """What finished trials spent, where the budget is measured and so varies."""
     spent = [getattr(trial.budget, result.config.budget.kind) for trial in result.trials if trial.status == "done"]
     return f"; {min(spent):,.6g} to {max(spent):,.6g} spent" if spent and min(spent) < max(spent) else ""
+
+
+def _saved(result: SearchResult) -> dict[str, str]:
+    """What early stopping saved, of what all trials but the failed ones would have spent without it."""
+    kind, amount = result.config.budget.kind, result.config.budget.amount
+    spent = [(trial.status, float(getattr(trial.budget, kind))) for trial in result.trials if trial.status != "failed"]
+    saved = sum(max(amount - used, 0.0) for status, used in spent if status == "stopped")
+    whole = saved + sum(used for _, used in spent)
+    return {"early stopping": f"saved {saved:,.6g} of {whole:,.6g} {UNITS[kind]}: {saved / whole:.0%}"} if saved else {}
 
 
 def _attacks(result: SearchResult) -> dict[str, str]:
