@@ -13,8 +13,7 @@ from pathlib import Path
 
 from maep import artifact, config, storage
 from maep.artifact import Artifact
-from maep.data.stream.loaders import open_images, part_bytes, resolved
-from maep.data.stream.plan import Sampling
+from maep.data.stream.loaders import resolved
 from maep.errors import ConfigError, UserError
 from maep.models import flops
 from maep.tracking.client import TrackingConfig, absolute
@@ -25,7 +24,6 @@ from maep.train.checkpoint.mirror import working_folder
 from maep.train.checkpoint.store import BEST, MODEL, RUN_KEY, Best
 from maep.train.config import ClassifierConfig, FinetuneConfig, PretrainConfig
 from maep.train.loop.callback import Callback, TrainingProgress
-from maep.train.ray.loader import store_bytes
 from maep.train.ray.workers import Settings, train, with_absolute_paths
 from maep.train.validation import Validation
 from maep_jobs.arguments import Job
@@ -82,26 +80,11 @@ def plan(settings: Settings, output: str | Path) -> list[str]:
     where = f"{count} Ray Train workers" if workers.most else "this process"
     return [
         f"train on {settings.data.name}: {loop.num_steps:,} steps of {loop.batch_size} images in {where}",
-        _loading(settings),
+        f"loader: {resolved(settings.loader, settings.data, workers.most != 0).kind}",
         f"checkpoint every {loop.checkpoint_every:,} images, the last {loop.keep_checkpoints} kept"
         + (f", and the best by {loop.keep_best}" if loop.keep_best else ""),
         f"result: {storage.join(output, MODEL)}",
     ]
-
-
-def _loading(settings: Settings) -> str:
-    """The loader, and for `ray` the object store memory of the prefetched parts of steps."""
-    num_workers = settings.workers.most
-    loader = resolved(settings.loader, settings.data, num_workers != 0)
-    if loader.kind != "ray":
-        return f"loader: {loader.kind}"
-    shape = open_images(replace(loader, kind="synthetic"), settings.data).image_shape
-    sampling = Sampling(settings.loop.batch_size, size=num_workers)
-    part, store = (count / 2**20 for count in (part_bytes(sampling, shape), store_bytes(loader, sampling, shape)))
-    return (
-        f"loader: ray, {num_workers * store:,.0f} MiB of the object store: {num_workers} workers x"
-        f" {store / part:.0f} parts of {part:,.1f} MiB"
-    )
 
 
 def costs(settings: PretrainConfig) -> list[str]:

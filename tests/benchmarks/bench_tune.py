@@ -19,15 +19,15 @@ import statistics
 from pathlib import Path
 
 import pytest
+from tune_toys import run_here
 
 from maep import config
 from maep.tune import record
 from maep.tune.config import TuneConfig
 from maep.tune.record import TrialRecord
-from maep.tune.search import execute
 from maep.tune.search.rounds import Search
 from maep_jobs.config_files import find
-from maep_jobs.search.run import with_classifiers
+from maep_jobs.search.run import train_classifiers
 
 OBJECTIVE = "adaptive_accuracy"
 NUM_TRIALS = 24
@@ -76,7 +76,7 @@ def test_asha_with_tpe_reaches_random_searchs_best_with_half_its_images(tmp_path
         found[seed] = {}
         for name, settings in searches(seed).items():
             output = place / f"{name}-{seed}"
-            execute.here(Search(with_classifiers(settings, shared), output))
+            run_here(Search(train_classifiers(settings, shared), output))
             found[seed][name] = record.read_all(output)
     bests = {seed: best(runs["random"]) for seed, runs in found.items()}
     middle = statistics.median(bests.values())

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tune_toys import run_here
 
 from maep import config
 from maep.tune import record
@@ -21,7 +22,7 @@ from maep.tune.search import execute
 from maep.tune.search.rounds import Listener, Search, WorkItem
 from maep.tune.trial.trial import Trial
 from maep_jobs.config_files import find
-from maep_jobs.search.run import with_classifiers
+from maep_jobs.search.run import train_classifiers
 
 MOST_S = 3.0
 NUM_TRIALS = 6
@@ -51,10 +52,10 @@ def test_ray_adds_at_most_three_seconds_to_a_small_trial(tmp_path: Path) -> None
     values |= {"pretrain": None, "halving": None, "num_trials": NUM_TRIALS, "generation": NUM_TRIALS}
     values |= {"searcher": "random", "space": {"noise": {"uniform": [0, 0.25]}}, "cpus_per_trial": cores}
     values["budget"] = {"kind": "samples_seen", "amount": 8000}
-    settings = with_classifiers(config.build(TuneConfig, values), tmp_path / "shared")
+    settings = train_classifiers(config.build(TuneConfig, values), tmp_path / "shared")
     torch.set_num_threads(cores)  # as many as a trial on Ray has
     here, there = Clock(), Clock()
-    execute.here(Search(settings, tmp_path / "here", (here,)))
+    run_here(Search(settings, tmp_path / "here", (here,)))
     with execute.room(settings, tmp_path / "there"):
         execute.on_ray(Search(settings, tmp_path / "there", (there,)))
     assert {each.status for name in ("here", "there") for each in record.read_all(tmp_path / name)} == {"done"}

@@ -22,7 +22,7 @@ from maep.evaluate.protocol.run import evaluate
 from maep.train.config import FinetuneConfig, LoopConfig, ValidationConfig
 from maep.train.validation import validate
 from maep.tune.config import MeasureConfig
-from maep.tune.metrics import measuring
+from maep.tune.metrics import candidate
 
 EPS = 8 / 255
 EOT = 25
@@ -78,7 +78,7 @@ def images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ImageSet:
     lossless = np.ones(len(offset), dtype=bool)
     bytes_NHWC = pixels.to(torch.uint8).numpy()
     made = ImageSet("digits", "dev", bytes_NHWC, labels.numpy(), indices, ("left", "right"), lossless)
-    for module in ("maep.data.datasets", "maep.train.validation", "maep.tune.metrics.measuring"):
+    for module in ("maep.data.datasets", "maep.train.validation", "maep.tune.metrics.candidate"):
         monkeypatch.setattr(f"{module}.load", lambda data, split: made)
     monkeypatch.setenv("MAEP_CACHE", str(tmp_path / "cache"))
     return made
@@ -88,7 +88,7 @@ def counts(
     purifier: nn.Module, saved: Artifact, images: ImageSet, monkeypatch: pytest.MonkeyPatch, output: Path, eot: int
 ) -> dict[str, tuple[int, int, int]]:
     """(clean, oblivious, adaptive) images right by PGD-20 at EPS, as each of the three says."""
-    for module in ("maep.train.validation", "maep.tune.metrics.measuring"):
+    for module in ("maep.train.validation", "maep.tune.metrics.candidate"):
         monkeypatch.setattr(f"{module}.load_weights", lambda *_: purifier)
     registered(monkeypatch, registry.baselines, "toy", lambda: purifier)
     digits = DataConfig("digits")
@@ -100,7 +100,7 @@ def counts(
     )
     validated = validate(saved.folder, common)
     how = MeasureConfig(len(images), EPS, ("pgd",), adaptive="pgd", eot=eot, draws=3)
-    searched = measuring.measure_trial(saved.folder, common, {"oblivious_accuracy", "adaptive_accuracy"}, how, 0).counts
+    searched = candidate.measure_trial(saved.folder, common, {"oblivious_accuracy", "adaptive_accuracy"}, how, 0).counts
     settings = EvaluateConfig(
         digits, "digits-dev", len(images), (SPEC,), ("toy",), eps=(EPS,), oblivious_eps=EPS, eot=eot, draws=3,
         num_probes=4, shard_size=10, batch_size=5,

@@ -1,4 +1,4 @@
-"""A search whose trials are valued by a formula instead of trained, in any order and killed at any point."""
+"""Searches in this process: trials that a formula scores, in any order and killed at any point, or trained ones."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from maep import config
 from maep.tune import record
 from maep.tune.config import TuneConfig
 from maep.tune.record import Budget, RungResult
+from maep.tune.search.execute import do, located
 from maep.tune.search.rounds import Listener, Search, WorkItem
 
 IMAGES = 960
@@ -47,6 +48,15 @@ def arrive(search: Search, item: WorkItem) -> None:
     objectives = {"clean_accuracy": worth, "latency_ms": 8.0 / item.trial.settings.get("patch_size", 4)}
     result = RungResult(seen, objectives, {"clean_accuracy": (round(100 * worth), 100)}, Budget(seen, 2.0 * seen, 0.0))
     record.append(search.output, item.trial.trial_id, result)
+
+
+def run_here(search: Search) -> None:
+    """Trains the trials of the search in this process, one item after the other."""
+    settings = located(search.config)
+    while not search.is_finished:
+        item = search.next_item()
+        assert item is not None
+        search.end_item(item, do(search.output, settings, item.trial.number, item.trial.settings, item.rung))
 
 
 def play(

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from maep.errors import UserError
 from maep.train.classifier import classification
+from maep.train.config import FinetuneConfig, PretrainConfig
 from maep.train.loop.run import run
 from maep.tune.config import TuneConfig
 from maep.tune.search import execute, halving, space, suggest
 from maep.tune.search.space import Settings, setting_text
-from maep.tune.trial import budget, trial_config
-from maep.tune.trial.trial_config import Phases
+from maep.tune.trial import budget
+from maep.tune.trial.trial import phases, trial_id
 
 _MEASURED = 3
 """Trials, of different models, whose cost is measured."""
@@ -34,7 +35,7 @@ def plan(search: TuneConfig, output: Path) -> list[str]:
         f"space: {size}{counted}; {search.searcher} chooses"
         + (f", {search.generation} at a time" if search.searcher == "tpe" else ""),
         f"trials: at most {total}, each with a budget of {amount}",
-        *(f"trial {trial_config.trial_id(number, each)}: {setting_text(each)}" for number, each in enumerate(chosen)),
+        *(f"trial {trial_id(number, each)}: {setting_text(each)}" for number, each in enumerate(chosen)),
     ]
     if total > len(chosen):
         lines.append(f"and {total - len(chosen)} more, chosen by the results of these")
@@ -64,9 +65,9 @@ def _length(search: TuneConfig, chosen: list[Settings], total: int) -> list[str]
     with tempfile.TemporaryDirectory() as folder:
         try:
             ready = _with_untrained(search, Path(folder))
-            made = {repr(made.finetune.model): made for made in (trial_config.phases(ready, each) for each in chosen)}
+            made = {repr(made[1].model): made for made in (phases(ready, each) for each in chosen)}
             for each in [*made.values()][:_MEASURED]:
-                seen, cpu = _one(ready, each)
+                seen, cpu = _one(ready, *each)
                 images.append(seen)
                 seconds.append(cpu)
         except UserError as error:
@@ -90,14 +91,14 @@ def _with_untrained(search: TuneConfig, folder: Path) -> TuneConfig:
     return replace(search, finetune=replace(search.finetune, classifiers=named))
 
 
-def _one(search: TuneConfig, made: Phases) -> tuple[int, float]:
+def _one(search: TuneConfig, pretrain: PretrainConfig | None, finetune: FinetuneConfig) -> tuple[int, float]:
     """Images and processor seconds of a trial that trains to the end."""
     kind, images, seconds, spent = search.budget.kind, 0, 0.0, 0.0
-    if made.pretrain is not None:
-        cost = budget.image_cost(made.pretrain, "core_seconds", **_STEPS)
-        samples = budget.for_pretraining(search.budget, cost, made.pretrain.loop.batch_size)
+    if pretrain is not None:
+        cost = budget.image_cost(pretrain, "core_seconds", **_STEPS)
+        samples = budget.for_pretraining(search.budget, cost, pretrain.loop.batch_size)
         images, seconds = samples, samples * (cost.core_seconds or 0.0)
         spent = samples * cost.of(kind)
-    cost = budget.image_cost(made.finetune, "core_seconds", **_STEPS)
-    samples = budget.for_finetuning(search.budget, spent, cost, made.finetune.loop.batch_size)
+    cost = budget.image_cost(finetune, "core_seconds", **_STEPS)
+    samples = budget.for_finetuning(search.budget, spent, cost, finetune.loop.batch_size)
     return images + samples, seconds + samples * (cost.core_seconds or 0.0)

@@ -1,4 +1,4 @@
-"""Runs a search: the checks before it starts, its own classifiers, then the trials."""
+"""Runs a search: checks first, then its own classifiers, then the trials."""
 
 from __future__ import annotations
 
@@ -28,8 +28,6 @@ from maep_jobs.training import make_callbacks
 
 WHOLE = "tune.yaml"
 """In the output: the configuration that `maep tune --config` takes to repeat the search."""
-_MAY_CHANGE = ("cpus_per_trial", "gpus_per_trial", "max_failures")
-"""Keys that may change when a search is resumed: they do not decide its results."""
 
 
 def run_search(
@@ -37,8 +35,8 @@ def run_search(
 ) -> None:
     """Starts or resumes the search in `output` and runs it to its end.
 
-    Raises UserErrors before any trial starts: for missing data or classifiers, a tracking server or cluster that does
-    not answer or has no room, an output that holds another search. `output` is then unchanged.
+    Raises a UserError before any trial starts for missing data or classifiers, a tracking server or cluster that does
+    not answer or has no room, and an output that holds another search. `output` is then unchanged.
     """
     _check(settings, address)
     _check_output(settings, output, resume)
@@ -52,7 +50,7 @@ def run_search(
         if search.is_finished:
             return
         claim(settings, tracking, output)
-        _train_classifiers(settings, output)
+        train_classifiers(settings, output)
         with table:  # after the classifiers, which show a bar of their own
             execute.on_ray(search)
 
@@ -74,7 +72,7 @@ def classifier_folders(settings: TuneConfig, output: Path) -> dict[str, Path]:
 
 
 def _check(settings: TuneConfig, address: str | None) -> None:
-    """Refuses what would fail in every trial."""
+    """Raises a UserError for what would fail in every trial."""
     if address is not None:
         check_address(address)
     own = {each.name for each in settings.classifiers}
@@ -96,45 +94,41 @@ def _check(settings: TuneConfig, address: str | None) -> None:
 
 
 def _check_output(settings: TuneConfig, output: Path, resume: bool) -> None:
-    """Refuses an output that holds another search, or any search without --resume."""
+    """Raises ConfigError for an output that holds another search, or any search without --resume."""
     path = output / SEARCH
     if not resume:
         if path.is_file():
             raise ConfigError(f"{output} holds a search: resume it with --resume, or choose another --output")
         return
     check_there(output)
-    before, now = config.to_dict(config.load(TuneConfig, path)), config.to_dict(settings)
-    other = [key for key in now if key not in _MAY_CHANGE and before[key] != now[key]]
+    before, now = (config.flatten(config.deciding(each)) for each in (config.load(TuneConfig, path), settings))
+    other = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if other:
         raise ConfigError(
-            f"--resume: {output} holds a search with another {other[0]}: leave --config and overrides out, or choose"
+            f"--resume: the search in {output} has another {other[0]}: leave out --config and overrides, or choose"
             " another --output"
         )
 
 
 def claim(settings: TuneConfig, tracking: TrackingConfig, output: Path) -> None:
-    """Writes the configuration of the search, and for --resume the whole one, readable only by its owner."""
+    """Writes the configuration of the search; the one with tracking, for --resume, is readable only by its owner."""
     text = config.to_yaml(settings)
     with_tracking = text + yaml.safe_dump({"tracking": config.to_dict(tracking)}, sort_keys=False)
     storage.write_bytes(output / WHOLE, with_tracking.encode(), mode=0o600)
     storage.write_bytes(output / SEARCH, text.encode())
 
 
-def with_classifiers(settings: TuneConfig, output: Path) -> TuneConfig:
-    """Trains the search's own classifiers, unless they are there, and refers to them by folder."""
-    _train_classifiers(settings, output)
-    return _named(settings, output)
-
-
-def _train_classifiers(settings: TuneConfig, output: Path) -> None:
+def train_classifiers(settings: TuneConfig, output: Path) -> TuneConfig:
+    """Trains the search's own classifiers, unless they are there, and returns `settings` with their folders."""
     for each in settings.classifiers:
         folder = classifier_folders(settings, output)[each.name].parent
         make = functools.partial(make_callbacks, "classifier", each, TrackingConfig(enabled=False), folder)
         train(each, folder, make)
+    return _named(settings, output)
 
 
 def _named(settings: TuneConfig, output: Path) -> TuneConfig:
-    """`settings` with the search's own classifiers as folders, trained yet or not."""
+    """`settings` with the search's own classifiers by folder, whether or not they are trained yet."""
     places = classifier_folders(settings, output)
     named = tuple(str(places.get(spec, spec)) for spec in settings.finetune.classifiers)
     return replace(settings, finetune=replace(settings.finetune, classifiers=named))

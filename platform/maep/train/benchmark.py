@@ -2,9 +2,8 @@
 
     python -m maep.train.benchmark --preset B/16 --image_size 224 --batch_size 256 --steps 50
 
-Needs PyTorch alone. Images are random, or with `--loader stream` those of `--data.root`. Further words override keys of
-`maep pretrain`:
-`--loop.precision fp32 --loop.compile true --model.decoder_width 256`.
+Needs PyTorch alone. Images are random, or with `--loader stream` those of `--data.root`. Further arguments override
+keys of `maep pretrain`: `--loop.precision fp32 --loop.compile true --model.decoder_width 256`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -26,7 +25,7 @@ from maep import config
 from maep.data.config import LoaderConfig
 from maep.data.image_set import ImageSet
 from maep.data.stream.loaders import Images, Loader, loader_rate, open_images
-from maep.data.stream.plan import BatchPart, Sampling
+from maep.data.stream.plan import Sampling
 from maep.data.stream.resident import SyntheticImages
 from maep.errors import UserError
 from maep.models import flops
@@ -110,17 +109,18 @@ def measure(settings: PretrainConfig, steps: int, kind: Kind = "synthetic") -> M
     loader = _open(settings, kind, device)
     watch = Stopwatch(device)
 
-    def take(parts: Iterator[BatchPart], number: int) -> None:
-        watch.start()
-        batch = batch_of(next(parts), number, loop)
-        watch.lap("data")
-        update(batch, loop.lr, watch)
-
     with closing(loader.parts(0, _WARMUP + steps)) as parts:
-        for number in range(_WARMUP):
-            take(parts, number)
-        watch.read()
-        seconds = _seconds(lambda number: take(parts, number), steps, device)
+        for number in range(_WARMUP + steps):
+            if number == _WARMUP:
+                _wait_for(device)
+                watch.read()
+                began = time.perf_counter()
+            watch.start()
+            batch = batch_of(next(parts), number, loop)
+            watch.lap("data")
+            update(batch, loop.lr, watch)
+        _wait_for(device)
+        seconds = (time.perf_counter() - began) / steps
     rate, split = loop.batch_size / seconds, watch.read()
     loading = loader_rate(loader, loop.batch_size, steps)
     without = loop.batch_size / max(1e-9, seconds - split.get("data", 0.0))
@@ -147,12 +147,11 @@ def measure(settings: PretrainConfig, steps: int, kind: Kind = "synthetic") -> M
 def estimate(settings: PretrainConfig) -> tuple[float, str]:
     """Images/s of training on this machine, and how they were estimated.
 
-    From two steps of about a second in all, or, where one image takes longer, from the rate of matrix products.
+    Runs two steps of about a second in all. If a single image takes longer, uses the rate of matrix products instead.
     """
     device = pick_device(settings.loop.device)
-    possible = peak_flops(device, pick_dtype(settings.loop, device)) / flops.training(
-        settings.model, settings.mask_ratio
-    )
+    cost = flops.training(settings.model, settings.mask_ratio)
+    possible = peak_flops(device, pick_dtype(settings.loop, device)) / cost
     images = min(settings.loop.batch_size, int(_TRIAL_S * possible))
     if images < 1:
         return possible, "at the rate of matrix products, which training does not quite reach"
@@ -162,27 +161,20 @@ def estimate(settings: PretrainConfig) -> tuple[float, str]:
 
 
 def text(measured: Measured) -> str:
-    """The result for people: a line for each value, seconds by phase on lines of their own."""
+    """The result as text: a line for each value, and for the seconds of each phase."""
     values = dataclasses.asdict(measured)
     values |= {f"{phase}_s": seconds for phase, seconds in values.pop("split_s").items()}
     shown = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in values.items()}
     return "\n".join(f"{name:<20} {value}" for name, value in shown.items())
 
 
-def _seconds(work: Callable[[int], None], count: int, device: torch.device) -> float:
-    """Mean seconds of a call, including the device's work."""
+def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    for number in range(count):
-        work(_WARMUP + number)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - start) / count
 
 
 def _open(settings: PretrainConfig, kind: Kind, device: torch.device) -> Loader:
-    """The loader to measure: of a batch of random images, or of the data set for kind stream."""
+    """The loader to measure: of one batch of random images, or for kind stream of the data set."""
     loop, shape = settings.loop, settings.model.image_size
     noise = SyntheticImages("random", shape, ("none",))
     images: Images = noise

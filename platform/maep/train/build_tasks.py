@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -17,14 +16,15 @@ from maep.data.image_set import ImageSet, to_float
 from maep.data.stream.loaders import Images, open_images, resolved, sample
 from maep.errors import ArtifactError, ConfigError
 from maep.models.build import build_model, load_weights
-from maep.models.classifiers.load import load_classifier
+from maep.models.check import check_classifier
+from maep.models.classifiers.load import Classifier, load_classifier
 from maep.models.config import LoraConfig
 from maep.models.lora import attach, num_trained
 from maep.models.mae import MaskedAutoencoder
 from maep.models.vitmae.folder import is_vitmae
 from maep.train.config import FinetuneConfig, PretrainConfig
 from maep.train.loop.run import Task
-from maep.train.objectives import Pretraining, Purification, check_classifier
+from maep.train.objectives import Pretraining, Purification
 
 
 def pretraining(settings: PretrainConfig) -> Task:
@@ -60,13 +60,7 @@ def purification(settings: FinetuneConfig) -> Task:
         trained = _start_from(model, values, start)
         if settings.lora is not None:
             adapted = _adapt(model, settings.lora, trained, settings.loop.seed)
-    classifiers: list[nn.Module] = []
-    two = to_float(torch.from_numpy(sample(images, 2)))
-    labels = torch.from_numpy(images.labels if isinstance(images, ImageSet) else np.array([len(images.classes) - 1]))
-    for spec in settings.classifiers:
-        classifier = load_classifier(spec, data_root(settings.data))
-        check_classifier(classifier, two, labels, spec)
-        classifiers.append(classifier)
+    classifiers = _classifiers(settings, images)
     stored["train"]["classifiers"] = [classifier.name for classifier in classifiers]
     stored["train"]["classifiers_sha256"] = [classifier.sha256 for classifier in classifiers]
     attacked = ", ".join(stored["train"]["classifiers"])
@@ -74,7 +68,20 @@ def purification(settings: FinetuneConfig) -> Task:
         registry.families.declared(settings.model.name).title,
         f"fine-tuned on {settings.data.name} with {settings.attacks.mode} attacks on {attacked}{adapted}",
     )
-    return Task("purifier", Purification(model, classifiers, settings), images, settings.loop, stored, card, loader)
+    return Task("purifier", Purification(model, [*classifiers], settings), images, settings.loop, stored, card, loader)
+
+
+def _classifiers(settings: FinetuneConfig, images: Images) -> list[Classifier]:
+    """The classifiers to attack. Raises ConfigError for one that breaks the interface or lacks a class of the data."""
+    two, found = to_float(torch.from_numpy(sample(images, 2))), []
+    last = int(images.labels.max()) if isinstance(images, ImageSet) else len(images.classes) - 1
+    for spec in settings.classifiers:
+        classifier = load_classifier(spec, data_root(settings.data))
+        count = check_classifier(classifier, f"classifier {spec!r}", two)
+        if last >= count:
+            raise ConfigError(f"classifier {spec!r} has {count} classes, but the data has label {last}")
+        found.append(classifier)
+    return found
 
 
 def _open(settings: PretrainConfig | FinetuneConfig) -> tuple[LoaderConfig, Images]:
@@ -95,7 +102,10 @@ def _opened(init: str) -> Artifact:
 
 
 def _start_from(model: nn.Module, values: Mapping[str, Any], start: Artifact) -> nn.Module:
-    """Loads the weights of `start` into `model`, which `values` configure; returns the part that they fill."""
+    """Loads the weights of `start` into `model`, which is built from `values`, and returns the part that they fill.
+
+    Raises ConfigError where that part has another shape than `start`, naming the first key that differs.
+    """
     part, where = model, "model"
     if not isinstance(model, MaskedAutoencoder) and start.kind == "mae":
         if "mae" not in values:
@@ -107,20 +117,13 @@ def _start_from(model: nn.Module, values: Mapping[str, Any], start: Artifact) ->
         raise ArtifactError(
             f"init: {start.folder} holds a {start.kind}, not {also}the autoencoder that maep pretrain writes"
         )
-    _check_alike(values, start.config["model"], where, start)
+    theirs = config.flatten(start.config["model"])
+    for key, value in config.flatten(values).items():
+        if theirs.get(key) != value:
+            kind = "autoencoder" if start.kind == "mae" else start.kind
+            raise ConfigError(f"{where}.{key}: {value!r}, but the {kind} at {start.folder} has {theirs.get(key)!r}")
     load_weights(part, start)
     return part
-
-
-def _check_alike(mine: Mapping[str, Any], theirs: Mapping[str, Any], where: str, start: Artifact) -> None:
-    """Raises ConfigError where the model has another shape than `start`, naming the first key that differs."""
-    names = {"mae": "autoencoder"}
-    for key, value in mine.items():
-        if isinstance(value, Mapping) and isinstance(theirs.get(key), Mapping):
-            _check_alike(value, theirs[key], f"{where}.{key}", start)
-        elif theirs.get(key) != value:
-            kind = names.get(start.kind, start.kind)
-            raise ConfigError(f"{where}.{key}: {value!r}, but the {kind} at {start.folder} has {theirs.get(key)!r}")
 
 
 def _adapt(model: nn.Module, adapters: LoraConfig, trained: nn.Module, seed: int) -> str:

@@ -12,6 +12,7 @@ from maep.data.config import DataConfig
 from maep.data.datasets import load
 from maep.data.stream.loaders import open_images, resolved, sample
 from maep.errors import ArtifactError
+from maep.evaluate.measure import DefendedModel, measure_set
 from maep.models.classifiers import architectures
 from maep.models.classifiers.load import load_classifier
 from maep.train.batch import Batch
@@ -78,11 +79,4 @@ def dev_accuracy(trained: Artifact, data: DataConfig) -> float:
     """Accuracy of the trained classifier on `dev`. Raises ArtifactError for another kind of artifact."""
     if trained.kind != "classifier":
         raise ArtifactError(f"{trained.folder} holds a {trained.kind}, not a classifier")
-    images = load(data, "dev")
-    classifier = load_classifier(str(trained.folder))
-    right = 0
-    for start in range(0, len(images), 250):
-        pixels, labels = images.batch(range(start, min(start + 250, len(images))))
-        with torch.no_grad():
-            right += int((classifier(pixels).argmax(dim=1) == labels).sum())
-    return right / len(images)
+    return float(measure_set(DefendedModel(load_classifier(str(trained.folder))), load(data, "dev")).mean())

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from maep import registry, seeding
 from maep.attacks.config import AttackConfig
 from maep.attacks.run import attack
-from maep.errors import ConfigError
 from maep.models import flops
 from maep.models.classifiers.features import logits_and_features
 from maep.models.lora import merged
@@ -192,21 +191,6 @@ class Purification(Objective):
         sizes = self.config.noise * draws[:, 0] * (draws[:, 1] < self.config.noise_share)
         noise = seeding.normal(seeding.mix(batch.keys, batches.NOISE, batch.replay), images[0].numel()).view_as(images)
         return (images + sizes.view(-1, 1, 1, 1) * noise).clamp(0, 1)
-
-
-def check_classifier(classifier: nn.Module, images: Tensor, labels: Tensor, name: str) -> None:
-    """Refuses a classifier that does not fit the data, before the first step.
-
-    Raises ConfigError where its answers are not logits [B, classes], or a label has no class.
-    """
-    with torch.no_grad():
-        logits = classifier(images)
-    if logits.ndim != 2 or len(logits) != len(images):
-        raise ConfigError(f"classifier {name!r} answers with shape {list(logits.shape)}, not [images, classes]")
-    if int(labels.max()) >= logits.shape[1]:
-        raise ConfigError(
-            f"classifier {name!r} has {logits.shape[1]} classes, but the data has label {int(labels.max())}"
-        )
 
 
 def _pick(thresholds: list[float], place: float) -> int:

@@ -128,7 +128,7 @@ class TuneConfig:
     space: dict[str, Axis] = config.key(
         {},
         """Keys to search over, each with its values: by short name (mask_ratio, patch_size, width ..., see
-        maep.tune.trial.trial_config) or dotted key of a phase.""",
+        maep.tune.trial.trial) or dotted key of a phase.""",
         decides=True,
     )
     constraints: tuple[str, ...] = config.key(

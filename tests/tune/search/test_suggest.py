@@ -10,7 +10,7 @@ from maep.errors import ConfigError
 from maep.tune.search import constraints, space, suggest
 from maep.tune.search.space import Axis
 from maep.tune.search.suggest import Tried
-from maep.tune.trial.trial_config import phases, trial_id
+from maep.tune.trial.trial import phases, trial_id
 
 
 def test_whole_numbers_without_end_are_not_listed() -> None:
@@ -63,19 +63,21 @@ def test_constraints_compare_and_run_no_code() -> None:
 
 def test_short_names_set_both_phases() -> None:
     settings = toy(pretrain={"model": config.to_dict(toy().finetune)["model"]["mae"]})
-    made = phases(settings, {"patch_size": 8, "mask_ratio": 0.5, "width": 32, "seed": 3})
-    assert made.pretrain is not None
-    assert made.finetune.model.name == "purifier"
-    assert made.pretrain.model == made.finetune.model.mae
-    assert (made.pretrain.model.patch_size, made.pretrain.model.width, made.pretrain.mask_ratio) == (8, 32, 0.5)
-    assert made.pretrain.loop.seed == made.finetune.loop.seed == 3
+    pretrain, finetune = phases(settings, {"patch_size": 8, "mask_ratio": 0.5, "width": 32, "seed": 3})
+    assert pretrain is not None
+    assert finetune.model.name == "purifier"
+    assert pretrain.model == finetune.model.mae
+    assert (pretrain.model.patch_size, pretrain.model.width, pretrain.mask_ratio) == (8, 32, 0.5)
+    assert pretrain.loop.seed == finetune.loop.seed == 3
 
 
 def test_a_rival_without_patches_needs_no_pretraining() -> None:
     settings = toy(pretrain={"model": config.to_dict(toy().finetune)["model"]["mae"]})
-    made = phases(settings, {"finetune.model": {"name": "conv", "image_size": 16, "channels": [4], "blocks": 1}})
-    assert made.pretrain is None
-    assert made.finetune.model.name == "conv"
+    pretrain, finetune = phases(
+        settings, {"finetune.model": {"name": "conv", "image_size": 16, "channels": [4], "blocks": 1}}
+    )
+    assert pretrain is None
+    assert finetune.model.name == "conv"
 
 
 @pytest.mark.parametrize(

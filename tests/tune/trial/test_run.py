@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from train_toys import MAE, Make, weights
+from tune_toys import run_here
 
 from maep import artifact, cluster, config
 from maep.errors import ConfigError, UnavailableError, WriteError
@@ -34,7 +35,7 @@ def done(searched: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tune
         halving={"num_rungs": 2, "factor": 2},
         objectives=["clean_accuracy", "oblivious_accuracy", "adaptive_accuracy", "latency_ms"],
     )
-    execute.here(Search(settings, output))
+    run_here(Search(settings, output))
     return settings, output
 
 
@@ -78,7 +79,7 @@ def test_a_purifier_is_what_its_configuration_trains(done: tuple[TuneConfig, Pat
 def test_what_is_done_is_not_done_again(done: tuple[TuneConfig, Path]) -> None:
     settings, output = done
     files = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
-    execute.here(Search(settings, output))
+    run_here(Search(settings, output))
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == files
 
 
@@ -89,7 +90,7 @@ def test_a_trial_that_cannot_be_trained_fails_alone(searched: Make, tmp_path: Pa
         pretrain=None,
         num_trials=2,
     )
-    execute.here(Search(settings, tmp_path))
+    run_here(Search(settings, tmp_path))
     good, bad = record.read_all(tmp_path)
     assert (good.status, bad.status) == ("done", "failed")
     assert bad.reason is not None
@@ -107,7 +108,7 @@ def test_all_trials_are_measured_alike_whatever_they_were_trained_with(searched:
         pretrain=None,
         num_trials=2,
     )
-    execute.here(Search(settings, tmp_path))
+    run_here(Search(settings, tmp_path))
     weak, strong = record.read_all(tmp_path)
     assert weak.configuration["finetune"]["attacks"]["eps"] != strong.configuration["finetune"]["attacks"]["eps"]
     assert weak.counts["oblivious_accuracy"] == strong.counts["oblivious_accuracy"]
@@ -125,7 +126,7 @@ def test_what_is_no_fault_of_the_trial_ends_the_search_and_stands_in_no_record(
     with monkeypatch.context() as patched:
         patched.setattr(run, "finetune_to", full)
         values = {"number": 0, "settings": '{"noise": 0.05}', "rung": 0}
-        result = execute._run_item(values, str(tmp_path), config.to_dict(search.config))
+        result = execute._run_item(values, tmp_path, search.config)
     assert result == {"failure": None, "fault": "no space left"}
     monkeypatch.setattr(execute, "concurrency", lambda search: 1)
     searcher = execute._searcher(search)
@@ -160,15 +161,15 @@ def test_a_cluster_without_room_for_a_while_is_waited_for(
 def test_a_trial_resumes_from_its_checkpoint(searched: Make, tmp_path: Path) -> None:
     settings = searched(searcher="random", num_trials=1, pretrain=None, space={"noise": {"uniform": [0, 0.1]}})
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    execute.here(Search(settings, whole))
+    run_here(Search(settings, whole))
     search = Search(settings, cut)
     item = search.next_item()
     assert item is not None
     trial, folder = item.trial, record.folder(cut, item.trial.trial_id)
-    plan.plan_finetuning(cut, settings, trial.phases.finetune, folder, run.spent(cut, trial))
+    plan.plan_phase(cut, settings, trial.finetune, folder, run.spent(cut, trial))
     phase = run.finetune_config(cut, trial)
     run._train(replace(phase, loop=replace(phase.loop, pause_at=256)), folder)  # the kill
-    execute.here(Search(settings, cut))
+    run_here(Search(settings, cut))
     (one,), (other,) = record.read_all(whole), record.read_all(cut)
     assert (one.trial_id, one.seed, one.budget.samples_seen) == (other.trial_id, other.seed, other.budget.samples_seen)
     assert one.artifact is not None
@@ -212,7 +213,7 @@ def test_processor_seconds_of_an_image_decide_the_number_of_images(
     settings = searched(budget=asked, space=space, searcher="random", num_trials=1, pretrain=None)
     assert (budget.image_cost(settings.finetune, "core_seconds").core_seconds or 0) > 0
     monkeypatch.setattr(budget, "image_cost", lambda phase, kind: budget.ImageCost(1e6, 0.01))
-    execute.here(Search(settings, tmp_path))
+    run_here(Search(settings, tmp_path))
     (one,) = record.read_all(tmp_path)
     assert one.status == "done", one.reason
     assert one.budget.samples_seen == 18 * 32  # the whole batches in 600 images
@@ -225,5 +226,5 @@ def test_repeats_by_seed_see_as_many_images(searched: Make, tmp_path: Path, monk
     costs = iter((0.01, 0.02))
     monkeypatch.setattr(budget, "image_cost", lambda phase, kind: budget.ImageCost(1e6, next(costs)))
     settings = searched(budget=asked, fixed=repeats, space={}, searcher="random", pretrain=None)
-    execute.here(Search(settings, tmp_path))
+    run_here(Search(settings, tmp_path))
     assert [each.budget.samples_seen for each in record.read_all(tmp_path)] == [640, 640, 320]

@@ -24,11 +24,6 @@ SEGMENT = 500
 _GROUPS_KEPT = 4
 
 
-def store_bytes(loader: LoaderConfig, sampling: Sampling, image_shape: tuple[int, int]) -> int:
-    """Bytes of the object store for one worker's stream: prefetched parts, and as many in progress."""
-    return 2 * loader.prefetch * part_bytes(sampling, image_shape)
-
-
 class RayLoader(StreamLoader):
     """Parts decoded by Ray tasks; made inside a Ray Train worker, for its rank."""
 
@@ -63,9 +58,9 @@ class RayLoader(StreamLoader):
         context.enable_progress_bars = context.print_on_execution_start = False
         options = context.execution_options
         options.preserve_order = True
-        options.resource_limits = type(options.resource_limits)(
-            cpu=cpus, object_store_memory=store_bytes(self.loader, sampling, self.images.image_shape)
-        )
+        # memory for the prefetched parts of steps, and for as many in progress
+        memory = 2 * self.loader.prefetch * part_bytes(sampling, self.images.image_shape)
+        options.resource_limits = type(options.resource_limits)(cpu=cpus, object_store_memory=memory)
         batches = parts.iter_batches(
             batch_size=sampling.share, batch_format="numpy", prefetch_batches=self.loader.prefetch
         )

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from maep import artifact, cluster, config, storage
+from maep import artifact, cluster, storage
 from maep.artifact import Artifact
 from maep.data.datasets import data_uri
 from maep.data.stream.loaders import resolved
@@ -166,8 +166,7 @@ def _fit(settings: Settings, output: str, make_callbacks: MakeCallbacks, lent: s
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
-            "phase": type(settings).__name__,
-            "settings": config.to_dict(settings),
+            "settings": settings,
             "output": output,
             "make_callbacks": make_callbacks,
             "resume": lent,
@@ -221,10 +220,7 @@ def _worker(values: dict[str, Any]) -> UserError | FloatingPointError | Stopped 
 
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
-    kinds: dict[str, type[Settings]] = {
-        kind.__name__: kind for kind in (PretrainConfig, FinetuneConfig, ClassifierConfig)
-    }
-    settings = config.build(kinds[values["phase"]], values["settings"])
+    settings: Settings = values["settings"]
     output, resume, mistake = values["output"], None, None
     folder, mirror = working_folder(output), mirror_of(output, settings.loop.keep_checkpoints)
     try:

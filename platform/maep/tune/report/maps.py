@@ -16,10 +16,10 @@ from maep.tune.metrics import estimates
 from maep.tune.metrics.estimates import Estimate, finished, metric
 from maep.tune.record import TrialRecord
 from maep.tune.search.space import Axis
-from maep.tune.trial.trial_config import NAMES
+from maep.tune.trial.trial import NAMES
 
 PREFERRED = ("mask_ratio", "patch_size")
-"""The settings of the map (names of `trial_config.NAMES`) where both were searched."""
+"""The settings of the map (names of `trial.NAMES`) where both were searched."""
 SEED = "seed"
 """The setting whose values only repeat a trial."""
 MOST_VALUES = 8

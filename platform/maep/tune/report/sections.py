@@ -21,7 +21,7 @@ from maep.tune.search.space import setting_text
 COSTS = ("latency_ms", "num_parameters")
 _CELLS = (
     "A cell shows the value of its finished trials, the 95 % interval (Wilson) and n, the number"
-    f" of dev images. {BEST} marks the best cell, {LEVEL} cells whose interval overlaps it: they are not shown to differ."
+    f" of dev images. {BEST} marks the best cell, {LEVEL} cells whose interval overlaps it: no difference is shown."
     " Colours span the intervals, so differences within noise look alike. The interval covers the choice of images, not"
     " the training seed; only cells with several seeds cover that. Latency and size are measured once, without an"
     " interval."

@@ -1,13 +1,13 @@
-"""Runs the work items of a search: on Ray Tune, as many at once as fit, or in this process, one after the other.
+"""Runs the work items of a search on Ray Tune, as many at once as fit.
 
-Ray Tune places the items, keeps processes alive between them (`reuse_actors`: starting one takes longer than many a
-trial), restarts items whose process or machine died, and asks our `Search` for more, which is its searcher. It decides
-nothing: its ASHA and Optuna depend on arrival order (`halving`, `suggest`), and it would resume from a pickle where we
-resume from the trials' own files. A pause at a rung is the end of an item.
+Ray Tune places the items, reuses processes (`reuse_actors`: starting one can take longer than a trial), restarts items
+whose process or node died, and asks our `Search`, its searcher, for more. It decides nothing: its ASHA and Optuna
+depend on arrival order (see `halving` and `suggest`), and it would resume from a pickle, whereas we resume from the
+trials' own files. A trial that pauses at a rung ends its item.
 
-A trial of one process has its processors as Tune's placement group. A trial of several workers is a TorchTrainer, which
-places its own workers; its item takes no processor, or it would hold what its workers wait for. Only as many items are
-handed out as have room for their workers, so none waits for another.
+Tune's placement group of a single-process trial holds the CPUs of that trial. A trial of several workers is a
+TorchTrainer, which places its own workers; its item reserves no CPU, because its workers would wait for that CPU for
+ever. Only as many items are handed out as have room for their workers, so none waits for another.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from maep import cluster, config, memory
+from maep import cluster, memory
 from maep.errors import UnavailableError, WriteError
 from maep.train.ray.workers import logical_cpus, with_absolute_paths
 from maep.tune.config import TuneConfig
@@ -43,10 +43,9 @@ _TUNE = {
 
 
 def do(output: Path, search: TuneConfig, number: int, settings: Settings, rung: int | None) -> str | None:
-    """Does a work item and returns the reason if it failed: a diverged loss, out of memory, missing data.
+    """Does a work item. Returns the reason if it failed: a diverged loss, out of memory, missing data.
 
-    Raises WriteError or UnavailableError for a fault of the machine, such as a full disk, which must not be recorded
-    against the trial.
+    Raises WriteError or UnavailableError for a fault of the machine, such as a full disk: the trial is not to blame.
     """
     try:
         trial = make_trial(search, number, settings)
@@ -58,26 +57,15 @@ def do(output: Path, search: TuneConfig, number: int, settings: Settings, rung: 
         return "out of memory"
     except (WriteError, UnavailableError):
         raise
-    except Exception as error:  # whatever it is, the other trials continue
+    except Exception as error:  # the other trials continue
         return " ".join(f"{error}".split())[:300] or type(error).__name__
     return None
 
 
-def here(search: Search) -> None:
-    """Runs the search in this process, one item after the other."""
-    settings = located(search.config)
-    while not search.is_finished:
-        item = search.next_item()
-        assert item is not None
-        search.end_item(item, do(search.output, settings, item.trial.number, item.trial.settings, item.rung))
-
-
 def located(search: TuneConfig) -> TuneConfig:
     """`search` with absolute paths."""
-    first = search.pretrain
-    finetune = with_absolute_paths(search.finetune)
-    pretrain = None if first is None else with_absolute_paths(first)
-    return replace(search, pretrain=pretrain, finetune=finetune)  # type: ignore[arg-type]
+    pretrain = None if search.pretrain is None else with_absolute_paths(search.pretrain)
+    return replace(search, pretrain=pretrain, finetune=with_absolute_paths(search.finetune))  # type: ignore[arg-type]
 
 
 def need(search: TuneConfig) -> dict[str, float]:
@@ -91,7 +79,7 @@ def need(search: TuneConfig) -> dict[str, float]:
 def concurrency(search: TuneConfig, least: int = 0) -> int:
     """How many trials fit on the connected cluster at once. Raises UnavailableError for fewer than `least`.
 
-    A trial of one process must fit on one machine; workers may spread over several.
+    A single-process trial must fit on one machine; workers may spread over several.
     """
     wanted = need(search)
     places, where = ([cluster.resources()], "cluster") if _has_workers(search) else (cluster.machines(), "machine")
@@ -137,20 +125,18 @@ def check_shared(output: Path) -> None:
 def on_ray(search: Search) -> None:
     """Runs the search on the connected cluster. Raises UnavailableError where Ray ends before the search does."""
     settings = search.config
-    with _environment(), _scratch(search.output) as scratch:
+    os.environ.update(_TUNE)
+    # a bundle may not be empty: one byte of memory where the workers take the CPUs
+    bundle = {"memory": 1.0} if _has_workers(settings) else need(settings)
+    with _scratch(search.output) as scratch:
         from ray import tune
 
-        logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(
-            logging.ERROR
-        )  # complains that there are no Tune logs
+        # it warns that there are no Tune logs
+        logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
         searcher = _searcher(search)
+        run_item = tune.with_parameters(_run_item, output=search.output.absolute(), search=located(settings))
         tuner = tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(
-                    _run_item, output=str(search.output.absolute()), search=config.to_dict(located(settings))
-                ),
-                tune.PlacementGroupFactory([_bundle(settings)]),
-            ),
+            tune.with_resources(run_item, tune.PlacementGroupFactory([bundle])),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,
@@ -173,27 +159,19 @@ def on_ray(search: Search) -> None:
         raise UnavailableError("Ray Tune ended before the search did (see the log above): resume it with --resume")
 
 
-def _bundle(search: TuneConfig) -> dict[str, float]:
-    """What Tune reserves for an item."""
-    if _has_workers(search):
-        return {"memory": 1.0}  # one byte: the workers take the processors, and a bundle may not be empty
-    return need(search)
-
-
 def _has_workers(search: TuneConfig) -> bool:
     return any(phase.workers.most for phase in (search.pretrain, search.finetune) if phase is not None)
 
 
-def _run_item(values: dict[str, Any], output: str, search: dict[str, Any]) -> dict[str, Any]:
+def _run_item(values: dict[str, Any], output: Path, search: TuneConfig) -> dict[str, Any]:
     """Does a work item in a Ray process."""
     import torch
 
-    settings = config.build(TuneConfig, search)
-    torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
-    if "GPU" not in need(settings):
+    torch.set_num_threads(max(1, int(search.cpus_per_trial)))
+    if "GPU" not in need(search):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides only GPUs of other tasks
     try:
-        failure = do(Path(output), settings, values["number"], json.loads(values["settings"]), values["rung"])
+        failure = do(output, search, values["number"], json.loads(values["settings"]), values["rung"])
     except (WriteError, UnavailableError) as fault:
         return {"failure": None, "fault": f"{fault}"}
     finally:
@@ -208,7 +186,7 @@ def _name(item: Any) -> str:
 
 
 def _silence() -> Any:
-    """Replaces the callback by which Tune prints ended trials to standard output, whatever `verbose` is."""
+    """Replaces the callback with which Tune prints ended trials to standard output, whatever `verbose` is."""
     from ray.tune.progress_reporter import TrialProgressCallback
 
     class Silence(TrialProgressCallback):  # type: ignore[misc]
@@ -223,10 +201,10 @@ def _searcher(search: Search) -> Any:
     from ray.tune.search import Searcher
 
     class ItemSearcher(Searcher):  # type: ignore[misc]
-        """Hands out items and reports their ends to the search.
+        """Hands out items and reports to the search when they end.
 
-        Tune only logs an exception raised on completion and reports the item again. So a fault of the search itself,
-        such as a full disk, is kept and raised when Tune asks for the next item.
+        Tune merely logs an exception raised in `on_trial_complete` and calls it again. So a fault of the search itself,
+        such as a full disk, is stored and raised when Tune asks for the next item.
         """
 
         def __init__(self) -> None:
@@ -235,7 +213,7 @@ def _searcher(search: Search) -> Any:
             self.fault: Exception | None = None
 
         def __reduce__(self) -> tuple[type, tuple[()]]:
-            return dict, ()  # Tune saves a copy to resume from, which is not used
+            return dict, ()  # Tune saves a copy to resume from; it is not used
 
         def suggest(self, trial_id: str) -> Any:
             if self.fault is not None:
@@ -257,7 +235,7 @@ def _searcher(search: Search) -> Any:
                 if error or result is None:
                     times = search.config.max_failures + 1
                     search.end_item(
-                        item, f"its process died {times} times, of memory or with its machine: see Ray's log"
+                        item, f"its process or machine died {times} times, perhaps out of memory: see Ray's log"
                     )
                 elif result["fault"] is not None:
                     raise UnavailableError(f"{result['fault']} (resume the search with --resume)")
@@ -270,19 +248,6 @@ def _searcher(search: Search) -> Any:
             pass  # a search resumes from its output
 
     return ItemSearcher()
-
-
-@contextmanager
-def _environment() -> Iterator[None]:
-    """Sets the environment variables of Ray Tune while it runs."""
-    before = {name: os.environ[name] for name in _TUNE if name in os.environ}
-    os.environ.update(_TUNE)
-    try:
-        yield
-    finally:
-        for name in _TUNE:
-            os.environ.pop(name, None)
-        os.environ.update(before)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from maep.tune.record import RungResult, Status, TrialRecord
 from maep.tune.search import halving, suggest
 from maep.tune.search.suggest import Tried
 from maep.tune.trial import run as trial_run
+from maep.tune.trial.plan import read_plan
 from maep.tune.trial.trial import Trial, is_pretrained, make_trial
 
 
@@ -208,7 +209,8 @@ class Search:
     def _record(self, member: Trial, status: Status, reason: str | None) -> TrialRecord:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         last = self._results[member.number][-1:]
-        model = record.folder(self.output, member.trial_id) / "model"
+        folder = record.folder(self.output, member.trial_id)
+        plan = read_plan(folder)
         return TrialRecord(
             trial_id=member.trial_id,
             number=member.number,
@@ -219,9 +221,9 @@ class Search:
             objectives=last[0].objectives if last else {},
             counts=last[0].counts if last else {},
             budget=trial_run.spent(self.output, member),
-            started=trial_run.started(self.output, member) or now,
+            started=plan.started if plan is not None else now,
             ended=now,
-            artifact=model.relative_to(self.output).as_posix() if status == "done" else None,
+            artifact=(folder / "model").relative_to(self.output).as_posix() if status == "done" else None,
             configuration=trial_run.configuration(self.output, member),
         )
 

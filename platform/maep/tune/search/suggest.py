@@ -19,7 +19,7 @@ from maep.errors import ConfigError
 from maep.tune.config import TuneConfig
 from maep.tune.search import space
 from maep.tune.search.space import Axis, Settings
-from maep.tune.trial.trial_config import phases, reason_against
+from maep.tune.trial.trial import phases, reason_against
 
 _DRAW, _SAMPLER = 301, 302
 _ATTEMPTS = 1000

@@ -1,4 +1,4 @@
-"""The plan of a training phase: its length and rungs, fixed from the budget before it begins, and kept for resuming."""
+"""The plan of a training phase: its length and rungs, computed from the budget before it starts, kept to resume."""
 
 from __future__ import annotations
 
@@ -46,30 +46,28 @@ def check_length(search: TuneConfig) -> None:
 
 
 def read_plan(folder: Path) -> PhasePlan | None:
-    """The plan of the training in `folder`; None where it has not begun."""
+    """The plan of the training in `folder`; None where it has not started."""
     path = folder / PLAN
     return config.build(PhasePlan, json.loads(path.read_text())) if path.is_file() else None
 
 
-def plan_pretraining(output: Path, search: TuneConfig, settings: PretrainConfig, folder: Path) -> PhasePlan:
-    """The plan in `folder`, made and written there if it is missing."""
-    if (known := read_plan(folder)) is not None:
-        return known
-    cost = _image_cost(output, settings, search.budget.kind)
-    samples = budget.for_pretraining(search.budget, cost, settings.loop.batch_size)
-    return _write(folder, samples, [samples], cost)
-
-
-def plan_finetuning(
-    output: Path, search: TuneConfig, settings: FinetuneConfig, folder: Path, before: Budget
+def plan_phase(
+    output: Path, search: TuneConfig, settings: PretrainConfig | FinetuneConfig, folder: Path, before: Budget
 ) -> PhasePlan:
-    """The same for fine-tuning, of the budget that pretraining has left."""
+    """The plan of a phase in `folder`, made and written there if it is missing; `before` is what was spent already."""
     if (known := read_plan(folder)) is not None:
         return known
     kind, size = search.budget.kind, settings.loop.batch_size
     cost = _image_cost(output, settings, kind)
-    samples = budget.for_finetuning(search.budget, getattr(before, kind), cost, size)
-    return _write(folder, samples, _levels(search, samples, size), cost)
+    if isinstance(settings, PretrainConfig):
+        samples = budget.for_pretraining(search.budget, cost, size)
+        levels = [samples]
+    else:
+        samples = budget.for_finetuning(search.budget, getattr(before, kind), cost, size)
+        levels = _levels(search, samples, size)
+    plan = PhasePlan(samples, levels, cost.flops, datetime.now(UTC).isoformat(timespec="seconds"))
+    storage.write_bytes(folder / PLAN, json.dumps(dataclasses.asdict(plan)).encode())
+    return plan
 
 
 def _image_cost(output: Path, phase: PretrainConfig | FinetuneConfig, kind: str) -> budget.ImageCost:
@@ -93,9 +91,3 @@ def _image_cost(output: Path, phase: PretrainConfig | FinetuneConfig, kind: str)
 def _levels(search: TuneConfig, samples: int, batch_size: int) -> list[int]:
     rungs = search.halving
     return halving.levels(samples, batch_size, rungs.num_rungs, rungs.factor) if rungs else [samples]
-
-
-def _write(folder: Path, samples: int, levels: list[int], cost: budget.ImageCost) -> PhasePlan:
-    plan = PhasePlan(samples, levels, cost.flops, datetime.now(UTC).isoformat(timespec="seconds"))
-    storage.write_bytes(folder / PLAN, json.dumps(dataclasses.asdict(plan)).encode())
-    return plan

@@ -6,9 +6,9 @@ search, in files that are written atomically.
 
 from __future__ import annotations
 
+import functools
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,32 +22,32 @@ from maep.train.loop.callback import Callback
 from maep.train.ray.workers import train
 from maep.tune import record
 from maep.tune.config import TuneConfig
-from maep.tune.metrics.measuring import measure_trial
+from maep.tune.metrics.candidate import measure_trial
 from maep.tune.record import Budget, RungResult
-from maep.tune.trial.plan import PhasePlan, plan_finetuning, plan_pretraining, read_plan
+from maep.tune.trial.plan import PhasePlan, plan_phase, read_plan
 from maep.tune.trial.trial import SPENT, Trial, is_pretrained, pretrained_folder
 
 Phase = TypeVar("Phase", PretrainConfig, FinetuneConfig)
+_NOTHING = Budget(0, 0.0, 0.0)
 
 
 def pretrain(output: Path, search: TuneConfig, trial: Trial) -> None:
     """Trains the autoencoder of `trial`, for all that share it."""
-    settings = trial.phases.pretrain
-    assert settings is not None
+    assert trial.pretrain is not None
     assert trial.pretraining is not None
     folder = pretrained_folder(output, trial.pretraining)
-    plan = plan_pretraining(output, search, settings, folder)
-    _train(_resized(settings, plan.samples), folder)
+    plan = plan_phase(output, search, trial.pretrain, folder, _NOTHING)
+    _train(_resized(trial.pretrain, plan.samples), folder)
 
 
 def finetune_to(output: Path, search: TuneConfig, trial: Trial, rung: int) -> RungResult:
-    """Fine-tunes `trial` up to `rung`, measures it there and adds the result to its curve, unless it is there."""
+    """Fine-tunes `trial` up to `rung`, measures it and adds the result to its curve; once only."""
     known = record.curve(output, trial.trial_id)
     if len(known) > rung:
         return known[rung]
     folder = record.folder(output, trial.trial_id)
     before = _pretraining_spent(output, trial)
-    plan = plan_finetuning(output, search, trial.phases.finetune, folder, before)
+    plan = plan_phase(output, search, trial.finetune, folder, before)
     settings, level = finetune_config(output, trial), plan.levels[rung]
     pause = None if level == plan.samples else level
     saved = _train(replace(settings, loop=replace(settings.loop, pause_at=pause)), folder)
@@ -61,7 +61,7 @@ def finetune_to(output: Path, search: TuneConfig, trial: Trial, rung: int) -> Ru
 
 def finetune_config(output: Path, trial: Trial) -> FinetuneConfig:
     """The fine-tuning phase, with its planned length and its initial weights where they are known."""
-    settings = trial.phases.finetune
+    settings = trial.finetune
     plan = read_plan(record.folder(output, trial.trial_id))
     if plan is not None:
         settings = _resized(settings, plan.samples)
@@ -73,7 +73,7 @@ def finetune_config(output: Path, trial: Trial) -> FinetuneConfig:
 def configuration(output: Path, trial: Trial) -> dict[str, Any]:
     """The sections that `maep pretrain` and `maep finetune` take."""
     found = {"finetune": config.to_dict(finetune_config(output, trial))}
-    first = trial.phases.pretrain
+    first = trial.pretrain
     if first is None or trial.pretraining is None:
         return found
     plan = read_plan(pretrained_folder(output, trial.pretraining))
@@ -86,16 +86,10 @@ def spent(output: Path, trial: Trial) -> Budget:
     before, plan = _pretraining_spent(output, trial), read_plan(folder)
     known = results[-1].budget if results else before
     step = max((line["step"] for line in history.read(folder)), default=0)
-    seen = step * trial.phases.finetune.loop.batch_size
+    seen = step * trial.finetune.loop.batch_size
     if plan is None or before.samples_seen + seen <= known.samples_seen:
         return known
     return _total(before, seen, plan, folder)
-
-
-def started(output: Path, trial: Trial) -> str | None:
-    """When its fine-tuning first started."""
-    plan = read_plan(record.folder(output, trial.trial_id))
-    return plan.started if plan is not None else None
 
 
 def core_seconds(folder: Path) -> float:
@@ -106,11 +100,11 @@ def core_seconds(folder: Path) -> float:
 
 def _pretraining_spent(output: Path, trial: Trial) -> Budget:
     if trial.pretraining is None or not is_pretrained(output, trial.pretraining):
-        return Budget(0, 0.0, 0.0)
+        return _NOTHING
     folder = pretrained_folder(output, trial.pretraining)
     plan = read_plan(folder)
     assert plan is not None
-    return _total(Budget(0, 0.0, 0.0), plan.samples, plan, folder)
+    return _total(_NOTHING, plan.samples, plan, folder)
 
 
 def _total(before: Budget, samples: int, plan: PhasePlan, folder: Path) -> Budget:
@@ -126,7 +120,7 @@ def _resized(settings: Phase, samples: int) -> Phase:
 def _train(settings: PretrainConfig | FinetuneConfig, folder: Path) -> Artifact:
     """Trains in `folder` to the end or to `pause_at`, and returns the result or the checkpoint there."""
     try:
-        return train(settings, folder, _MeterCallbacks(folder, max(1, settings.workers.most)))
+        return train(settings, folder, functools.partial(_callbacks, folder, max(1, settings.workers.most)))
     except Stopped as stopped:
         pause = settings.loop.pause_at
         if pause is None or stopped.samples_seen < pause:
@@ -134,14 +128,9 @@ def _train(settings: PretrainConfig | FinetuneConfig, folder: Path) -> Artifact:
         return artifact.read(folder / "checkpoints" / f"{stopped.samples_seen:012d}")
 
 
-class _MeterCallbacks:
-    """Makes the callback below in the process that trains."""
-
-    def __init__(self, folder: Path, num_processes: int) -> None:
-        self.folder, self.num_processes = folder, num_processes
-
-    def __call__(self) -> Sequence[_ProcessorMeter]:
-        return [_ProcessorMeter(self.folder, self.num_processes)]
+def _callbacks(folder: Path, num_processes: int) -> list[Callback]:
+    """The callbacks of a training, made in the process that trains."""
+    return [_ProcessorMeter(folder, num_processes)]
 
 
 class _ProcessorMeter(Callback):
