@@ -11,9 +11,9 @@ from query_toys import curved, images_and_labels, keys
 from torch import Tensor, nn
 
 from maep import config, seeding
-from maep.attacks.apgd import checkpoints
 from maep.attacks.config import AttackConfig
 from maep.attacks.losses import cross_entropy
+from maep.attacks.methods.apgd import checkpoints
 from maep.attacks.run import attack
 from maep.errors import ConfigError
 from maep.models.classifiers.load import CifarResNet, Classifier, fold_batch_norm

@@ -12,8 +12,8 @@ from maep.attacks.config import AttackConfig
 from maep.attacks.losses import margin
 from maep.attacks.methods import spatial
 from maep.attacks.norms import lengths
+from maep.attacks.query_engine import squares
 from maep.attacks.run import attack
-from maep.attacks.squares import squares
 
 
 def _each(value: float, num: int = 2) -> Tensor:

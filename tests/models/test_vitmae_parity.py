@@ -1,4 +1,4 @@
-"""MaskedAutoencoder against transformers' ViTMAEForPreTraining: the same weights and noise give the same numbers."""
+"""MaskedAutoencoder matches transformers' ViTMAEForPreTraining for equal weights and noise."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_mean_and_std_are_folded_into_the_weights() -> None:
 
 
 @pytest.mark.parametrize("normalised", [False, True])
-def test_there_and_back(normalised: bool) -> None:
+def test_conversion_round_trip(normalised: bool) -> None:
     their_config, config = configs(32, 4)
     settings = (IMAGENET_MEAN, IMAGENET_STD) if normalised else ()
     weights = MaskedAutoencoder(config).state_dict()
@@ -130,8 +130,8 @@ def test_there_and_back(normalised: bool) -> None:
     assert sum(tensor.numel() for tensor in there.values()) == sum(p.numel() for p in theirs.state_dict().values())
 
 
-def test_files_are_exchanged_both_ways(tmp_path: Path) -> None:
-    """What we write transformers opens, and what it writes we open, whatever its version calls the layers."""
+def test_transformers_and_maep_read_each_other(tmp_path: Path) -> None:
+    """transformers reads what maep writes, and maep what transformers writes, whichever layer names its version uses."""
     their_config, config = configs(32, 8)
     ours = MaskedAutoencoder(config)
     their_config.save_pretrained(tmp_path)
@@ -147,7 +147,7 @@ def test_files_are_exchanged_both_ways(tmp_path: Path) -> None:
     assert all(torch.equal(again[name], tensor) for name, tensor in ours.state_dict().items())
 
 
-def test_weights_that_do_not_fit_are_refused_in_one_line() -> None:
+def test_foreign_weights_are_refused_in_one_line() -> None:
     their_config, config = configs(32, 8)
     weights = vitmae(their_config).state_dict()
     lacking = {name: tensor for name, tensor in weights.items() if name != "decoder.decoder_pred.bias"}
@@ -170,7 +170,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line() -> None:
 
 
 def published(folder: Path, size: int = 32, patch: int = 8, **changes: Any) -> ViTMAEForPreTraining:
-    """A folder as `facebook/vit-mae-base` is one: published layer names, and how its images were normalised."""
+    """A folder in the layout of `facebook/vit-mae-base`: published layer names, and the normalisation of its images."""
     config = ViTMAEConfig(**{**configs(size, patch)[0].to_dict(), **changes})
     model = vitmae(config)
     folder.mkdir(parents=True)
@@ -183,7 +183,7 @@ def published(folder: Path, size: int = 32, patch: int = 8, **changes: Any) -> V
 
 
 def check_import(folder: Path, theirs: ViTMAEForPreTraining, out: Path) -> Artifact:
-    """Imports, and holds the artifact's pixels against what transformers makes of the normalised images."""
+    """Imports, and compares the artifact's pixels with those of transformers on the normalised images."""
     saved = import_vitmae(folder, out)
     ours = load_weights(build_model(saved.config["model"]), saved)
     assert isinstance(ours, MaskedAutoencoder)
@@ -197,7 +197,7 @@ def check_import(folder: Path, theirs: ViTMAEForPreTraining, out: Path) -> Artif
     return saved
 
 
-def test_a_published_folder_becomes_an_artifact(tmp_path: Path) -> None:
+def test_import_of_a_published_folder(tmp_path: Path) -> None:
     theirs = published(tmp_path / "theirs")
     saved = check_import(tmp_path / "theirs", theirs, tmp_path / "ours")
     assert saved.kind == "mae"
@@ -208,7 +208,7 @@ def test_a_published_folder_becomes_an_artifact(tmp_path: Path) -> None:
     assert again.sha256 == saved.sha256
 
 
-def test_an_artifact_becomes_a_folder_that_transformers_opens(tmp_path: Path) -> None:
+def test_export_is_read_by_transformers(tmp_path: Path) -> None:
     published(tmp_path / "theirs")
     saved = import_vitmae(tmp_path / "theirs", tmp_path / "ours")
     ours = load_weights(build_model(saved.config["model"]), saved)
@@ -218,7 +218,7 @@ def test_an_artifact_becomes_a_folder_that_transformers_opens(tmp_path: Path) ->
     assert not report["unexpected_keys"]
     images, noise = torch.rand(2, 3, 32, 32), torch.rand(2, 16)
     processed = ViTImageProcessor.from_pretrained(folder)(images, do_rescale=False, return_tensors="pt")
-    assert torch.equal(processed["pixel_values"], images)  # plain pixels go in
+    assert torch.equal(processed["pixel_values"], images)  # plain pixels, not normalised
     with torch.no_grad():
         assert relative(ours(images, 0.75, noise).patches, theirs(images, noise=noise).logits) <= 1e-5
     back = import_vitmae(folder, tmp_path / "back")
@@ -241,14 +241,14 @@ def test_the_base_size_as_published(tmp_path: Path) -> None:
     assert sum(tensor.numel() for tensor in saved.weights().values()) == 111_655_680
 
 
-def test_without_a_normalisation_imagenets_is_taken_and_said(tmp_path: Path) -> None:
+def test_missing_normalisation_defaults_to_imagenet_with_a_warning(tmp_path: Path) -> None:
     theirs = published(tmp_path / "theirs")
     (tmp_path / "theirs" / "preprocessor_config.json").unlink()
-    with pytest.warns(UserWarning, match=r"no preprocessor_config\.json: its images are taken to be normalised with"):
+    with pytest.warns(UserWarning, match=r"preprocessor_config\.json"):
         check_import(tmp_path / "theirs", theirs, tmp_path / "ours")
 
 
-def test_folders_that_cannot_be_imported_are_refused_in_one_line(tmp_path: Path) -> None:
+def test_unsupported_folders_are_refused_in_one_line(tmp_path: Path) -> None:
     published(tmp_path / "pickled")
     (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
     published(tmp_path / "torn")
@@ -259,20 +259,20 @@ def test_folders_that_cannot_be_imported_are_refused_in_one_line(tmp_path: Path)
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     for name, message in {
-        "pickled": "only pytorch_model.bin, a pickle, which can run code when it is read: save the model with",
-        "torn": "is damaged",
-        "relu": "hidden_act is 'relu', maep knows 'gelu' only",
-        "uneven": "decoder_intermediate_size is 64; encoder and decoder need the same ratio",
-        "empty": "holds no config.json of model_type vit_mae",
-        "bert": "holds no config.json of model_type vit_mae",
+        "pickled": r"pytorch_model\.bin",
+        "torn": r"model\.safetensors",
+        "relu": "hidden_act is 'relu'",
+        "uneven": "decoder_intermediate_size is 64",
+        "empty": r"config\.json .*vit_mae",
+        "bert": r"config\.json .*vit_mae",
     }.items():
         with pytest.raises(ArtifactError, match=message) as caught:
             import_vitmae(tmp_path / name, tmp_path / "out")
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()
     published(tmp_path / "whole")
-    with pytest.raises(ArtifactError, match="holds something already"):
+    with pytest.raises(ArtifactError, match="bert"):
         import_vitmae(tmp_path / "whole", tmp_path / "bert")
     saved = import_vitmae(tmp_path / "whole", tmp_path / "out")
-    with pytest.raises(ArtifactError, match="holds something already"):
+    with pytest.raises(ArtifactError, match="bert"):
         export_vitmae(saved, tmp_path / "bert")

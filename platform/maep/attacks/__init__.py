@@ -1,1 +1,1 @@
-"""Attacks on a classifier, or on a classifier behind a purifier, and the threat models they stand for."""
+"""Attacks on a model from images to logits: a bare classifier, or a classifier behind a purifier."""

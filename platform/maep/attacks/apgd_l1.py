@@ -7,31 +7,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maep.attacks.apgd import Best
 from maep.attacks.config import AttackConfig
+from maep.attacks.gradient_engine import Best
 from maep.attacks.norms import L1, per_image, sparse_sign
 
-REDUCE = 1.5  # by which a step is shortened, and the changed values are more than those of the next step
-SHORTEST = 0.1  # of the radius: the shortest step
-SPARSER = 0.95  # a best iterate with fewer than this share of its changed values is a new regime: long steps again
-FIRST_SHARE = 0.2  # of the values that move at first, where the start is the image itself
+REDUCE = 1.5  # factor by which steps shrink, and by which changed values outnumber those of the next step
+SHORTEST = 0.1  # the shortest step, as a share of the radius
+SPARSER = 0.95  # where the best iterate keeps fewer than this share of its changed values, steps are long again
+FIRST_SHARE = 0.2  # share of the values that move first, if the attack starts at the image
 
 
 @dataclass
 class Sparse(Best):
-    """The state that sets an image's step: float [S]."""
+    """The state that sets the step of each image; all float [S]."""
 
     step_size: Tensor  # in L1
-    share: Tensor  # of the values that move
-    changed: Tensor  # values by which the best iterate differed at the last checkpoint
+    share: Tensor  # share of the values that move
+    changed: Tensor  # number of values changed in the best iterate at the last checkpoint
 
 
 class SparseAPGD:
     """Algorithm 1 of the paper, with the radii 3 eps, 2 eps and eps for 30, 30 and 40 % of the steps (section 3.3).
 
-    Each radius starts at the best of the one before, projected; only the last is within the budget, so only its
-    iterates are kept, and with one pass more for each radius there are `steps` + 3. Fewer than 10 steps are all made
-    at eps. Follows the authors' code (AutoAttack's `use_largereps`) where it differs from the paper.
+    Each radius starts at the projected best iterate of the one before. Only the last radius is within the budget, so
+    only its iterates are returned; each radius takes one extra pass, `steps` + 3 in all. Fewer than 10 steps are all
+    made at eps. It follows the authors' code (AutoAttack's `use_largereps`) where that differs from the paper.
     """
 
     def __init__(self, config: AttackConfig) -> None:
@@ -45,16 +45,16 @@ class SparseAPGD:
             period = max(int(0.04 * steps), 1)
             factors += [factor] * (steps + 1)
             checks += [number > 0 and number % period == 0 for number in range(steps + 1)]
-        self.radius = torch.tensor(factors, dtype=torch.float64) * config.eps  # of each pass
+        self.radius = torch.tensor(factors, dtype=torch.float64) * config.eps  # by pass
         self.check = torch.tensor(checks)
 
     def start(self, images: Tensor, keys: Tensor) -> Sparse:
-        """A random point of the first norm ball, or the images themselves."""
+        """A random point of the first norm ball, or the images."""
         eps = self._radius(torch.zeros(len(images), dtype=torch.int64), images)
         return _begin(L1.start(images, keys, eps) if self.random_start else images.clone(), images, eps)
 
     def step(self, state: Sparse, images: Tensor, passes: Tensor, losses: Tensor, gradient: Tensor) -> Sparse:
-        """Adapts step and sparsity at a checkpoint, then makes a step, or moves to the next radius."""
+        """Adapts step size and sparsity at a checkpoint, then makes a step or moves to the next radius."""
         best, best_gradient, best_loss = state.seen(losses, gradient)
         current, step_size, share, changed = state.current, state.step_size, state.share, state.changed
         eps = self._radius(passes, images)
@@ -84,7 +84,7 @@ class SparseAPGD:
 
 
 def _radii(steps: int) -> list[tuple[float, int]]:
-    """Factors of eps, and the steps at each; the authors round the first two up."""
+    """Factors of eps, and the number of steps at each; as with the authors, the first two are rounded up."""
     part = -(-3 * steps // 10)
     return [(3.0, part), (2.0, part), (1.0, steps - 2 * part)] if steps >= 10 else [(1.0, steps)]
 

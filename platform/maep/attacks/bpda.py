@@ -1,4 +1,4 @@
-"""Backward pass differentiable approximation: attack through what has no useful gradient (threat model `bpda`)."""
+"""Backward pass differentiable approximation: attack a module without a useful gradient (threat model `bpda`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class BackwardIdentity(nn.Module):
-    """`module` forwards, the identity backwards (Athalye et al. 2018, arXiv 1802.00420, section 4.1.1).
+    """`module` forwards, identity in the backward pass (Athalye et al. 2018, arXiv 1802.00420, section 4.1.1).
 
     Float [B, 3, H, W] in [0, 1] -> the same shape and range; `module` must keep the shape.
     """
@@ -19,7 +19,7 @@ class BackwardIdentity(nn.Module):
         self.module = module
 
     def forward(self, images: Tensor) -> Tensor:
-        """The module's output, whose gradient is passed to `images` unchanged."""
+        """The module's output; its gradient is passed to `images` unchanged."""
         output: Tensor = _StraightThrough.apply(images, self.module)
         return output
 

@@ -14,9 +14,9 @@ from maep.errors import ConfigError, nearest
 class AttackConfig:
     """One attack. `eps` and `step_size` are in units of the image range [0, 1], measured in `norm`.
 
-    In L2 and L1, `eps` is of the whole image (0.5 in L2 is usual for 32 x 32). For `spatial` it is the largest
-    shift as a share of the side, with the rotation of 30 degrees at 0.1 and in proportion; for `patch`, the side of
-    the square that may be painted as a share of the image's.
+    In L2 and L1, `eps` is the norm over the whole image (0.5 in L2 is usual for 32 x 32). For `spatial` it is the
+    largest shift as a share of the side, with a proportional rotation (30 degrees at 0.1). For `patch` it is the side of the
+    painted square as a share of the image's side.
     """
 
     name: str = config.key("pgd", "The attack.", decides=True, choices=registry.attacks.names)
@@ -35,7 +35,7 @@ class AttackConfig:
     constants: int = config.key(9, "Values of the constant c that `cw` tries, by bisection.", decides=True)
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for an unknown attack, ValueError for budgets, norms and efforts that it cannot have."""
+        """Raises ConfigError for an unknown attack or norm, ValueError for a budget or effort out of range."""
         registry.attacks.require([self.name], "name")
         norms = registry.attacks.declared(self.name).norms
         if self.norm not in norms:
@@ -50,20 +50,20 @@ class AttackConfig:
 
     @classmethod
     def of_effort(cls, name: str, eps: float, effort: int) -> AttackConfig:
-        """Attack `name`, which works as long as `effort` says, whatever its key for that is called."""
+        """Attack `name` at an effort, under whichever key the attack counts it: steps, queries or draws."""
         registry.attacks.require([name], "name")
         values: dict[str, Any] = {registry.attacks.declared(name).effort or "steps": effort}
         return cls(name, eps, **values)
 
     @property
     def effort(self) -> int:
-        """The value of the key that says how long this attack works: its steps, queries or draws."""
+        """The attack's effort: its steps, queries or draws."""
         value: int = getattr(self, registry.attacks.declared(self.name).effort or "steps")
         return value
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides its images. Its effort is called `steps`, so that sets of earlier versions are found."""
+        """What decides the attacked images. The effort is always named `steps`, so that cached sets stay valid."""
         values = dataclasses.asdict(self) | {"steps": self.effort}
         del values["queries"], values["draws"]
         if self.constants == AttackConfig().constants:
@@ -72,7 +72,7 @@ class AttackConfig:
 
     @property
     def num_targets(self) -> int:
-        """How many classes it aims at, one after the other; 1 where it is not targeted."""
+        """Number of classes that it aims at in turn; 1 if it is not targeted."""
         return self.targets if registry.attacks.declared(self.name).targeted else 1
 
     @property

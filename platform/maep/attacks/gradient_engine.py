@@ -1,13 +1,13 @@
-"""The engine of the iterative gradient attacks: slots of a batch that images enter and leave one by one.
+"""The engine of iterative gradient attacks: a batch of slots that images enter and leave one by one.
 
 A batch has a fixed number of slots. Each slot holds an image, its progress, and the attack's state for it. All slots
-share one forward and one backward pass a step. An image that is done leaves at once, and the next one of the queue
-takes its slot, so that batches stay full while images wait; after that the batch shrinks in a few sizes (each new
-shape costs the convolution library a set-up). Nothing computed for a slot depends on another one, so an image gets
-the same result in any batch, up to the rounding of sums in batches of another shape.
+share one forward and one backward pass per step. An image that is done leaves at once, and the next in the queue takes
+its slot, so batches stay full while images wait. Then the batch shrinks through a few sizes, because the convolution
+library sets up anew for each shape. No slot depends on another, so an image gets the same result in any batch, up to
+rounding of sums in batches of another shape.
 
-An attack is a `Method`: how an image's state starts, and how it moves after a pass. It knows no queue and no budget of
-passes but its own; the engine knows no step rule.
+An attack is a `Method`: the initial state of an image, and its state after each pass. A method knows nothing of the
+queue, and the engine nothing of step rules.
 """
 
 from __future__ import annotations
@@ -27,83 +27,101 @@ from maep.attacks.task import AttackTask
 
 @dataclass
 class Rows:
-    """Tensors with one row for each slot."""
+    """Tensors with one row per slot."""
 
     def put(self, rows: Tensor, other: Self) -> None:
-        """Overwrites the int64 `rows` by those of `other`."""
+        """Overwrites `rows` (int64) with those of `other`."""
         for field in fields(self):
             getattr(self, field.name)[rows] = getattr(other, field.name)
 
     def take(self, rows: Tensor) -> Self:
-        """The int64 `rows`, as new tensors."""
+        """Copies of `rows` (int64)."""
         return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 @dataclass
 class Iterates(Rows):
-    """The state of each image in a method; a method may add to it."""
+    """A method's state of each image; methods may add fields."""
 
     current: Tensor
-    """[S, 3, H, W]: the point of the next pass."""
+    """[S, 3, H, W]: the point at which the next pass is made."""
+
+
+@dataclass
+class Best(Iterates):
+    """The iterate of highest loss in this run, with its gradient and loss."""
+
+    best: Tensor
+    best_gradient: Tensor
+    best_loss: Tensor
+
+    def seen(self, losses: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """best, best_gradient and best_loss after the pass at `current`."""
+        better = losses > self.best_loss
+        rows = per_image(better)
+        return (
+            torch.where(rows, self.current, self.best),
+            torch.where(rows, gradient, self.best_gradient),
+            torch.where(better, losses, self.best_loss),
+        )
 
 
 S = TypeVar("S", bound=Iterates)
 
 
 class Method(Protocol[S]):
-    """An attack as a state machine of one image; all its tensors have one row a slot."""
+    """An attack as a state machine per image; its tensors have one row per slot."""
 
     num_passes: int
-    """Forward passes of one run of an image."""
+    """Forward passes per run of an image."""
     first_counted: int
-    """The first pass (from 0) whose point lies within the budget: earlier ones are not kept."""
+    """Number (from 0) of the first pass whose point lies within the budget; earlier points are never returned."""
 
     def start(self, images: Tensor, keys: Tensor) -> S:
-        """The state before the first pass; `keys` int64 [S] decide its draws."""
+        """The state before the first pass; `keys` (int64 [S]) decide the random draws."""
 
     def step(self, state: S, images: Tensor, passes: Tensor, losses: Tensor, gradient: Tensor) -> S:
-        """The state after pass number `passes` (int64 [S], from 0) at `state.current`.
+        """The state after pass number `passes` (int64 [S], from 0) at `state.current`, which is not changed.
 
-        It gave `losses` [S] and their `gradient` [S, 3, H, W]; what was in `state` is left as it is.
+        The pass gave `losses` [S] and their `gradient` [S, 3, H, W].
         """
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What is maximised. `targets` int64 [N, R]: the class that each of the R runs of an image aims at."""
+    """What to maximise. `targets` (int64 [N, R]): the class that each of the R runs of an image aims at."""
 
     loss: TargetedLoss
     targets: Tensor
     merit: Loss | None = None
-    """By which the best iterate is kept, where the losses of several runs do not compare; None: by the loss."""
+    """Decides which iterate is returned, where the losses of different runs cannot be compared; None: the loss."""
 
     @staticmethod
     def untargeted(loss: Loss, labels: Tensor) -> Goal:
-        """One run of each image, on a loss of its logits and label."""
+        """One run per image, on a loss of logits and label."""
         return Goal(lambda logits, labels, _: loss(logits, labels), labels[:, None])
 
 
 @dataclass
 class _Slots(Rows):
     owner: Tensor  # int64 [S]: number of the image
-    live: Tensor  # bool [S]: False where the image has left and no other came
+    live: Tensor  # bool [S]: False for an empty slot
     run: Tensor  # int64 [S]
     passes: Tensor  # int64 [S]: of this run
     images: Tensor
     labels: Tensor
-    best: Tensor  # [S, 3, H, W]: the iterate that is kept, over all runs
+    best: Tensor  # [S, 3, H, W]: the best iterate of all runs
     merit: Tensor  # float [S]: its merit
 
 
 def maximise(task: AttackTask, method: Method[S], goal: Goal) -> Tensor:
-    """The best iterate of each image, [N, 3, H, W]: that of highest merit, or the first that is misclassified.
+    """The iterate of highest merit of each image, [N, 3, H, W]; with `task.stop_at_success`, its first success.
 
-    An image goes through its runs one after the other, each from a start of its own. With `task.stop_at_success` it
-    leaves at its first success.
+    The runs of an image follow one another, each from its own start.
     """
     num, num_runs = len(task.images), goal.targets.shape[1]
     found = task.images.clone()
-    full = waiting = min(num, task.width)  # slots; and the number of the image that is next in the queue
+    full = waiting = min(num, task.width)  # number of slots; number of the next image in the queue
     slots = _enter(task, torch.arange(waiting, device=task.images.device))
     state = method.start(slots.images, task.keys[slots.owner])
     while True:
@@ -151,7 +169,7 @@ def _enter(task: AttackTask, numbers: Tensor) -> _Slots:
 def _pass(
     task: AttackTask, goal: Goal, slots: _Slots, state: Iterates, differentiate: bool, first: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Which slots are misclassified, bool [S], the losses [S] and their gradient; keeps the better iterates."""
+    """Which slots are misclassified (bool [S]), the losses [S] and their gradient; updates the best iterates."""
     targets = goal.targets[slots.owner, slots.run]
     logits, losses, gradient = evaluate(
         task.model, state.current, lambda logits: goal.loss(logits, slots.labels, targets), differentiate

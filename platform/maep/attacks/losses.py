@@ -1,4 +1,4 @@
-"""Losses that attacks maximise: a number for each image that is high where the model misclassifies it.
+"""Losses that attacks maximise: one number per image, high where the model misclassifies it.
 
 `logits` are float [B, classes], `labels` the true classes and `targets` the classes aimed at, int64 [B].
 """
@@ -34,8 +34,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """[B]: the margin over z_1 - z_3, the highest less the third highest logit (Croce and Hein 2020, equation 6).
 
-    Unlike cross entropy it does not change when the logits are scaled or shifted. With two classes there is no third,
-    and it is the margin.
+    Unlike the cross-entropy it is invariant to scale and shift of the logits. With two classes it is the margin.
     """
     if logits.shape[1] < 3:
         return margin(logits, labels)
@@ -51,7 +50,7 @@ def targeted_margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """[B]: z_t - z_y over z_1 - (z_3 + z_4) / 2 (Croce and Hein 2020, equation 7).
 
-    With fewer than four classes there is no fourth, and it is z_t - z_y.
+    With fewer than four classes it is z_t - z_y.
     """
     if logits.shape[1] < 4:
         return targeted_margin(logits, labels, targets)

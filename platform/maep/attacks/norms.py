@@ -1,7 +1,7 @@
-"""The geometry of a budget: the norm ball around an image, cut to the image range [0, 1].
+"""The geometry of a budget: the norm ball around an image, intersected with the image range [0, 1].
 
-Everywhere `points` and `images` are float [B, 3, H, W], `images` in [0, 1], and `eps` is float [B, 1, 1, 1] of their
-dtype: the radius around each image.
+In every function `points` and `images` are float [B, 3, H, W], `images` in [0, 1], and `eps` is the radius around each
+image, float [B, 1, 1, 1] of the same dtype.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 from maep import seeding
 
 SPARSITY = 0.01
-"""Share of the values that one L1 step of PGD moves. The steepest step moves a single one, which is slow: SLIDE
-(Tramèr and Boneh 2019, arXiv 1904.13000, section 4) moves some per cent."""
+"""Share of the values that one L1 step of PGD moves. The steepest step moves one value, which is slow; SLIDE (Tramèr
+and Boneh 2019, arXiv 1904.13000, section 4) moves some per cent."""
 
 _TINY = 1e-12
 
@@ -25,44 +25,44 @@ class Norm(Protocol):
 
     @staticmethod
     def project(points: Tensor, images: Tensor, eps: Tensor) -> Tensor:
-        """A near point within `eps` of the image and in [0, 1]; the nearest one in Linf and in L1."""
+        """A point near `points`, within `eps` of the image and in [0, 1]; the nearest one in Linf and L1."""
 
     @staticmethod
     def steepest(gradient: Tensor, points: Tensor) -> Tensor:
-        """[B, 3, H, W]: the step of norm 1 along which a loss with gradient `gradient` at `points` rises fastest."""
+        """[B, 3, H, W]: the step of norm 1 that increases a loss of gradient `gradient` at `points` fastest."""
 
     @staticmethod
     def start(images: Tensor, keys: Tensor, eps: Tensor) -> Tensor:
-        """A random point of the norm ball; the draw depends on the image's key (int64 [B], see maep.seeding) alone."""
+        """A random point of the norm ball, drawn from the image's key alone (int64 [B], see maep.seeding)."""
 
 
 class Linf:
-    """The largest change of a value; starts uniformly in the norm ball."""
+    """The largest change of a value; starts are uniform in the norm ball."""
 
     @staticmethod
     def project(points: Tensor, images: Tensor, eps: Tensor) -> Tensor:
-        """Each value to its nearer bound."""
+        """Clips each value to its bounds."""
         return torch.clamp(torch.minimum(torch.maximum(points, images - eps), images + eps), 0, 1)
 
     @staticmethod
     def steepest(gradient: Tensor, points: Tensor) -> Tensor:
-        """Every value by 1."""
+        """The sign of every value."""
         del points
         return gradient.sign()
 
     @staticmethod
     def start(images: Tensor, keys: Tensor, eps: Tensor) -> Tensor:
-        """Each value on its own."""
+        """Each value is drawn independently."""
         draws = seeding.uniform(keys, images[0].numel()).view_as(images)
         return Linf.project(images + (2 * draws.to(images.dtype) - 1) * eps, images, eps)
 
 
 class L2:
-    """The Euclidean length of the change; starts on the sphere, where nearly all of its volume lies."""
+    """The Euclidean length of the change; starts are on the sphere, near which almost all of the volume lies."""
 
     @staticmethod
     def project(points: Tensor, images: Tensor, eps: Tensor) -> Tensor:
-        """Shortens the change, then cuts to [0, 1], as the authors of APGD do: within both, and near."""
+        """Shortens the change, then clips to [0, 1], as the authors of APGD do."""
         offset = points - images
         shrink = (eps / length(offset).clamp_min(_TINY)).clamp_max(1)
         return (images + offset * shrink).clamp_(0, 1)
@@ -75,21 +75,21 @@ class L2:
 
     @staticmethod
     def start(images: Tensor, keys: Tensor, eps: Tensor) -> Tensor:
-        """In a random direction, then cut to [0, 1]."""
+        """In a random direction, then clipped to [0, 1]."""
         direction = _normal(images, keys)
         return (images + eps * (direction / (length(direction) + _TINY))).clamp_(0, 1)
 
 
 class L1:
-    """The sum of the absolute changes; starts at a normal draw that is projected, as the authors of APGD do."""
+    """The sum of absolute changes; starts are projected normal draws, as with the authors of APGD."""
 
     @staticmethod
     def project(points: Tensor, images: Tensor, eps: Tensor) -> Tensor:
         """The nearest point of the norm ball and the box together (Croce and Hein 2021, arXiv 2103.01208, section 2.2).
 
-        Its change has the signs of the old one, and sizes min(max(|change| - t, 0), room), where room is how far the
-        image may go that way and t >= 0 is the least that brings the sum down to eps. The sum falls in t, which is
-        found by bisection to the last bits: the authors sort instead, which takes longer on a CPU.
+        Its change keeps the signs and has sizes min(max(|change| - t, 0), room), where room is the distance to the bound
+        of [0, 1] and t >= 0 is the smallest value that brings the sum down to eps. The sum decreases in t, so bisection
+        finds t to the last bits; the authors sort instead, which is slower on a CPU.
         """
         offset = points - images
         size, room = offset.abs(), torch.where(offset > 0, 1 - images, images)
@@ -100,15 +100,15 @@ class L1:
             over = _total(torch.minimum(size - middle, room).clamp_min_(0)) > eps
             low, high = torch.where(over, middle, low), torch.where(over, high, middle)
         size = torch.minimum(size - high, room).clamp_min_(0)
-        size *= (eps / _total(size).clamp_min_(_TINY)).clamp_max_(1)  # what rounding left over
+        size *= (eps / _total(size).clamp_min_(_TINY)).clamp_max_(1)  # removes the excess left by rounding
         return (images + size * offset.sign()).clamp_(0, 1)
 
     @staticmethod
     def steepest(gradient: Tensor, points: Tensor) -> Tensor:
-        """Along the gradient of the few steepest of the values that [0, 1] still lets move.
+        """Along the gradient of the few steepest values that [0, 1] still allows to move.
 
-        SLIDE moves those by their signs. In proportion, the steepest of them take over from step to step, which broke
-        more images of ResNet-20 and finds the optimum of a linear model.
+        SLIDE moves them by their signs. Moving them in proportion to the gradient broke more images of ResNet-20, and
+        finds the optimum of a linear model.
         """
         stuck = ((points <= 0) & (gradient < 0)) | ((points >= 1) & (gradient > 0))
         free = torch.where(stuck, 0, gradient)
@@ -117,7 +117,7 @@ class L1:
 
     @staticmethod
     def start(images: Tensor, keys: Tensor, eps: Tensor) -> Tensor:
-        """Sparse: most of the projected draw's changes are 0."""
+        """Sparse: most changes of the projected draw are 0."""
         return L1.project(images + _normal(images, keys), images, eps)
 
 
@@ -139,7 +139,7 @@ def length(offset: Tensor) -> Tensor:
 
 
 def per_image(values: Tensor) -> Tensor:
-    """[B] -> [B, 1, 1, 1], to be broadcast over images."""
+    """[B] -> [B, 1, 1, 1], to broadcast over images."""
     return values.view(-1, 1, 1, 1)
 
 

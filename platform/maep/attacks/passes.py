@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """The model's logits [B, classes]; raises FloatingPointError where they are NaN or infinite."""
+    """The model's logits [B, classes]; raises FloatingPointError if any is NaN or infinite."""
     logits: Tensor = model(images)
     if not torch.isfinite(logits).all():
         raise FloatingPointError("the model's logits are NaN or infinite")
@@ -19,9 +19,9 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
 def evaluate(
     model: nn.Module, points: Tensor, loss: Callable[[Tensor], Tensor], differentiate: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [B, classes], `loss` of them [B] and its gradient [B, 3, H, W] at `points`; zero unless `differentiate`.
+    """Logits [B, classes], their `loss` [B] and its gradient [B, 3, H, W] at `points` (zero unless `differentiate`).
 
-    Raises FloatingPointError where the logits are NaN or infinite.
+    Raises FloatingPointError if any logit is NaN or infinite.
     """
     with torch.set_grad_enabled(differentiate):
         points = points.detach().requires_grad_(differentiate)

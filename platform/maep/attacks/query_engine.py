@@ -1,7 +1,7 @@
-"""The engine of attacks that show the model one candidate of each image at a turn, every image at its own pace.
+"""The engine of attacks that query one candidate per image and turn, each image at its own pace.
 
-What an image is shown depends on its own turns, outcomes and key only, never on its neighbours: when one is done, the
-next takes its place, so batches stay full and the result is the same for any batch size.
+The candidates of an image depend only on its own turns, outcomes and key, never on the rest of the batch. When an image
+is done, the next takes its place, so batches stay full and the result is the same for any batch size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from maep.attacks.task import AttackTask
 
 @dataclass(frozen=True)
 class Outcome:
-    """The model's judgement of `candidates` [A, 3, H, W]: whether each is misclassified, its loss and the gradient."""
+    """What the model said about `candidates` [A, 3, H, W]: whether each is misclassified, its loss and gradient."""
 
     candidates: Tensor
     success: Tensor
@@ -29,9 +29,9 @@ class Outcome:
 
 
 class QueryAttack(ABC):
-    """The best candidate of every image so far, and the rule for the next: `propose`, and `learn` if it has memory.
+    """The best candidate of each image so far; subclasses choose the next (`propose`) and may keep state (`learn`).
 
-    `which` (int64 [A]) are the images in the batch, `turn` (int64 [A]) how many candidates each has had.
+    `which` (int64 [A]) are the images in the batch, `turn` (int64 [A]) the number of candidates that each has had.
     """
 
     differentiates = False
@@ -45,14 +45,14 @@ class QueryAttack(ABC):
 
     @abstractmethod
     def propose(self, which: Tensor, turn: Tensor) -> Tensor:
-        """The candidates [A, 3, H, W] to show next, in budget and in [0, 1]."""
+        """The next candidates [A, 3, H, W], within the budget and [0, 1]."""
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """float [A], which the attack maximises."""
         return margin(logits, labels)
 
     def learn(self, which: Tensor, turn: Tensor, outcome: Outcome) -> Tensor:
-        """Keeps the candidates of higher loss; bool [A]: which images are done if one success is all that counts."""
+        """Keeps candidates of higher loss. Returns bool [A]: which images are done with `stop_at_success`."""
         del turn
         better = outcome.losses > self.best_loss[which]
         if self.task.stop_at_success:
@@ -62,7 +62,7 @@ class QueryAttack(ABC):
         return outcome.success
 
     def run(self, turns: int) -> Tensor:
-        """`turns` candidates of each image, or fewer where it may stop; the best ones, [B, 3, H, W]."""
+        """The best of `turns` candidates of each image, or of fewer with `stop_at_success`: [B, 3, H, W]."""
         count, width, device = len(self.images), self.task.width, self.images.device
         taken = torch.zeros(count, dtype=torch.int64, device=device)
         which, following = torch.arange(min(width, count), device=device), min(width, count)
@@ -82,3 +82,11 @@ class QueryAttack(ABC):
             self.task.model, candidates, lambda logits: self.loss(logits, labels), self.differentiates
         )
         return Outcome(candidates.detach(), logits.argmax(dim=1) != labels, losses, gradient)
+
+
+def squares(size: torch.Size, top: Tensor, left: Tensor, side: Tensor) -> Tensor:
+    """bool [B, 1, H, W]: true inside one square per image, given by top row, left column and side (int64 [B])."""
+    height, width = (torch.arange(length, device=top.device) for length in size)
+    rows = (height >= top[:, None]) & (height < (top + side)[:, None])
+    columns = (width >= left[:, None]) & (width < (left + side)[:, None])
+    return (rows[:, :, None] & columns[:, None, :])[:, None]

@@ -30,18 +30,17 @@ def attack(
     images, labels   float [B, 3, H, W] in [0, 1] and their true classes, int64 [B]
     config           an AttackConfig, or the name of an attack with the keys of AttackConfig as `settings`
     keys             int64 [B], from which each image's random draws follow; None: its position in the batch
-    stop_at_success  leave an image once the model misclassifies it, which is faster where one success is all that
-                     counts. If not, it takes the full budget and the iterate of highest loss is kept, as images for
-                     another model need
-    batch_size       images of one forward pass; None: all
+    stop_at_success  stop on an image once the model misclassifies it, for speed. If false, the full budget is spent and
+                     the iterate of highest loss is returned, which images for another model need
+    batch_size       images per forward pass; None: all
 
-    Raises ConfigError for an unknown attack, ValueError for settings that do not fit it, FloatingPointError where the
-    model's logits are NaN or infinite.
+    Raises ConfigError for an unknown attack, ValueError for settings that do not fit it, FloatingPointError if the
+    model returns NaN or infinite logits.
     """
     if isinstance(config, str):
         config = AttackConfig(config, **settings)
     elif settings:
-        raise TypeError(f"{', '.join(settings)}: settings go into the AttackConfig")
+        raise TypeError(f"{', '.join(settings)}: set these in the AttackConfig")
     if not len(images) or config.eps == 0:
         return images.clone()
     keys = seeding.mix(0, torch.arange(len(images))) if keys is None else keys

@@ -1,4 +1,4 @@
-"""What an attack is given: the model, the images, the configuration, and when it may stop."""
+"""The input of an attack: model, images, configuration, and when it may stop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from maep.attacks.config import AttackConfig
 
 @dataclass(frozen=True)
 class AttackTask:
-    """Images to attack on one model; every attack is a function from this to images in their shape and range."""
+    """Images to attack on one model. Every attack maps a task to attacked images of the same shape and range."""
 
     model: nn.Module
     """float [B, 3, H, W] in [0, 1] -> logits [B, classes]."""
@@ -22,17 +22,17 @@ class AttackTask:
     """int64 [B]: the true classes."""
     config: AttackConfig
     keys: Tensor
-    """int64 [B], from which each image's random draws follow (maep.seeding), whatever batch it is in."""
+    """int64 [B]: decide each image's random draws (maep.seeding), in whatever batch it is."""
     stop_at_success: bool = False
-    """Whether an image is done as soon as the model misclassifies it. If not, it takes the full budget."""
+    """Whether to stop on an image once the model misclassifies it; if false, the full budget is spent."""
     batch_size: int | None = None
-    """Images of one forward pass; None: all."""
+    """Images per forward pass; None: all."""
 
     @property
     def width(self) -> int:
-        """Images of one forward pass."""
+        """Images per forward pass."""
         return self.batch_size or len(self.images)
 
     def select(self, rows: Tensor) -> AttackTask:
-        """The same for the images at int64 `rows`."""
+        """The task of the images at `rows` (int64)."""
         return dataclasses.replace(self, images=self.images[rows], labels=self.labels[rows], keys=self.keys[rows])

@@ -1,1 +1,1 @@
-"""The masked autoencoder, the purifiers made of it, their convolutional rival, and the classifiers they protect."""
+"""The masked autoencoder, the purifiers built around it, a convolutional purifier, and the protected classifiers."""

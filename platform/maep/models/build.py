@@ -1,4 +1,4 @@
-"""From a configuration or a verified artifact to a module."""
+"""Builds models from a configuration or a verified artifact."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from maep.models.mae import MaskedAutoencoder
 
 
 def build_model(values: Mapping[str, Any]) -> nn.Module:
-    """The module that `values` describes, freshly initialised: an autoencoder (its key `name` is mae) or a purifier.
+    """The module that `values` describes, with initial weights: an autoencoder (`name: mae`) or a purifier.
 
-    Raises ArtifactError for an unknown name, UserError where the package that registers it fails.
+    Raises ArtifactError for an unknown name, UserError if the package that registers it fails to load.
     """
     name = str(values.get("name", ""))
     if name == "mae":
@@ -42,21 +42,21 @@ def build_model(values: Mapping[str, Any]) -> nn.Module:
 def load_purifier_artifact(artifact: Artifact) -> nn.Module:
     """The purifier in `artifact`, in eval mode with frozen weights: [B, 3, H, W] in [0, 1] to the same.
 
-    Its weights lie in channels_last, in which convolutions are fastest here, whatever they are given.
+    Its weights are in channels_last, in which convolutions on a CPU are fastest whatever the layout of their input.
     """
     if artifact.kind != "purifier":
         raise ArtifactError(f"{artifact.folder} holds a {artifact.kind}, not a purifier: run maep finetune first")
     values = artifact.config.get("model")
     if not isinstance(values, Mapping):
-        raise ArtifactError(f"{artifact.folder}: its configuration has no section 'model': it is of another program")
+        raise ArtifactError(f"{artifact.folder}: its configuration has no section 'model': it was not written by maep")
     purifier = load_weights(build_model(values), artifact).eval().requires_grad_(False)
     return purifier.to(memory_format=torch.channels_last)
 
 
 def load_weights(model: nn.Module, artifact: Artifact) -> nn.Module:
-    """Puts the artifact's weights into `model`; those of a checkpoint with adapters are merged.
+    """Loads the artifact's weights into `model`; LoRA adapters of a checkpoint are merged.
 
-    Raises ArtifactError where names, shapes or values do not fit.
+    Raises ArtifactError for names or shapes that do not fit `model`, and for NaN or infinite values.
     """
     weights = artifact.weights()
     lora = artifact.config.get("train", {}).get("lora")

@@ -1,4 +1,4 @@
-"""Architectures of the models, as configured. Imports no torch."""
+"""Configuration of the architectures. Imports no torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MaeConfig:
     norm_eps: float = config.key(1e-6, "Epsilon of the layer norms.", decides=True)
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that do not fit each other."""
+        """Raises ValueError for sizes that are inconsistent."""
         if self.patch_size < 1 or any(side < 1 or side % self.patch_size for side in self.image_size):
             height, width = self.image_size
             fits = [p for p in range(1, min(height, width) + 1) if height % p == 0 and width % p == 0]
@@ -51,7 +51,7 @@ class MaeConfig:
 
     @staticmethod
     def expand(values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`values` as they are written, with `preset` resolved. Raises ValueError where it is not known."""
+        """`values` with `preset` resolved. Raises ValueError for an unknown preset."""
         return presets.expand(values)
 
     @property
@@ -72,7 +72,7 @@ class LoraConfig:
     )
 
     def __post_init__(self) -> None:
-        """Raises ValueError for values out of range, and for adapters on nothing."""
+        """Raises ValueError for values out of range and for empty `targets`."""
         if self.rank < 1 or self.alpha <= 0:
             raise ValueError(f"rank: {self.rank} must be at least 1, alpha: {self.alpha:g} above 0; 8 and 16 are usual")
         if not 0 <= self.dropout < 1:
@@ -82,11 +82,11 @@ class LoraConfig:
 
 
 _CLASSIFIER_STEPS = {"resnet": 6, "vgg": 3}
-"""Layers that one more block at each level adds."""
+"""Layers added by one more block at each level."""
 
 
 def check_classifier(family: str, depth: int, width: int) -> None:
-    """Raises ValueError where classifier `family` has no network of that depth and width."""
+    """Raises ValueError unless classifier `family` has a network of that depth and width."""
     step = _CLASSIFIER_STEPS[family]
     if depth < step + 2 or depth % step != 2:
         examples = ", ".join(str(step * n + 2) for n in (1, 3, 9))

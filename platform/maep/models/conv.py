@@ -1,4 +1,4 @@
-"""A small residual U-Net purifier: the convolutional rival that every MAE figure stands beside."""
+"""A small residual U-Net purifier, the convolutional comparison for masked autoencoders."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ConvPurifier(nn.Module):
         return self.unclamped(images).clamp(0, 1)
 
     def unclamped(self, images: Tensor) -> Tensor:
-        """The output before it is cut to [0, 1]: training needs the gradient of what lies outside."""
+        """The output before it is clamped to [0, 1]: training needs a gradient outside that range too."""
         features = self.stem(images)
         skips = []
         for level, blocks in enumerate(self.encoder):

@@ -1,4 +1,4 @@
-"""Floating-point operations of a masked autoencoder: its matrix products, by formula.
+"""Floating-point operations of a masked autoencoder, computed from its matrix products.
 
 A product of [m, k] and [k, n] counts 2 m k n, as elsewhere (Kaplan et al. 2020, arXiv 2001.08361, table 1); norms,
 activations and sums are left out, as is usual for MFU (Chowdhery et al. 2022, arXiv 2204.02311, appendix B).
@@ -10,7 +10,7 @@ from maep.models.config import MaeConfig
 
 
 def forward(config: MaeConfig, mask_ratio: float) -> float:
-    """Of one image's `masked_loss`: hidden patches are not embedded, visible ones not predicted."""
+    """Operations of `masked_loss` on one image: hidden patches are not embedded, visible ones not predicted."""
     num_visible, num_hidden = _counts(config, mask_ratio)
     width, narrow, tokens = config.width, config.decoder_width, 1 + num_visible
     encoder = config.depth * _block(tokens, width, config.mlp_ratio)
@@ -20,15 +20,15 @@ def forward(config: MaeConfig, mask_ratio: float) -> float:
 
 
 def training(config: MaeConfig, mask_ratio: float) -> float:
-    """Of one image's forward and backward pass: a product's backward pass is two products of its size.
+    """Operations of one image's forward and backward pass.
 
-    Pixels have no gradient, which leaves one of the patch projection's two out.
+    The backward pass of a product is two products of its size. The patch projection needs one: pixels need no gradient.
     """
     return 3 * forward(config, mask_ratio) - _embedding(config, mask_ratio)
 
 
 def parameters(config: MaeConfig) -> int:
-    """How many weights a MaskedAutoencoder of this configuration has."""
+    """Number of parameters of a MaskedAutoencoder of this configuration."""
     pixels, width, narrow = _pixels(config), config.width, config.decoder_width
     embeddings = (pixels + 1) * width + width + (width + 1) * narrow + narrow + (narrow + 1) * pixels
     norms = 2 * width + 2 * narrow
@@ -36,7 +36,7 @@ def parameters(config: MaeConfig) -> int:
 
 
 def _counts(config: MaeConfig, mask_ratio: float) -> tuple[int, int]:
-    """Patches that are seen and that are hidden."""
+    """Numbers of visible and of hidden patches."""
     length = config.grid[0] * config.grid[1]
     num_visible = int(length * (1 - mask_ratio))
     return num_visible, length - num_visible

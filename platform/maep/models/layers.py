@@ -1,4 +1,4 @@
-"""Convolutional pieces that the purifier's stem and head and the U-Net rival share."""
+"""Convolutional layers shared by the purifier's stem and head and by the U-Net."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def zero_bias(*convolutions: nn.Conv2d) -> None:
 
 
 def residual_output(channels: int) -> nn.Conv2d:
-    """The last convolution of a residual model, to 3 channels and zero at first: it starts at the identity."""
+    """The last convolution of a residual model, to 3 channels; zero at first, so the model starts as the identity."""
     convolution = nn.Conv2d(channels, 3, 3, padding=1)
     nn.init.zeros_(convolution.weight)
     zero_bias(convolution)
@@ -52,5 +52,5 @@ def residual_output(channels: int) -> nn.Conv2d:
 
 
 def stack(channels: int, count: int) -> nn.Sequential:
-    """`count` residual blocks one after the other."""
+    """`count` residual blocks in sequence."""
     return nn.Sequential(*(ResidualBlock(channels) for _ in range(count)))

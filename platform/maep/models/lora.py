@@ -1,8 +1,8 @@
 """Low-rank adapters (LoRA, Hu et al. 2022, arXiv 2106.09685) on a purifier's transformer blocks, by the package peft.
 
-A trained weight W stays as it is; W + alpha / rank * B A takes its place, and only A and B are trained. So a purifier
-moves to another data set by a few per cent of its weights (arXiv 2501.16904 adapts the decoder alone). peft trains;
-`merged` needs none: it gives the weights of the plain model, which everything else takes as they are.
+A trained weight W is frozen and replaced by W + alpha / rank * B A, of which only A and B are trained. So a purifier is
+adapted to another data set by a few per cent of its weights (arXiv 2501.16904 adapts the decoder alone). Training needs
+peft; `merged` does not: it returns the weights of the plain model, as everything else expects them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _DOWN, _UP = ".lora_A.default.weight", ".lora_B.default.weight"
 
 
 def attach(model: nn.Module, config: LoraConfig, trained: nn.Module) -> None:
-    """Puts adapters on `model` and freezes `trained`, the part of it (or all of it) whose weights are trained already.
+    """Puts adapters on `model` and freezes `trained`, the part of it (or all of it) that was trained before.
 
-    The rest of the model trains in full: a stem and head that are new have nothing to be adapted from. A is drawn from
-    torch's global generator and B is zero, so at first the output is the same.
-    Raises ConfigError where peft is not installed, or a target has no blocks.
+    The rest of the model, such as a new stem and head, trains in full. A is drawn from torch's global generator and B
+    is zero, so at first the output does not change.
+    Raises ConfigError if peft is not installed or a target has no blocks.
     """
     for target in config.targets:
         if not len(getattr(model.get_submodule("mae"), _BLOCKS[target])):
@@ -50,9 +50,9 @@ def attach(model: nn.Module, config: LoraConfig, trained: nn.Module) -> None:
 
 
 def merged(weights: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """The state dict of the plain model, from that of one with adapters; weights without any are returned as they are.
+    """The state dict of the plain model, from that of a model with adapters.
 
-    Weights that have no adapter keep their bits.
+    Weights without an adapter are returned unchanged, bit for bit.
     """
     plain = {name.replace(_BASE, "."): tensor for name, tensor in weights.items() if _ADAPTER not in name}
     for name, down in weights.items():
@@ -64,5 +64,5 @@ def merged(weights: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
 
 
 def num_trained(model: nn.Module) -> int:
-    """How many numbers a training of `model` changes."""
+    """Number of trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

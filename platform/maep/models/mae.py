@@ -1,6 +1,6 @@
 """The masked autoencoder (He et al. 2022, arXiv 2111.06377), on plain pixels in [0, 1].
 
-A ViT encoder sees the visible patches only; a light decoder sees all positions and predicts every patch.
+A ViT encoder takes the visible patches only; a light decoder takes all positions and predicts every patch.
 Shapes: B images, L patches, D width, P = patch_size, patches are `[B, L, P * P * 3]` in row, column, channel order.
 """
 
@@ -19,35 +19,35 @@ from maep.models.config import MaeConfig
 
 
 class Encoded(NamedTuple):
-    """What the encoder hands to the decoder."""
+    """Output of the encoder, input of the decoder."""
 
     tokens: Tensor
     """float [B, 1 + visible, D]: the class token, then the visible patches in shuffled order."""
     mask: Tensor
-    """float [B, L]: 1 where a patch was hidden, 0 where it was seen."""
+    """float [B, L]: 1 where a patch is hidden, 0 where it is visible."""
     order: Tensor
-    """int64 [B, L]: the shuffled order, by place in the image: first the visible patches, then the hidden ones."""
+    """int64 [B, L]: positions in the image in shuffled order, the visible patches first, then the hidden ones."""
     restore: Tensor
-    """int64 [B, L]: its inverse, where each patch stands in the shuffled order."""
+    """int64 [B, L]: the inverse permutation, the place of each patch in the shuffled order."""
     grid: tuple[int, int]
 
 
 class MaeOutput(NamedTuple):
-    """Result of a pretraining pass."""
+    """Output of one masked forward pass."""
 
     loss: Tensor
-    """Scalar: mean squared error over the hidden patches (over all patches where none is hidden)."""
+    """Scalar: mean squared error over the hidden patches (over all patches if none is hidden)."""
     patches: Tensor
     """float [B, L, P * P * 3]: the predicted pixels of every patch."""
     mask: Tensor
-    """float [B, L]: 1 where a patch was hidden."""
+    """float [B, L]: 1 where a patch is hidden."""
 
 
 class MaskedAutoencoder(nn.Module):
     """MAE: `forward(images float [B, 3, H, W] in [0, 1], mask_ratio)` gives the loss, all patches and the mask.
 
-    Any H and W that the patch divides are taken: positions are sine-cosine, evaluated at fractional
-    coordinates where the grid is not the one the model was made for.
+    H and W may be any multiples of the patch size: positions are sine-cosine, evaluated at fractional coordinates
+    on grids other than the one that the model was trained on.
     """
 
     def __init__(self, config: MaeConfig) -> None:
@@ -76,7 +76,7 @@ class MaskedAutoencoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def patchify(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, L, P * P * 3]. Raises ValueError where the patch does not divide H and W."""
+        """[B, 3, H, W] -> [B, L, P * P * 3]. Raises ValueError unless the patch size divides H and W."""
         size = self.config.patch_size
         batch, channels, height, width = images.shape
         if height % size or width % size:
@@ -85,13 +85,13 @@ class MaskedAutoencoder(nn.Module):
         return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, size * size * channels)
 
     def unpatchify(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        """[B, L, P * P * C] -> [B, C, H, W] for a grid of `grid` rows and columns."""
+        """[B, L, P * P * C] -> [B, C, H, W]; `grid` holds the rows and columns of patches."""
         return fold(patches, grid, self.config.patch_size)
 
     def encode(self, images: Tensor, mask_ratio: float = 0.0, noise: Tensor | None = None) -> Encoded:
         """Runs the encoder on the visible patches.
 
-        `noise` (float [B, L], drawn uniformly if None) decides what is hidden: the patches of highest noise.
+        The patches of highest `noise` are hidden: float [B, L], drawn uniformly if None.
         """
         grid = images.shape[2] // self.config.patch_size, images.shape[3] // self.config.patch_size
         patches, positions = self.patchify(images), self._positions("positions", grid)
@@ -103,7 +103,7 @@ class MaskedAutoencoder(nn.Module):
             order = noise.argsort(dim=1, stable=True)
             restore = order.argsort(dim=1)
             mask = (restore >= num_visible).to(images.dtype)
-            visible = order[:, :num_visible]  # only these are embedded
+            visible = order[:, :num_visible]  # hidden patches are not embedded
             tokens = self.patch_embed(_rows(patches, visible)) + positions[0][visible]
         else:
             order = restore = torch.arange(length, device=images.device).expand(batch, -1)
@@ -115,14 +115,14 @@ class MaskedAutoencoder(nn.Module):
         return Encoded(self.norm(tokens), mask, order, restore, grid)
 
     def decode(self, encoded: Encoded) -> Tensor:
-        """Float [B, L, decoder_width]: a feature vector for every patch, seen or hidden, in image order."""
+        """Float [B, L, decoder_width]: a feature vector for every patch, visible or hidden, in image order."""
         features: Tensor = self.decoder_norm(self._decoded(encoded))[:, 1:]
         return features if _num_hidden(encoded) == 0 else _rows(features, encoded.restore)
 
     def _decoded(self, encoded: Encoded) -> Tensor:
         """Float [B, 1 + L, decoder_width]: the class token and every patch, in the shuffled order.
 
-        Attention does not know in which order its tokens stand, so none is put back in its place here.
+        Attention does not depend on the order of tokens, so they are not put back in image order here.
         """
         tokens = self.decoder_embed(encoded.tokens)
         positions, num_hidden = self._positions("decoder_positions", encoded.grid), _num_hidden(encoded)
@@ -141,9 +141,9 @@ class MaskedAutoencoder(nn.Module):
     def forward(
         self, images: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None, target: Tensor | None = None
     ) -> MaeOutput:
-        """One masked pass. `target` (default: the images themselves) is what the hidden patches must show.
+        """One masked forward pass. `target` (None: the images) holds the pixels to predict.
 
-        Where only the loss is wanted, as in training, `masked_loss` gives it for less.
+        `masked_loss` computes the loss alone, at lower cost.
         """
         encoded = self.encode(images, mask_ratio, noise)
         patches = self.decoder_pixels(self.decode(encoded))
@@ -155,13 +155,13 @@ class MaskedAutoencoder(nn.Module):
     def masked_loss(
         self, images: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None, target: Tensor | None = None
     ) -> Tensor:
-        """The loss of `forward`, a scalar, for 0 < `mask_ratio` < 1: pixels are predicted for hidden patches alone."""
+        """The loss of `forward`, a scalar, for 0 < `mask_ratio` < 1; predicts the pixels of hidden patches only."""
         encoded = self.encode(images, mask_ratio, noise)
         num_hidden = _num_hidden(encoded)
-        assert num_hidden, "nothing is hidden"
+        assert num_hidden, "no patch is hidden"
         predicted = self.decoder_pixels(self.decoder_norm(self._decoded(encoded)[:, -num_hidden:]))
         wanted = _rows(self.patchify(images if target is None else target), encoded.order[:, -num_hidden:])
-        return F.mse_loss(predicted, wanted)  # of as many values in each image: the mean over hidden patches
+        return F.mse_loss(predicted, wanted)  # each image hides equally many patches, so this is their mean
 
     def _positions(self, name: str, grid: tuple[int, int]) -> Tensor:
         stored: Tensor = getattr(self, name)
@@ -175,14 +175,14 @@ def _num_hidden(encoded: Encoded) -> int:
 
 
 def _rows(table: Tensor, chosen: Tensor) -> Tensor:
-    """[B, L, D] and int64 [B, K] -> [B, K, D]: rows of each image, copied whole (`gather` would go value by value)."""
+    """[B, L, D] and int64 [B, K] -> [B, K, D]: the chosen rows of each image. Copies whole rows, unlike `gather`."""
     batch, length, width = table.shape
     first = torch.arange(0, batch * length, length, device=table.device)[:, None]
     return table.reshape(-1, width).index_select(0, (chosen + first).flatten()).view(batch, -1, width)
 
 
 def fold(patches: Tensor, grid: tuple[int, int], size: int) -> Tensor:
-    """[B, L, size * size * C] -> [B, C, rows * size, columns * size]: each row of values becomes a square."""
+    """[B, L, size * size * C] -> [B, C, rows * size, columns * size]: each patch becomes a square."""
     rows, columns = grid
     batch, _, values = patches.shape
     squares = patches.reshape(batch, rows, columns, size, size, values // size**2)
@@ -190,10 +190,10 @@ def fold(patches: Tensor, grid: tuple[int, int], size: int) -> Tensor:
 
 
 def sincos_positions(width: int, grid: tuple[int, int], trained_grid: tuple[int, int] | None = None) -> Tensor:
-    """float32 [1, L, width]: fixed positions, the column in the first half of the channels, the row in the second.
+    """float32 [1, L, width]: fixed positions; the first half of the channels encodes the column, the second the row.
 
-    On a grid other than `trained_grid` the coordinates are scaled into the trained one's range, so that a patch
-    keeps its place in the picture.
+    On a grid other than `trained_grid`, coordinates are scaled to the range of the trained grid, so that a patch keeps
+    its relative position in the image.
     """
     trained_grid = trained_grid or grid
     rows, columns = (

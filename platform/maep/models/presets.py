@@ -1,8 +1,9 @@
-"""Sizes of masked autoencoders by name: `preset: S/16` is ViT-S on patches of 16 pixels, at the `image_size` given.
+"""Named sizes of masked autoencoders: `preset: S/16` is a ViT-S on patches of 16 pixels, at the given `image_size`.
 
 Encoders are the ViTs' (Dosovitskiy et al. 2021, arXiv 2010.11929, table 1; Ti and S: Touvron et al. 2021, arXiv
-2012.12877, table 1). The decoder goes by the image, not by the encoder: from 128 pixels on MAE's own (He et al. 2022,
-section 4.1, 512 channels, 8 blocks, 16 heads), at 64 pixels half as wide and deep, below that 128 channels, 2 blocks.
+2012.12877, table 1). The decoder depends on the image size, not on the encoder: from 128 pixels on MAE's own (He et al.
+2022, section 4.1: 512 channels, 8 blocks, 16 heads), from 48 pixels on half as wide and deep, and below that 128
+channels and 2 blocks.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ ENCODERS = {"Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (102
 """Width, depth and heads."""
 
 DECODERS = ((128, (512, 8, 16)), (48, (256, 4, 8)), (0, (128, 2, 4)))
-"""From which shorter side of an image on: width, depth and heads."""
+"""Least shorter side of an image, and the decoder's width, depth and heads."""
 
 _DEFAULT_SIDE = 32
 

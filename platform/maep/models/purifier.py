@@ -1,9 +1,9 @@
-"""The purifier: a masked autoencoder at test time, one forward pass from attacked image to clean image.
+"""The purifier: a masked autoencoder that maps an attacked image to a clean one in one forward pass.
 
-By default every patch is seen (`mask_ratio` 0, deterministic). With `mask_ratio` > 0, hidden patches are first
-painted by the autoencoder from the visible ones, and `num_masks` independent masks are averaged.
-A convolutional stem reads the image at full resolution; the pixel head joins it with the decoder's features,
-so that fine detail does not have to pass through the patch tokens.
+By default every patch is visible (`mask_ratio` 0, deterministic). With `mask_ratio` > 0, the autoencoder first fills in
+hidden patches from the visible ones, and the outputs for `num_masks` independent masks are averaged. A convolutional
+stem reads the image at full resolution and the pixel head joins it with the decoder's features, so that fine detail
+does not have to pass through the patch tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from maep.models.mae import MaskedAutoencoder, fold
 class Purifier(nn.Module):
     """float [B, 3, H, W] in [0, 1] -> purified, same shape and range; H and W multiples of `stride`.
 
-    `randomised` tells whether two calls differ (masks drawn from torch's global generator).
+    It is `randomised` if it draws masks, from torch's global generator; two calls then differ.
     """
 
     def __init__(self, config: PurifierConfig) -> None:
@@ -35,15 +35,15 @@ class Purifier(nn.Module):
 
     @property
     def randomised(self) -> bool:
-        """Whether the output depends on masks that are drawn anew."""
+        """Whether each call draws new masks."""
         return self.config.mask_ratio > 0
 
     def forward(self, images: Tensor) -> Tensor:
-        """One pass, or the mean of `num_masks` passes with masks of their own."""
+        """One pass, or the mean of `num_masks` passes with independent masks."""
         return self.unclamped(images).clamp(0, 1)
 
     def unclamped(self, images: Tensor) -> Tensor:
-        """The output before it is cut to [0, 1]: training needs the gradient of what lies outside."""
+        """The output before it is clamped to [0, 1]: training needs a gradient outside that range too."""
         if self.config.num_masks == 1:
             return self._once(images)
         passes = [self._once(images) for _ in range(self.config.num_masks)]
@@ -54,7 +54,7 @@ class Purifier(nn.Module):
         features = self.mae.decode(encoded)
         if self.change is None:
             return self._pixels(features, encoded.grid)
-        if self.randomised:  # what was hidden must not leak around the autoencoder
+        if self.randomised:  # hidden pixels must not bypass the autoencoder
             hidden = fold(encoded.mask[..., None].repeat(1, 1, self.stride**2), encoded.grid, self.stride)
             images = torch.lerp(images, self._pixels(features, encoded.grid), hidden)
         purified: Tensor = images + self.change(images, features, encoded.grid)
@@ -65,7 +65,7 @@ class Purifier(nn.Module):
 
 
 class _TokenChange(nn.Module):
-    """The change of the image from the decoder's features alone, patch by patch; zero at first."""
+    """The change of the image, computed from the decoder's features alone, patch by patch; zero at first."""
 
     def __init__(self, mae: MaeConfig) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class _TokenChange(nn.Module):
 
 
 class _ConvolutionalChange(nn.Module):
-    """The change of the image from the decoder's features and the image at full resolution; zero at first."""
+    """The change of the image, computed from the decoder's features and the image at full resolution; zero at first."""
 
     def __init__(self, config: PurifierConfig) -> None:
         super().__init__()
@@ -130,6 +130,6 @@ class Defended(nn.Module):
 def defend(classifier: nn.Module, purifier: nn.Module) -> nn.Module:
     """`classifier` behind `purifier`, in eval mode: images in [0, 1] to logits, differentiable end to end.
 
-    The result is a plain module, so AutoAttack, foolbox, ART and secml-torch take it as it is.
+    The result is a plain module, which AutoAttack, foolbox, ART and secml-torch accept.
     """
     return Defended(classifier, purifier).eval()

@@ -1,11 +1,11 @@
-"""Images of any size through a purifier that was trained on one: reflection padding, and overlapping tiles.
+"""Purify images of any size with a purifier trained on one size: reflection padding and overlapping tiles.
 
-A side must be a multiple of the purifier's `stride`: the image is padded below and on the right by reflection
-and the answer is cropped back. A side longer than the tile is cut into tiles that overlap by a quarter, and the
-purified tiles are blended with linear ramps; so cost grows with the area, not with its square.
+Sides must be multiples of the purifier's `stride`, so the image is padded below and on the right by reflection and the
+output is cropped. A side longer than a tile is covered by tiles that overlap by a quarter, and the purified tiles are
+blended with linear ramps. Cost therefore grows with the area, not with its square.
 
-Two ways in: `pad`, `corners`, `cut` and `blend` work on one image, whose tiles may come back one by one (the endpoint);
-`Tiled` is a module for a batch, differentiable end to end (attacks and evaluation).
+There are two interfaces. The endpoint uses `pad`, `corners`, `cut` and `blend` on one image, whose tiles are purified
+one by one. Attacks and evaluation use `Tiled`, a module for a batch, differentiable end to end.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from maep.errors import ConfigError
 
 
 def for_size(purifier: nn.Module, image_size: tuple[int, int], how: Literal["tiles", "interpolate"]) -> nn.Module:
-    """`purifier` made to take images of `image_size` (height, width); itself where that is its own size.
+    """`purifier` adapted to images of `image_size` (height, width); unchanged if that is its training size.
 
-    tiles        it sees tiles of the size it was trained on (`Tiled`); any image size
-    interpolate  it sees the whole image, an autoencoder's positions scaled into the trained range; sizes that its
-                 stride divides
-    Defences without a size of their own (the baselines) take any and are returned as they are.
-    Raises ConfigError where the stride does not divide the size.
+    tiles        purifies tiles of the training size (`Tiled`); takes any image size
+    interpolate  purifies the whole image, with an autoencoder's positions scaled into the trained range; takes sizes
+                 that the stride divides
+    Defences without a training size (the baselines) take any size and are returned unchanged.
+    Raises ConfigError if `interpolate` meets a size that the stride does not divide.
     """
     own = getattr(purifier, "image_size", None)
     if own is None or tuple(own) == tuple(image_size):
@@ -49,10 +49,10 @@ class Tiled(nn.Module):
     """A purifier on overlapping tiles of one size: float [B, 3, H, W] in [0, 1], any H and W -> the same, purified.
 
     side       height and width of the tiles (one number: both), multiples of the purifier's stride
-    max_tiles  so many go through the purifier at once, whichever images they are of
-    An image shorter than a tile is filled up by reflection, so that the purifier never sees another size. Under
-    autograd each chunk is computed anew on the way back (Chen et al. 2016, arXiv 1604.06174): memory follows
-    `max_tiles`, not the number of tiles, which for CIFAR tiles on ImageNet images is 81 each.
+    max_tiles  most tiles in one forward pass, over all images of the batch
+    An image smaller than a tile is padded by reflection, so that every input has the same size. Under autograd each
+    chunk is recomputed in the backward pass (gradient checkpointing, Chen et al. 2016, arXiv 1604.06174): memory grows
+    with `max_tiles`, not with the number of tiles, which is 81 per ImageNet image for CIFAR tiles.
     """
 
     def __init__(self, purifier: nn.Module, side: int | tuple[int, int], max_tiles: int = 128) -> None:
@@ -67,11 +67,11 @@ class Tiled(nn.Module):
 
     @property
     def randomised(self) -> bool:
-        """Whether the purifier is; then every tile has masks of its own."""
+        """Whether the purifier is; each tile then draws its own masks."""
         return bool(getattr(self.purifier, "randomised", False))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Cut, purify, blend: the cut and the blend are linear, so gradients pass as through one convolution."""
+        """Cuts into tiles, purifies them, blends; cutting and blending are linear."""
         height, width = images.shape[-2:]
         images = _fill(images, self.image_size)
         rows, from_rows = _axis(images.shape[2], self.image_size[0])
@@ -79,10 +79,10 @@ class Tiled(nn.Module):
         mosaic = images[:, :, rows.to(images.device)][..., columns.to(images.device)]
         mosaic = self._purify(mosaic)
         blended = from_rows.to(mosaic).T @ mosaic @ from_columns.to(mosaic)
-        return blended[..., :height, :width].clamp(0, 1)  # weights add up to 1 within rounding
+        return blended[..., :height, :width].clamp(0, 1)  # the weights add up to 1 only within rounding
 
     def _purify(self, mosaic: Tensor) -> Tensor:
-        """[B, 3, rows * h, columns * w], tiles side by side -> the same, each tile purified by itself."""
+        """[B, 3, rows * h, columns * w], tiles side by side -> the same, each tile purified."""
         height, width = self.image_size
         batch, channels = mosaic.shape[:2]
         cells = mosaic.reshape(batch, channels, -1, height, mosaic.shape[3] // width, width).permute(0, 2, 4, 1, 3, 5)
@@ -95,10 +95,10 @@ class Tiled(nn.Module):
 
 
 def _axis(length: int, side: int) -> tuple[Tensor, Tensor]:
-    """Tiles along one axis: the pixel under each of their places, int64 [K], and the places' shares in each pixel.
+    """Tiles along one axis: the pixel at each tile position, int64 [K], and the weight of the position in each pixel.
 
-    K is the number of tiles times `side`. The shares, float32 [K, length], add up to 1 over K: the ramps of `blend`,
-    divided by their sum, which factors into rows and columns because the tiles are a grid.
+    K is the number of tiles times `side`. The weights, float32 [K, length], add up to 1 over K: they are the ramps of
+    `blend`, normalised. The normalisation factors into rows and columns because the tiles form a grid.
     """
     starts = torch.tensor(_starts(length, side))
     pixels = (starts[:, None] + torch.arange(side)).flatten()
@@ -116,7 +116,7 @@ def pad(image: Tensor, stride: int) -> Tensor:
 def _fill(image: Tensor, least: tuple[int, int]) -> Tensor:
     """[B, C, H, W] padded below and right by reflection to at least `least` (height, width)."""
     for axis, length in zip((2, 3), least, strict=True):
-        while (missing := length - image.shape[axis]) > 0:  # a reflection is a pixel shorter than what it mirrors
+        while (missing := length - image.shape[axis]) > 0:  # one reflection adds at most size - 1 pixels
             size = image.shape[axis]
             step = min(missing, max(size - 1, 1))
             amounts = (0, 0, 0, step) if axis == 2 else (0, step, 0, 0)
@@ -125,13 +125,13 @@ def _fill(image: Tensor, least: tuple[int, int]) -> Tensor:
 
 
 def tile_side(image_size: tuple[int, int], stride: int, tile_size: int | None) -> int:
-    """The side of a tile: `tile_size`, or 8 x the purifier's training size, as a multiple of `stride`."""
+    """The side of a tile: `tile_size`, or 8 x the purifier's training size, rounded up to a multiple of `stride`."""
     wanted = tile_size if tile_size is not None else 8 * max(image_size)
     return max(math.ceil(wanted / stride) * stride, stride)
 
 
 def corners(height: int, width: int, side: int) -> list[tuple[int, int]]:
-    """Top left corners of the tiles that cover `height` x `width`; one corner where the image fits into a tile."""
+    """Top left corners of the tiles that cover `height` x `width`; a single one if the image fits into a tile."""
     return [(top, left) for top in _starts(height, side) for left in _starts(width, side)]
 
 
@@ -141,7 +141,7 @@ def cut(image: Tensor, places: Sequence[tuple[int, int]], side: int) -> list[Ten
 
 
 def blend(tiles: Sequence[Tensor], places: Sequence[tuple[int, int]], shape: torch.Size) -> Tensor:
-    """The image of `shape` whose tiles were purified; a single tile is returned as it is, bit for bit."""
+    """The image of `shape`, blended from its purified tiles; a single tile is returned unchanged, bit for bit."""
     if len(tiles) == 1:
         return tiles[0]
     total, weight = torch.zeros(shape), torch.zeros(shape[-2:])

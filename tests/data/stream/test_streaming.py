@@ -18,7 +18,7 @@ import torch
 
 from maep.data import datasets
 from maep.data.config import DataConfig, LoaderConfig
-from maep.data.reading.manifest import manifest_name
+from maep.data.reading.parquet import manifest_name
 from maep.data.stream.loaders import loader_rate, open_images, resolved, sample
 from maep.data.stream.plan import BatchPart, Sampling
 from maep.data.stream.resident import ResidentLoader, SyntheticImages, SyntheticLoader

@@ -1,9 +1,9 @@
-"""Carlini and Wagner's L2 attack (2017, arXiv 1608.04644, section VI): the smallest change that the model gets wrong.
+"""Carlini and Wagner's L2 attack (2017, arXiv 1608.04644, section VI): the smallest change that is misclassified.
 
-By hand, with foolbox's as the oracle in the tests, because no library qualifies (looked up on 25 November 2026):
-adv-lib 0.2.8 (June 2026) is kept up, but requires visdom, of which there are only sources that today's setuptools
-cannot build; secml-torch 1.5 (July 2026) has C&W through foolbox or adv-lib only; ART's 1.20.1 is of July 2025,
-foolbox's 3.3.4 of March 2024. Besides, the libraries stop a batch early; here an image depends on nothing but itself.
+Written by hand, and tested against foolbox's, because no library qualifies (as of 25 November 2026): adv-lib 0.2.8
+(June 2026) is maintained, but requires visdom, whose sources current setuptools cannot build; secml-torch 1.5 (July
+2026) only wraps foolbox and adv-lib; ART 1.20.1 dates from July 2025 and foolbox 3.3.4 from March 2024. Besides, the
+libraries stop a whole batch early; here an image's result does not depend on its batch.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _INSIDE = 1 - 1e-6  # keeps the inverse of tanh finite at black and white
 def cw(task: AttackTask) -> Tensor:
     """`steps` steps of Adam for each of `constants` values of c, untargeted with confidence 0.
 
-    It minimises the norm without a budget: an image that it brings over the boundary within eps is returned as the
-    nearest such image (with `task.stop_at_success`, the first one), any other as it was. The step is
-    `config.step_size` in the space of the inverse tanh (None: 0.01). The first query of each constant is the image
-    itself. Nothing is drawn, so `keys` do not matter.
+    It minimises the norm without a budget. The result is the nearest misclassified iterate within eps (with
+    `task.stop_at_success`, the first one), or the image itself if there is none. The step size is `config.step_size`
+    in the space of the inverse tanh (None: 0.01). The first query of each constant is the image itself. The attack
+    draws nothing, so `keys` do not matter.
     """
     return _CarliniWagner(task).run(task.config.constants * task.config.steps)
 
@@ -46,7 +46,7 @@ class _CarliniWagner(QueryAttack):
         self.nearest = torch.full_like(self.best_loss, torch.inf)  # L2 of the best
         self.constant = torch.full_like(self.best_loss, FIRST_CONSTANT)
         self.lower, self.upper = torch.zeros_like(self.constant), torch.full_like(self.constant, torch.inf)
-        self.found = torch.zeros_like(self.labels, dtype=torch.bool)  # with this constant
+        self.found = torch.zeros_like(self.labels, dtype=torch.bool)  # whether the current constant has succeeded
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """[A]: minus the hinge f of the paper's section V-A; 0 where the model is wrong."""
@@ -63,7 +63,7 @@ class _CarliniWagner(QueryAttack):
         self.best[which[nearer]], self.nearest[which[nearer]] = outcome.candidates[nearer], length[nearer]
         self.found[which] |= outcome.success
 
-        # distances from the image as tanh reproduces it, as in the authors' code: its rounding is no reason to move
+        # As in the authors' code, distances are from the image as tanh reproduces it, so its rounding causes no step.
         there, origin = torch.tanh(self.origin[which] + self.change[which]), torch.tanh(self.origin[which])
         by_image = there - origin - self.constant[which].view(-1, 1, 1, 1) * outcome.gradient
         by_w = by_image * (1 - there**2) / 2
@@ -83,7 +83,7 @@ class _CarliniWagner(QueryAttack):
         self.change[which] -= self.rate * self.mean[which] / unbias_mean / scale
 
     def _next_constant(self, which: Tensor) -> None:
-        """Bisection between the largest c that failed and the smallest that succeeded, tenfold until one has."""
+        """Multiplies c by ten until it succeeds, then bisects between the largest failure and the least success."""
         constant, found = self.constant[which], self.found[which]
         self.upper[which] = torch.where(found, torch.minimum(self.upper[which], constant), self.upper[which])
         self.lower[which] = torch.where(found, self.lower[which], torch.maximum(self.lower[which], constant))

@@ -1,6 +1,6 @@
-"""Targeted FAB (Croce and Hein 2020, arXiv 1907.02044): the nearest image on the other side, in Linf, L2 or L1.
+"""Targeted FAB (Croce and Hein 2020, arXiv 1907.02044): the nearest misclassified image, in Linf, L2 or L1.
 
-Runs its authors' code as AutoAttack does (pyautoattack, MIT) and keeps the images within eps.
+It runs the authors' code as AutoAttack does (pyautoattack, MIT) and keeps images within eps.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from maep.attacks.task import AttackTask
 def fab(task: AttackTask) -> Tensor:
     """`steps` iterations towards each of the `targets` likeliest other classes.
 
-    FAB minimises the norm without a budget: an image that it brings over the boundary within eps is returned as the
-    nearest such image (with `task.stop_at_success`, the first target's that succeeds), any other as it was. The
-    authors' code computes in float32. Without restarts, as in AutoAttack, it draws nothing, so `keys` do not matter.
+    FAB minimises the norm without a budget. The result is the nearest misclassified image within eps (with
+    `task.stop_at_success`, that of the first target that succeeds), or the image itself if there is none. The authors'
+    code computes in float32. Without restarts, as in AutoAttack, it draws nothing, so `keys` do not matter.
     """
     model, images, labels, config, width = task.model, task.images, task.labels, task.config, task.width
     attacked = images.detach().clone()
     logits = predict(model, images, width)
-    nearest = torch.where(logits.argmax(dim=1) == labels, torch.inf, 0.0)  # 0: misclassified as it is
+    nearest = torch.where(logits.argmax(dim=1) == labels, torch.inf, 0.0)  # 0: misclassified already
     authors = _authors(model, config, images.dtype)
     for rank in range(2, min(config.targets, logits.shape[1] - 1) + 2):  # the likeliest class is the label
         authors.target_class = rank
@@ -45,7 +45,7 @@ def fab(task: AttackTask) -> Tensor:
 
 
 def _authors(model: nn.Module, config: AttackConfig, dtype: torch.dtype) -> Any:
-    """Their attack in float32, on a model of `dtype`, with a gradient that leaves the model's parameters alone."""
+    """The authors' attack in float32 on a model of `dtype`, with a gradient for the images only."""
     from pyautoattack.fab_pt import FABAttack_PT
 
     def differences(images: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,9 +16,9 @@ from maep.attacks.task import AttackTask
 
 @registry.attack("fgsm", norms=("Linf",), label="FGSM", effort=None)
 def fgsm(task: AttackTask) -> Tensor:
-    """One step of eps from the image itself, taken also where it lowers the loss.
+    """One step of eps from the image, even where it lowers the loss.
 
-    With `task.stop_at_success`, images that the model misclassifies as they are stay.
+    With `task.stop_at_success`, images that are misclassified already are not changed.
     """
     found, eps = [], task.config.eps
     for points, labels in zip(*(torch.split(tensor, task.width) for tensor in (task.images, task.labels)), strict=True):

@@ -1,9 +1,9 @@
-"""RayS (Chen and Gu 2020, arXiv 2006.12792): Linf from the model's decisions alone.
+"""RayS (Chen and Gu 2020, arXiv 2006.12792): an Linf attack that sees only the predicted class.
 
-Written by hand because no library that is kept up has it: it is small, has no parameters and draws nothing. It
-searches the corners x + r s of the norm ball, s in {-1, +1}^d, for the s whose decision boundary is nearest: blocks of
-signs are flipped, ever finer (algorithm 3), and where a flip is still misclassified at the best radius so far, its own
-boundary is found by bisection (algorithm 2).
+Written by hand because no maintained library has it; it is small and has no parameters. It searches the directions
+s in {-1, +1}^d for the one along which x + r s crosses the decision boundary at the smallest radius r. Ever smaller
+blocks of signs are flipped (algorithm 3); if a flip is still misclassified at the best radius so far, bisection finds
+its own radius (algorithm 2).
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ TOLERANCE = 1e-3
 def hard_label(task: AttackTask) -> Tensor:
     """`queries` queries of the class that has the highest logit.
 
-    The merit is the radius: the smaller, the better. With `task.stop_at_success`, an image is done when its radius is
-    within eps. Otherwise the budget is spent on reducing the radius, and the last query tries the full eps along the
-    best direction, because an image just over the boundary rarely transfers to another model. An image whose radius
-    stays above eps is returned at eps along its best direction, although the model classifies it correctly there. The
-    first query is the image itself. Nothing is drawn, so `keys` do not matter.
+    A smaller radius is better. With `task.stop_at_success`, an image is done when its radius is within eps. Otherwise
+    all queries reduce the radius, and the last one tries the full eps along the best direction, because an image just over
+    the boundary rarely transfers to another model. An image whose radius stays above eps is returned at eps along its
+    best direction, although it is classified correctly there. The first query is the image itself. The attack draws
+    nothing, so `keys` do not matter.
     """
     return _RayS(task).run(task.config.queries)
 
 
 class _RayS(QueryAttack):
-    """For each image: the signs and radius of the best, the block to flip, and the bracket of its bisection."""
+    """State per image: the best signs and their radius, the block to flip, and the bracket of the bisection."""
 
     def __init__(self, task: AttackTask) -> None:
         super().__init__(task)
@@ -45,20 +45,20 @@ class _RayS(QueryAttack):
         self.signs = torch.ones_like(self.images)
         self.tried = self.signs.clone()
         self.radius = torch.full_like(self.best_loss, torch.inf)
-        self.inner = torch.zeros_like(self.radius)  # classified correctly (or not known) here along `tried`
-        self.outer = torch.zeros_like(self.radius)  # misclassified here along `tried`, once bisecting
+        self.inner = torch.zeros_like(self.radius)  # classified correctly (or unknown) at this radius along `tried`
+        self.outer = torch.zeros_like(self.radius)  # misclassified at this radius along `tried`, while bisecting
         self.bisecting = torch.zeros_like(self.labels, dtype=torch.bool)
         self.level, self.block = torch.zeros_like(self.labels), torch.zeros_like(self.labels)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return (logits.argmax(dim=1) != labels).to(logits.dtype)  # the only thing that it learns from the logits
+        return (logits.argmax(dim=1) != labels).to(logits.dtype)  # uses nothing else of the logits
 
     def propose(self, which: Tensor, turn: Tensor) -> Tensor:
         bisecting = self.bisecting[which]
         along = torch.where(bisecting.view(-1, 1, 1, 1), self.tried[which], self._flipped(which))
         self.tried[which] = along
         middle = (self.inner[which] + self.outer[which]) / 2
-        # a corner of the norm ball is at most the whole range away
+        # no pixel can change by more than the range
         asked = torch.where(bisecting, middle, self.radius[which].clamp(max=1))
         asked = torch.where(turn == 0, 0, asked)
         last = self._last(turn)
@@ -86,14 +86,14 @@ class _RayS(QueryAttack):
         return found
 
     def _last(self, turn: Tensor) -> Tensor:
-        """bool [A]: whether this query tries the full eps; with a single query there is none to spare."""
+        """bool [A]: whether this query tries the full eps; never the first query."""
         return (turn == self.config.queries - 1) & (turn > 0) & (not self.task.stop_at_success)
 
     def _at(self, which: Tensor, signs: Tensor, radius: Tensor) -> Tensor:
         return (self.images[which] + radius.view(-1, 1, 1, 1) * signs).clamp(0, 1)
 
     def _flipped(self, which: Tensor) -> Tensor:
-        """The best signs with one block turned: block number `block` of 2^level in the flattened image."""
+        """The best signs with one block flipped: block number `block` of 2^level in the flattened image."""
         length = self._length(which)
         start = (self.block[which] * length)[:, None]
         inside = (self.places >= start) & (self.places < start + length[:, None])
@@ -105,7 +105,7 @@ class _RayS(QueryAttack):
         return -(-self.size // blocks)  # rounded up
 
     def _next_block(self, which: Tensor) -> None:
-        """The next block of this level, or the first of the next; after single values the finest level comes again."""
+        """Moves to the next block of the level, then to the next level; the finest level (single values) repeats."""
         self.block[which] += 1
         over = which[self.block[which] * self._length(which) >= self.size]
         self.block[over] = 0

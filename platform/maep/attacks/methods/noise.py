@@ -1,4 +1,4 @@
-"""Random noise: the control that an attack must beat."""
+"""Random noise: the control that every attack must beat."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from maep.attacks.task import AttackTask
 
 @registry.attack("noise", norms=("Linf", "L2"), label="Noise", effort="draws", differentiates=False)
 def noise(task: AttackTask) -> Tensor:
-    """The draw of highest margin among `draws` on the surface of the norm ball, cut to [0, 1].
+    """The draw of highest margin among `draws` on the surface of the norm ball, clipped to [0, 1].
 
     Linf: every value +eps or -eps; L2: a Gaussian direction of length eps.
     """

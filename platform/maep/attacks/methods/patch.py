@@ -1,4 +1,4 @@
-"""An adversarial patch: a square of the image is painted freely, everything else stays."""
+"""An adversarial patch: one square of the image changes freely, the rest not at all."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maep import registry, seeding
-from maep.attacks.query_engine import Outcome, QueryAttack
-from maep.attacks.squares import squares
+from maep.attacks.query_engine import Outcome, QueryAttack, squares
 from maep.attacks.task import AttackTask
 
 
 @registry.attack("patch", norms=("patch",), label="Patch")
 def patch(task: AttackTask) -> Tensor:
-    """Images with a painted square of side eps x the shorter side (at least one pixel).
+    """Images with one changed square, of side eps x the shorter side (at least one pixel).
 
-    The square lies where the gradient of the cross-entropy at the image has the largest sum of absolute values; one
-    forward and backward pass finds it. Inside, PGD (Madry et al. 2018) over the whole range [0, 1]: `config.steps`
-    signed steps of `config.step_size` (None: 2.5 / steps) from a uniform draw, or from the image itself without
+    The square is placed where the gradient of the cross-entropy at the image has the largest sum of absolute values,
+    found by one forward and backward pass. Inside it, PGD (Madry et al. 2018) uses the whole range [0, 1]:
+    `config.steps` signed steps of `config.step_size` (None: 2.5 / steps) from a uniform draw, or from the image without
     `random_start`.
     """
-    return _Patch(task).run(task.config.steps + 2)  # the image itself, the start, and the result of each step
+    return _Patch(task).run(task.config.steps + 2)  # the image, the start, and the result of each step
 
 
 class _Patch(QueryAttack):

@@ -26,7 +26,7 @@ def pgd_cw(task: AttackTask) -> Tensor:
 
 
 class PGD:
-    """Section 2.1 of the paper: projected steps of one size from a random start."""
+    """Section 2.1 of the paper: projected steps of constant size from a random start."""
 
     first_counted = 0
 
@@ -34,10 +34,10 @@ class PGD:
         self.norm = NORMS[config.norm]
         self.eps, self.random_start = config.eps, config.random_start
         self.step_size = 2.5 * config.eps / config.steps if config.step_size is None else config.step_size
-        self.num_passes = config.steps + 1  # the last iterate is judged too
+        self.num_passes = config.steps + 1  # the last iterate is evaluated too
 
     def start(self, images: Tensor, keys: Tensor) -> Iterates:
-        """A random point of the norm ball, or the images themselves."""
+        """A random point of the norm ball, or the images."""
         return Iterates(self.norm.start(images, keys, self._eps(images)) if self.random_start else images.clone())
 
     def step(self, state: Iterates, images: Tensor, passes: Tensor, losses: Tensor, gradient: Tensor) -> Iterates:

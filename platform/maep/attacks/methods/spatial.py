@@ -1,4 +1,4 @@
-"""Rotations and translations (Engstrom et al. 2019, arXiv 1712.02779): the worst of a grid."""
+"""Rotations and translations (Engstrom et al. 2019, arXiv 1712.02779): the worst point of a grid."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ NUM_ROTATIONS, NUM_SHIFTS = 31, 5
 
 @registry.attack("spatial", norms=("spatial",), label="Spatial", effort=None, differentiates=False)
 def spatial(task: AttackTask) -> Tensor:
-    """The one of highest margin among 775 rotations and translations.
+    """The transformation of highest margin among 775 rotations and translations.
 
-    Rotated by up to 300 x eps degrees (at most 180) about the middle, then moved by up to eps x the side along each
-    axis: bilinear, one interpolation, black outside the image, as in the paper. The image itself is the
-    first of them. Nothing is drawn, so `keys` do not matter.
+    Each rotates by up to 300 x eps degrees (at most 180) about the centre, then shifts by up to eps x the side along
+    each axis, in one bilinear interpolation with black outside the image, as in the paper. The first is the image
+    itself. The attack draws nothing, so `keys` do not matter.
     """
     return _Grid(task).run(NUM_ROTATIONS * NUM_SHIFTS**2)
 
 
 def moved(images: Tensor, degrees: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """float [B, C, H, W], rotated counterclockwise, then moved by shares of height and width; each [B]."""
+    """float [B, C, H, W] rotated counterclockwise, then shifted by shares of height and width; arguments [B]."""
     height, width = images.shape[-2:]
     cos, sin = torch.cos(torch.deg2rad(degrees)), torch.sin(torch.deg2rad(degrees))
-    # the position in the original of each pixel of the result, in units of half a side
+    # the original position of each output pixel, in units of half a side
     x_offset, y_offset = -2 * right, -2 * down
     aspect = height / width
     along_x = torch.stack([cos, -sin * aspect, cos * x_offset - sin * aspect * y_offset], dim=1)
@@ -41,7 +41,7 @@ def moved(images: Tensor, degrees: Tensor, down: Tensor, right: Tensor) -> Tenso
     places = F.affine_grid(torch.stack([along_x, along_y], dim=1), list(images.shape), align_corners=False)
     shown = F.grid_sample(images, places, mode="bilinear", padding_mode="zeros", align_corners=False).clamp(0, 1)
     still = (degrees == 0) & (down == 0) & (right == 0)
-    return torch.where(still.view(-1, 1, 1, 1), images, shown)  # interpolation would round even the image itself
+    return torch.where(still.view(-1, 1, 1, 1), images, shown)  # interpolation would round even the unchanged image
 
 
 class _Grid(QueryAttack):
@@ -53,7 +53,7 @@ class _Grid(QueryAttack):
         angles[NUM_ROTATIONS // 2] = shifts[NUM_SHIFTS // 2] = 0  # exactly
         grid = torch.cartesian_prod(angles, shifts, shifts)
         distance = (grid.abs() / torch.tensor([degrees, shift, shift], dtype=torch.float64)).sum(dim=1)
-        # the image itself first, then the largest transformations, which succeed most often
+        # the image first, then the largest transformations, which succeed most often
         distance[distance == 0] = math.inf
         self.grid = grid[distance.argsort(descending=True, stable=True)].to(self.images)
 

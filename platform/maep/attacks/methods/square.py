@@ -1,8 +1,8 @@
 """Square Attack (Andriushchenko et al. 2020, arXiv 1912.00049): random search with squares, no gradient.
 
-Untargeted on the margin, in Linf (algorithm 2) and L2 (algorithm 3), with the schedule and the draws of the authors'
-code in AutoAttack, but for two: the authors draw one square and one set of signs for the whole batch each time, here
-every image has its own, from its key; and `queries` counts the start. Written by hand for speed.
+Untargeted on the margin, in Linf (algorithm 2) and L2 (algorithm 3), with the schedule and the distributions of the
+authors' code in AutoAttack. It differs in two points: each image draws its own square and signs from its key, where the
+authors draw one for the batch, and `queries` counts the start. Written by hand for speed.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ import torch
 from torch import Tensor
 
 from maep import registry, seeding
-from maep.attacks.query_engine import QueryAttack
-from maep.attacks.squares import squares
+from maep.attacks.query_engine import QueryAttack, squares
 from maep.attacks.task import AttackTask
 
 P_INIT = 0.8
 """Share of the pixels in the first squares."""
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""Queries after which that share halves (section 5). Not stretched to the budget, as in AutoAttack: so a run of fewer
-queries is the beginning of one of more."""
+"""Queries after which that share halves (section 5). As in AutoAttack, they do not scale with the budget, so a shorter
+run is the beginning of a longer one."""
 _TINY = 1e-12
 
 
@@ -55,7 +54,7 @@ class _Square(QueryAttack):
         return side
 
     def propose(self, which: Tensor, turn: Tensor) -> Tensor:
-        """The start for images that have had no turn, a square for the others."""
+        """The start for images in their first turn, one more square for the others."""
         start = turn == 0
         if start.all():
             return self._start(which)
@@ -78,21 +77,19 @@ class _Square(QueryAttack):
         return torch.where(draws < 0.5, -1.0, 1.0).to(self.images.dtype)
 
     def _corner(self, draws: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
-        """Upper row and left column, int64 [A] each, from draws [A, 2]; the last of each is never hit, as
-        in the authors' code.
-        """
+        """Top row and left column, int64 [A] each, from draws [A, 2]; as in the authors' code, never the last ones."""
         return (draws[:, 0] * (self.height - side)).long(), (draws[:, 1] * (self.width - side)).long()
 
 
 class _Linf(_Square):
     def _start(self, which: Tensor) -> Tensor:
-        """Vertical stripes of +-eps, one pixel wide, for each channel its own."""
+        """Vertical stripes of +-eps, one pixel wide, independent in each channel."""
         draws = seeding.uniform(seeding.mix(self.keys[which], 0), self.channels * self.width)
         stripes = self._signs(draws).view(-1, self.channels, 1, self.width)
         return (self.images[which] + self.config.eps * stripes).clamp(0, 1)
 
     def _change(self, which: Tensor, turn: Tensor) -> Tensor:
-        """One square moved by 2 eps up or down in each channel, and projected: so to one side of the norm ball."""
+        """One square set to +eps or -eps in each channel."""
         images, eps, side = self.images[which], self.config.eps, self.sides[turn]
         draws = seeding.uniform(seeding.mix(self.keys[which], turn), 2 + self.channels)
         inside = squares(images.shape[-2:], *self._corner(draws, side), side)
@@ -107,7 +104,7 @@ class _L2(_Square):
         return side + (side % 2 == 0)
 
     def _start(self, which: Tensor) -> Tensor:
-        """A grid of bumps, about five a side, whose signs and directions are drawn; then scaled to eps."""
+        """A grid of bumps, about five per side, of random sign and direction, scaled to eps."""
         side = max(self.height // 5, 1)
         rows, columns = self.height // side, self.width // side
         top = (self.height - 5 * side) // 2 if rows >= 5 else 0
@@ -124,7 +121,7 @@ class _L2(_Square):
         return self._scaled(which, delta)
 
     def _change(self, which: Tensor, turn: Tensor) -> Tensor:
-        """Windows of one size together: most images are at the same point of the schedule."""
+        """Computes windows of equal size together: most images are at the same point of the schedule."""
         candidates = torch.empty_like(self.images[which])
         sides = self.sides[turn]
         for side in torch.unique(sides).tolist():
@@ -133,7 +130,7 @@ class _L2(_Square):
         return candidates
 
     def _moved(self, which: Tensor, turn: Tensor, side: int) -> Tensor:
-        """The mass of one window goes into another, which gets a bump on top of what it has."""
+        """Moves the mass of one window into another, and adds a bump there."""
         images = self.images[which]
         delta = self.best[which] - images
         draws = seeding.uniform(seeding.mix(self.keys[which], turn), 5 + self.channels)
@@ -181,7 +178,7 @@ def _bump(side: int) -> Tensor:
 
 
 def _pyramid(height: int, width: int) -> Tensor:
-    """[height, width]: nested rectangles about the middle, each ring out lower by 1 / ring^2 (equation 2); length 1."""
+    """[height, width]: nested rectangles about the centre, ring after ring adding 1 / ring^2 (equation 2); length 1."""
     pyramid = torch.zeros(height, width)
     top, left = height // 2, width // 2
     for ring in range(max(top, left) + 1):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from maep import seeding
 from maep.data.pack.archive import Archive
 from maep.data.reading.class_folder import index_of
-from maep.data.reading.manifest import manifest_name
+from maep.data.reading.parquet import manifest_name
 from maep.data.sets.imagenet import synsets
 from maep.errors import ConfigError, DataError, few
 

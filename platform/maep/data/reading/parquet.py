@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +28,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from maep import storage
-from maep.data.reading import manifest, store
+from maep.data.reading import store
 from maep.data.reading.shards import EncodedGroup, Shards
 from maep.data.reading.store import StoredFile
 from maep.errors import DataError
@@ -93,9 +96,9 @@ def find_parquet(
     for folder in folders:
         found = store.list_files(folder, timeout_s, f"{part}*.parquet")
         if found:
-            packed = manifest.read_manifest(folder, part, timeout_s)
+            packed = _read_manifest(folder, part, timeout_s)
             if packed is not None:
-                manifest.refuse_unlike(packed, folder, {file.name: file.size for file in found})
+                _refuse_unlike(packed, folder, found)
             return open_parquet(name, classes, folder, found, timeout_s)
     return None
 
@@ -124,8 +127,8 @@ def open_parquet(
         each = list(pool.map(opened, range(len(found))))
     table = np.array([group for groups, _ in each for group in groups], dtype=np.int64)
     identity = repr([(file.name, file.size) for file in found]).encode() + np.ascontiguousarray(table, "<i8").tobytes()
-    packed = manifest.read_manifest(storage.join(root, *PurePosixPath(found[0].name).parts[:-1]), "train", timeout_s)
-    if packed is not None and manifest.sizes(packed).keys() == {PurePosixPath(file.name).name for file in found}:
+    packed = _read_manifest(storage.join(root, *PurePosixPath(found[0].name).parts[:-1]), "train", timeout_s)
+    if packed is not None and _listed(packed).keys() == {PurePosixPath(file.name).name for file in found}:
         identity = packed
     return ParquetShards(
         name=name,
@@ -137,6 +140,38 @@ def open_parquet(
         groups=table,
         indexed=all(indexed for _, indexed in each),
     )
+
+
+def manifest_name(part: str) -> str:
+    """File name of the manifest that `maep data pack` writes beside the files of a part, train or val."""
+    return f"{part}-manifest.json"
+
+
+def _read_manifest(folder: str, part: str, timeout_s: float) -> bytes | None:
+    """The manifest of a part in `folder`; None if there is none."""
+    with suppress(DataError):
+        return store.read_bytes(storage.join(folder, manifest_name(part)), timeout_s)
+    return None
+
+
+def _listed(manifest: bytes) -> dict[str, int | None]:
+    """Bytes of each file that the manifest lists, None if it gives no size; empty if the manifest is damaged."""
+    try:
+        entries: dict[str, dict[str, Any]] = json.loads(manifest)["files"]
+        return {name: entry.get("size") for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _refuse_unlike(manifest: bytes, folder: str, found: Sequence[StoredFile]) -> None:
+    """Raises DataError if a listed file is missing from those `found` in `folder`, or of another size."""
+    present = {file.name: file.size for file in found}
+    for name, size in _listed(manifest).items():
+        cure = "fetch it again, or pack again with `maep data pack`"
+        if name not in present:
+            raise DataError(f"{folder}/{name} is missing, though the manifest lists it: {cure}")
+        if size is not None and present[name] != size:
+            raise DataError(f"{folder}/{name} has {present[name]:,} bytes, the manifest says {size:,}: {cure}")
 
 
 def _columns(source: pq.ParquetFile, path: str, group: int) -> dict[str, pa.ChunkedArray]:

@@ -1,7 +1,7 @@
-"""The architectures of classifiers that maep trains itself: a family's name, a depth and a width make a module.
+"""Architectures of the classifiers that maep trains: a family, a depth and a width make a module.
 
-All take normalised images [B, 3, H, W] of any size from 8 pixels on and give logits. In each, the batch norm `bnK` of
-a module follows its convolution `convK`: folding goes by that.
+All map normalised images [B, 3, H, W], at least 8 pixels a side, to logits. In each, the batch norm `bnK` of a module
+follows its convolution `convK`; `fold` relies on that.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ThinVgg(nn.Module):
     """A VGG (Simonyan and Zisserman 2015, arXiv 1409.1556) with batch norm, thin and pooled early; depth 3n + 2.
 
     One 3x3 convolution at full resolution, then three stages of n with 2, 4 and 8 times its channels, max pooling
-    before each; the mean over the last map and one linear layer. No shortcuts: nothing of a ResNet but convolutions.
+    before each; the mean over the last map and one linear layer. No shortcuts.
     """
 
     def __init__(self, depth: int, num_classes: int = 10, width: int = 24) -> None:
@@ -104,7 +104,7 @@ _FAMILIES: dict[str, type[CifarResNet | ThinVgg]] = {"resnet": CifarResNet, "vgg
 
 
 def build(values: Mapping[str, Any]) -> nn.Module:
-    """The module that `values` describe: depth, num_classes, width, and family (resnet where it is not named).
+    """The module that `values` describe: depth, num_classes, width and family (default: resnet).
 
     Raises ValueError for an unknown family or shape, TypeError for other keys.
     """
@@ -118,7 +118,7 @@ def build(values: Mapping[str, Any]) -> nn.Module:
 def fold(model: nn.Module) -> None:
     """Folds the batch norms of a frozen model of these families into its convolutions, in place.
 
-    The same function, fewer passes; any other model is left as it is, for nothing is known of its order.
+    It computes the same function in fewer operations. Any other model is left unchanged, since its order is not known.
     """
     if not isinstance(model, tuple(_FAMILIES.values())):
         return

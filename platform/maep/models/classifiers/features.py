@@ -1,4 +1,4 @@
-"""The last features of any classifier, beside its logits, from one pass."""
+"""The last features of any classifier and its logits, from one forward pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def logits_and_features(classifier: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [B, classes], and what the classifier's last linear or convolutional layer was given, [B, features]."""
+    """Logits [B, classes], and the input of the classifier's last linear or convolutional layer, [B, features]."""
     layers = [module for module in classifier.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     assert layers, "a classifier without a linear or convolutional layer has no features"
     seen: list[Tensor] = []

@@ -1,6 +1,6 @@
-"""The classifiers that purifiers protect: images in [0, 1] to logits, normalisation inside, frozen.
+"""Load protected classifiers: frozen modules from images in [0, 1] to logits, with their normalisation inside.
 
-A classifier is named by a spec:
+A spec names a classifier:
 `cifar10_resnet20|44|56` and `imagenet_squeezenet1_0` (weights under `<data root>/weights`), `timm:NAME`,
 `torchvision:NAME`, `import:package.module:factory` (any function or class that returns an `nn.Module`),
 or a folder that `maep classifier train` wrote.
@@ -36,9 +36,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Classifier(nn.Module):
     """float [B, 3, H, W] in [0, 1] -> logits [B, classes].
 
-    `name` and `sha256` identify it in results; `classes` are its classes' names, empty where it knows none.
-    `sha256` covers what decides its answers, as it was before batch norms were folded: the weights, the normalisation,
-    the structure and, where the model's code is the user's own, `code`, the text of it.
+    `name` and `sha256` identify it in results; `classes` names its classes, and is empty if they have no names.
+    `sha256` covers everything that decides the logits, as it was before batch norms were folded: the weights, the
+    normalisation, the structure and, for a user's own model, the source `code`.
     """
 
     mean: Tensor
@@ -73,22 +73,22 @@ def weights_sha256(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
-        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)  # NumPy knows no bfloat16
+        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)  # NumPy has no bfloat16
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()
 
 
 def structure(model: nn.Module) -> str:
-    """The model as torch prints it, without the addresses of objects, which differ from process to process."""
+    """The model as torch prints it, without object addresses, which differ from process to process."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(model))
 
 
 def load_classifier(spec: str, root: str | Path = "data") -> Classifier:
-    """The classifier that `spec` names (see the module's text), in eval mode, frozen, batch norms folded.
+    """The classifier that `spec` names (see the module), in eval mode, frozen, batch norms folded.
 
-    `root` is the data root, whose folder `weights` holds the named ones.
-    Raises ConfigError for an unknown name, DataError for missing or foreign weights, ArtifactError for a folder that
-    does not hold a classifier, UnavailableError for weights that cannot be downloaded.
+    `root` is the data root; its folder `weights` holds the weights of named classifiers.
+    Raises ConfigError for an unknown name, DataError for missing weights or those of another model, ArtifactError for
+    a folder without a classifier, UnavailableError for weights that cannot be downloaded.
     """
     scheme, colon, rest = spec.partition(":")
     if spec in _NAMED:
@@ -99,12 +99,12 @@ def load_classifier(spec: str, root: str | Path = "data") -> Classifier:
         classifier = _from_artifact(artifact.read(spec))
     else:
         known = [*_NAMED, "timm:NAME", "torchvision:NAME", "import:package.module:factory"]
-        raise ConfigError(f"classifier {spec!r} is not known and no folder: {nearest(spec, known)}")
-    return fold_batch_norm(classifier.eval()).eval().requires_grad_(False)  # what folding puts in is new
+        raise ConfigError(f"classifier {spec!r} is neither known nor a folder: {nearest(spec, known)}")
+    return fold_batch_norm(classifier.eval()).eval().requires_grad_(False)  # folding adds new modules
 
 
 def fold_batch_norm(classifier: Classifier) -> Classifier:
-    """Folds the batch norms of a frozen classifier of our own families: the same function, fewer passes."""
+    """Folds the batch norms of a frozen classifier of maep's own families."""
     fold(classifier.model)
     return classifier
 
@@ -138,7 +138,7 @@ _NAMED: dict[str, tuple[str, Callable[[], nn.Module], Callable[[], tuple[str, ..
 
 
 def weights_file(spec: str, root: Path) -> Path | None:
-    """Where the weights of a named classifier lie below the data root; None for any other spec."""
+    """Path of the weights of a named classifier below the data root; None for any other spec."""
     return root / "weights" / _NAMED[spec][0] if spec in _NAMED else None
 
 
@@ -154,12 +154,12 @@ def _named(name: str, root: Path) -> Classifier:
     model = factory()
     try:
         missing, unexpected = model.load_state_dict(load_file(path), strict=False)
-    except Exception as error:  # safetensors has no error class of its own that covers a truncated file
+    except Exception as error:  # safetensors has no one error class for damaged files
         raise DataError(f"{path} does not hold the weights of {name}: {_one_line(error)}: fetch it again") from None
     lacking = [key for key in missing if not key.endswith("num_batches_tracked")]
     if lacking or unexpected:
-        what = f"lacks {lacking[0]!r}" if lacking else f"holds {unexpected[0]!r}, which is no part"
-        raise DataError(f"{path} {what} of {name}: it is another model's, fetch it again")
+        what = f"lacks {lacking[0]!r} of" if lacking else f"holds {unexpected[0]!r}, which is not part of"
+        raise DataError(f"{path} {what} {name}: it holds another model's weights, fetch it again")
     if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):
         raise DataError(f"{path} holds NaN or infinity: it is damaged, fetch it again")
     return Classifier(model, name, IMAGENET_MEAN, IMAGENET_STD, classes())
@@ -168,7 +168,7 @@ def _named(name: str, root: Path) -> Classifier:
 def _timm(name: str) -> Classifier:
     import timm
 
-    if not timm.is_model(name):  # a tag after a dot names one of several sets of weights
+    if not timm.is_model(name):  # a tag after the dot selects one of several sets of weights
         raise ConfigError(f"classifier 'timm:{name}' is not known: {nearest(name, timm.list_models())}")
     if "." in name and name not in (tagged := timm.list_pretrained(f"{name.partition('.')[0]}.*")):
         raise ConfigError(f"classifier 'timm:{name}' has no such weights: {nearest(name, tagged)}")
@@ -182,7 +182,7 @@ def _timm(name: str) -> Classifier:
 def _torchvision(name: str) -> Classifier:
     from torchvision import models
 
-    options = models.list_models(module=models)  # no detectors, segmenters or video models
+    options = models.list_models(module=models)  # classifiers only: no detectors, segmenters or video models
     if name not in options:
         raise ConfigError(f"classifier 'torchvision:{name}' is not known: {nearest(name, options)}")
     weights = models.get_model_weights(name).DEFAULT
@@ -196,22 +196,21 @@ def _torchvision(name: str) -> Classifier:
 def _downloaded(name: str, create: Callable[[], nn.Module]) -> nn.Module:
     try:
         return create()
-    except OSError as error:  # what urllib's, requests' and huggingface_hub's errors have in common
+    except OSError as error:  # the common base of errors from urllib, requests and huggingface_hub
         raise UnavailableError(
             f"classifier {name!r}: its weights cannot be downloaded ({_one_line(error)}): connect to the network once,"
-            " copy its cache from a machine that is connected, or use import:package.module:factory with weights of"
-            " your own"
+            " copy the cache from a connected machine, or use import:package.module:factory with your own weights"
         ) from None
 
 
 def _imported(path: str) -> Classifier:
     module, colon, factory = path.partition(":")
     if not colon or not module or not factory:
-        raise ConfigError(f"classifier 'import:{path}' is written import:package.module:factory")
+        raise ConfigError(f"classifier 'import:{path}' is incomplete: write import:package.module:factory")
     where = f"classifier 'import:{path}'"
     try:
         found = importlib.import_module(module)
-    except Exception as error:  # whatever the user's code does wrong
+    except Exception as error:  # anything may fail in the user's code
         reason = _one_line(error)
         raise ConfigError(f"{where}: {module} cannot be imported ({reason}): install it or set PYTHONPATH") from None
     if not hasattr(found, factory):
@@ -219,7 +218,9 @@ def _imported(path: str) -> Classifier:
     made = getattr(found, factory)
     if not isinstance(made, nn.Module):
         if not callable(made):
-            raise ConfigError(f"{where}: {factory} is a {type(made).__name__}: name a function that returns a model")
+            raise ConfigError(
+                f"{where}: {factory} is of type {type(made).__name__}: name a function that returns a model"
+            )
         try:
             made = made()
         except Exception as error:
@@ -227,12 +228,12 @@ def _imported(path: str) -> Classifier:
                 f"{where}: calling {factory}() failed: {type(error).__name__}: {_one_line(error)}"
             ) from error
     if not isinstance(made, nn.Module):
-        raise ConfigError(f"{where}: {factory}() gave a {type(made).__name__}, not a torch nn.Module")
+        raise ConfigError(f"{where}: {factory}() returned {type(made).__name__}, not a torch nn.Module")
     return Classifier(made, f"import:{path}", code=f"import:{path}\n{_code(made, found)}")
 
 
 def _code(model: nn.Module, module: ModuleType) -> str:
-    """The text of the modules that define `model` and its parts, torch's own left out; '' for what has no text."""
+    """The source of the modules that define `model` and its parts, without torch's; '' for a module without source."""
     names = {module.__name__} | {type(part).__module__ for part in model.modules()}
     texts = []
     for name in sorted(name for name in names if name.partition(".")[0] != "torch"):
@@ -255,7 +256,7 @@ _SCHEMES: dict[str, Callable[[str], Classifier]] = {"timm": _timm, "torchvision"
 
 
 def _from_artifact(source: artifact.Artifact) -> Classifier:
-    """What `maep classifier train` wrote: name, model (see `families.build`), mean, std and classes."""
+    """A folder of `maep classifier train`: name, model (see `architectures.build`), mean, std and classes."""
     if source.kind != "classifier":
         raise ArtifactError(f"{source.folder} holds a {source.kind}, not a classifier")
     values = source.config

@@ -1,1 +1,1 @@
-"""One file a purifier family: its configuration, which imports no torch, and the function that builds it."""
+"""Purifier families, one file each: the configuration, which imports no torch, and the function that builds it."""

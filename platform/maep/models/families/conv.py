@@ -1,4 +1,4 @@
-"""A residual U-Net: the convolutional rival that every masked autoencoder is compared with."""
+"""A residual U-Net, the convolutional comparison for masked autoencoders."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ConvConfig:
     blocks: int = config.key(2, "Residual blocks at each level.", decides=True)
 
     def __post_init__(self) -> None:
-        """Raises ValueError for images that the levels do not divide."""
+        """Raises ValueError unless every level has whole pixels."""
         stride = 2 ** (len(self.channels) - 1)
         if not self.channels or any(count < 1 for count in self.channels) or self.blocks < 1:
             raise ValueError("channels and blocks must be at least 1")

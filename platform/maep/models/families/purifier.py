@@ -34,7 +34,7 @@ class PurifierConfig:
     stem_blocks: int = config.key(2, "Residual blocks at each level of the stem.", decides=True)
 
     def __post_init__(self) -> None:
-        """Raises ValueError for ratios outside [0, 1), and for a stem deeper than the patches."""
+        """Raises ValueError for a `mask_ratio` outside [0, 1) and for a stem with more levels than a patch can hold."""
         if not 0 <= self.mask_ratio < 1:
             raise ValueError(f"mask_ratio: {self.mask_ratio} must be in [0, 1)")
         if self.num_masks < 1 or (self.num_masks > 1 and self.mask_ratio == 0):

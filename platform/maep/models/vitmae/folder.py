@@ -1,7 +1,7 @@
-"""Hugging Face's folder of a ViTMAE (`config.json`, `model.safetensors`) as an artifact of kind `mae`, and back.
+"""Convert Hugging Face's ViTMAE folders (`config.json`, `model.safetensors`) to artifacts of kind `mae`, and back.
 
-Nothing of transformers is imported, and no pickle is read. What the images were normalised with stands in
-`preprocessor_config.json`; it is folded into the weights (maep.models.vitmae.weights), because ours take plain pixels.
+It imports nothing from transformers and reads no pickle. `preprocessor_config.json` holds the normalisation of the
+images; it is folded into the weights (maep.models.vitmae.weights), because maep's models take plain pixels.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from maep.models.vitmae.weights import from_vitmae, to_vitmae
 CONFIG, WEIGHTS, IMAGES = "config.json", "model.safetensors", "preprocessor_config.json"
 _PICKLE = "pytorch_model.bin"
 
-_DEFAULTS = {  # transformers' ViTMAEConfig: its files may leave out what is as here
+_DEFAULTS = {  # of transformers' ViTMAEConfig; its files may omit them
     "image_size": 224,
     "patch_size": 16,
     "num_channels": 3,
@@ -56,11 +56,11 @@ _SAME = {  # ours: theirs
     "norm_eps": "layer_norm_eps",
 }
 _FIXED = {"num_channels": 3, "hidden_act": "gelu", "qkv_bias": True}
-"""What MaskedAutoencoder has one form of."""
+"""Settings for which MaskedAutoencoder supports one value only."""
 
 
 def is_vitmae(folder: str | Path) -> bool:
-    """Whether `folder` is Hugging Face's of a ViTMAE, and no artifact."""
+    """Whether `folder` holds a ViTMAE of Hugging Face, and not an artifact."""
     root = Path(folder)
     if (root / artifact.MANIFEST).exists() or not (root / CONFIG).is_file():
         return False
@@ -70,13 +70,14 @@ def is_vitmae(folder: str | Path) -> bool:
 def import_vitmae(folder: str | Path, out: str | Path) -> Artifact:
     """Writes the ViTMAEForPreTraining in `folder` to `out` as an artifact of kind `mae`, its weights as float32.
 
-    Without `preprocessor_config.json`, ImageNet's mean and std are taken, those of the published models, with a
-    warning. Raises ArtifactError for what is no ViTMAE, is pickled, or has a form that ours has not, and for an `out`
-    that holds something already.
+    Without `preprocessor_config.json` it assumes ImageNet's mean and std, as in the published models, and warns. Raises
+    ArtifactError for a folder without a ViTMAE, pickled weights, unsupported settings, and an `out` that is not empty.
     """
     root = Path(folder)
     if not is_vitmae(root):
-        raise ArtifactError(f"{root} holds no {CONFIG} of model_type vit_mae: give a folder of a ViTMAEForPreTraining")
+        raise ArtifactError(
+            f"{root} holds no {CONFIG} of model_type vit_mae: name the folder of a ViTMAEForPreTraining"
+        )
     _refuse_taken(Path(out))
     values = _DEFAULTS | _json(root / CONFIG)
     model = _model_config(values, root)
@@ -104,13 +105,15 @@ def import_vitmae(folder: str | Path, out: str | Path) -> Artifact:
 
 
 def export_vitmae(source: Artifact, folder: str | Path) -> Path:
-    """Writes an artifact of kind `mae` to `folder` as `ViTMAEForPreTraining.from_pretrained(folder)` reads it.
+    """Writes an artifact of kind `mae` to `folder`, for `ViTMAEForPreTraining.from_pretrained(folder)`.
 
-    Its images are plain pixels in [0, 1], as `preprocessor_config.json` says there. Raises ArtifactError for an
-    artifact of another kind, an image that is not square, or a folder that holds something already.
+    Images are plain pixels in [0, 1], and `preprocessor_config.json` says so. Raises ArtifactError for an artifact of
+    another kind, images that are not square, and a folder that is not empty.
     """
     if source.kind != "mae":
-        raise ArtifactError(f"{source.folder} holds a {source.kind}: only an autoencoder of maep pretrain is a ViTMAE")
+        raise ArtifactError(
+            f"{source.folder} holds a {source.kind}: only an autoencoder of maep pretrain can become a ViTMAE"
+        )
     root = Path(folder)
     _refuse_taken(root)
     model = load_weights(build_model(source.config["model"]), source)
@@ -118,7 +121,7 @@ def export_vitmae(source: Artifact, folder: str | Path) -> Path:
     ours = model.config
     height, width = ours.image_size
     if height != width:
-        raise ArtifactError(f"{source.folder} is of {height}x{width} images: ViTMAE knows square ones only")
+        raise ArtifactError(f"{source.folder} takes images of {height}x{width}: ViTMAE takes square ones only")
     trained = source.config.get("train", {})
     values = _DEFAULTS | {theirs: getattr(ours, mine) for mine, theirs in _SAME.items()}
     values |= {"image_size": height, "mask_ratio": trained.get("mask_ratio", _DEFAULTS["mask_ratio"])}
@@ -146,7 +149,7 @@ def export_vitmae(source: Artifact, folder: str | Path) -> Path:
 
 def _refuse_taken(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
-        raise ArtifactError(f"{folder} holds something already: name another folder")
+        raise ArtifactError(f"{folder} is not empty: name another folder")
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -155,14 +158,14 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise ArtifactError(f"{path} is no JSON object: it is not a file of transformers")
+        raise ArtifactError(f"{path} holds no JSON object: transformers did not write it")
     return values
 
 
 def _model_config(values: Mapping[str, Any], root: Path) -> MaeConfig:
     for key, wanted in _FIXED.items():
         if values[key] != wanted:
-            raise ArtifactError(f"{root / CONFIG}: {key} is {values[key]!r}, maep knows {wanted!r} only")
+            raise ArtifactError(f"{root / CONFIG}: {key} is {values[key]!r}, maep supports {wanted!r} only")
     ratio = values["intermediate_size"] / values["hidden_size"]
     if int(values["decoder_hidden_size"] * ratio) != values["decoder_intermediate_size"]:
         raise ArtifactError(
@@ -174,11 +177,11 @@ def _model_config(values: Mapping[str, Any], root: Path) -> MaeConfig:
 
 
 def _normalisation(root: Path) -> tuple[list[float], list[float]]:
-    """Mean and std (RGB, of pixels in [0, 1]) of the images that the weights take."""
+    """Mean and std (RGB, of pixels in [0, 1]) with which the model's images are normalised."""
     path = root / IMAGES
     if not path.is_file():
         warnings.warn(
-            f"{root} holds no {IMAGES}: its images are taken to be normalised with ImageNet's mean and std",
+            f"{root} holds no {IMAGES}: assuming images normalised with ImageNet's mean and std",
             stacklevel=3,
         )
         return list(IMAGENET_MEAN), list(IMAGENET_STD)

@@ -1,13 +1,13 @@
-"""Weights of Hugging Face's ViTMAEForPreTraining as those of a MaskedAutoencoder, and back; nothing is imported for it.
+"""Convert weights of Hugging Face's ViTMAEForPreTraining to those of a MaskedAutoencoder, and back.
 
-The two compute the same function, except that ViTMAE takes normalised pixels (x - mean) / std and predicts such
-pixels, while ours are plain pixels in [0, 1]: `mean` and `std` are folded into the patch projection and the pixel
-head. A ViTMAE that was trained with `norm_pix_loss` predicts each patch up to a mean and a scale that are not in
-its weights; its encoder is taken over exactly, but its pixel head paints such patches only.
+The two compute the same function, except for the pixels: ViTMAE takes and predicts normalised pixels (x - mean) / std,
+maep's model plain pixels in [0, 1]. `mean` and `std` are therefore folded into the patch projection and the pixel head.
+A ViTMAE trained with `norm_pix_loss` predicts each patch up to a mean and a scale that its weights do not hold: its
+encoder is converted exactly, but its pixel head still predicts such normalised patches.
 
-Layers are named in three ways, all read here: as in the published files (`vit.encoder.layer.0.attention.attention.
-query`, `decoder.decoder_layers.0...`), and as transformers 5 names them in memory (`vit.layers.0.attention.q_proj`)
-and in files (`decoder.decoder_encoder.layer.0...`). The published names are written.
+It reads three naming schemes: that of the published files (`vit.encoder.layer.0.attention.attention.query`,
+`decoder.decoder_layers.0...`), and those of transformers 5 in memory (`vit.layers.0.attention.q_proj`) and in files
+(`decoder.decoder_encoder.layer.0...`). It writes the published names.
 Set `norm_eps` to ViTMAE's `layer_norm_eps`, 1e-12.
 """
 
@@ -68,17 +68,17 @@ def from_vitmae(
     mean: Sequence[float] = _PLAIN_MEAN,
     std: Sequence[float] = _PLAIN_STD,
 ) -> dict[str, Tensor]:
-    """The state dict of `MaskedAutoencoder(config)` from ViTMAEForPreTraining's; dtypes stay.
+    """The state dict of `MaskedAutoencoder(config)`, from that of a ViTMAEForPreTraining, in its dtypes.
 
-    `mean` and `std` (RGB, [0, 1]) are what its images were normalised with.
-    Raises ArtifactError for weights that are missing, of another shape than `config` says, or left over, and for
+    Its images were normalised with `mean` and `std` (RGB, [0, 1]).
+    Raises ArtifactError for weights that are missing, left over, or of a shape other than in `config`, and for
     positions other than ViTMAE's fixed sines and cosines.
     """
     left = {_published(name): tensor for name, tensor in state_dict.items()}
 
     def take(name: str, *shape: int) -> Tensor:
         if name not in left:
-            raise ArtifactError(f"ViTMAE weights lack {name!r}: give those of a ViTMAEForPreTraining of this depth")
+            raise ArtifactError(f"ViTMAE weights lack {name!r}: they must be of a ViTMAEForPreTraining of this depth")
         tensor = left.pop(name)
         if shape and tuple(tensor.shape) != shape:
             raise ArtifactError(f"ViTMAE weights {name!r} have shape {list(tensor.shape)}, not {list(shape)}")
@@ -99,7 +99,7 @@ def from_vitmae(
             for leaf in ("weight", "bias"):
                 weights[f"{prefix}.{i}.attn.qkv.{leaf}"] = torch.cat([take(f"{theirs}.{x}.{leaf}") for x in _QKV])
     if left:
-        raise ArtifactError(f"ViTMAE weights hold {sorted(left)[0]!r}, which a model of this depth has no place for")
+        raise ArtifactError(f"ViTMAE weights hold {sorted(left)[0]!r}, which is not part of a model of this depth")
     projection = weights["patch_embed.weight"]
     weights["patch_embed.weight"] = projection.permute(0, 2, 3, 1).reshape(len(projection), -1)
     return _scaled(weights, config, mean, std)
@@ -111,7 +111,7 @@ def to_vitmae(
     mean: Sequence[float] = _PLAIN_MEAN,
     std: Sequence[float] = _PLAIN_STD,
 ) -> dict[str, Tensor]:
-    """The inverse of `from_vitmae`: ViTMAEForPreTraining's state dict, by the published names."""
+    """The inverse of `from_vitmae`: the state dict of a ViTMAEForPreTraining, under the published names."""
     back = [-m / s for m, s in zip(mean, std, strict=True)], [1 / s for s in std]
     weights = _scaled(state_dict, config, *back)
     projection = weights["patch_embed.weight"]
@@ -120,7 +120,7 @@ def to_vitmae(
     result = {theirs: weights[ours] for ours, theirs in _OUTSIDE.items()}
     for name, key in _POSITIONS.items():
         table = sincos_positions(getattr(config, key), config.grid).to(projection)
-        result[name] = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)  # the class token stands nowhere
+        result[name] = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)  # the class token has no position
     for prefix, depth, _ in _stacks(config):
         for i in range(depth):
             theirs = f"{_BLOCKS[prefix]}.{i}"
@@ -143,7 +143,7 @@ def _stacks(config: MaeConfig) -> tuple[tuple[str, int, int], ...]:
 
 
 def _check_positions(name: str, given: Tensor, ours: Tensor) -> None:
-    """Ours are computed, not stored: others would be lost."""
+    """MaskedAutoencoder computes positions and does not store them, so other positions would be lost."""
     expected = [1, ours.shape[1] + 1, ours.shape[2]]
     if list(given.shape) != expected:
         raise ArtifactError(
@@ -156,7 +156,7 @@ def _check_positions(name: str, given: Tensor, ours: Tensor) -> None:
 def _scaled(
     weights: Mapping[str, Tensor], config: MaeConfig, mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, Tensor]:
-    """Weights for pixels x, from those for (x - mean) / std. Patches run over row, column, channel."""
+    """Weights for pixels x, from those for (x - mean) / std. Values of a patch are in row, column, channel order."""
     dtype = weights["patch_embed.weight"].dtype
     means = torch.tensor(mean, dtype=torch.float64).repeat(config.patch_size**2)
     stds = torch.tensor(std, dtype=torch.float64).repeat(config.patch_size**2)
