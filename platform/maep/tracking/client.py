@@ -1,6 +1,6 @@
-"""Connect to MLflow: create the default SQLite store once; name a server that does not answer in one line, quickly.
+"""Connect to MLflow: create the default SQLite store once, and fail within seconds where a server does not answer.
 
-MLflow is imported inside functions: the import takes seconds, and a training without tracking does not need it.
+MLflow is imported inside functions, because it takes seconds and training without tracking does not need it.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def absolute(config: TrackingConfig) -> TrackingConfig:
 
 
 def connect(config: TrackingConfig) -> Any:
-    """An `MlflowClient` of a store that answers; a SQLite file is created if it does not exist.
+    """An `MlflowClient` for a store that answers. Creates a SQLite file that does not exist.
 
     Raises UnavailableError within about ten seconds where the store does not answer.
     """
@@ -112,7 +112,9 @@ def experiment(client: Any, config: TrackingConfig) -> Any:
     with translated(config.store):
         found = client.get_experiment_by_name(name)
         if found is None:
-            found = _create_experiment(client, name, _location(config))
+            with ignore_existing():
+                client.create_experiment(name, artifact_location=_location(config))
+            found = client.get_experiment_by_name(name)
     if found.lifecycle_stage != "active":
         raise ConfigError(f"tracking.experiment: {name!r} was deleted in MLflow: restore it or choose another name")
     return found
@@ -145,11 +147,27 @@ def make_store(database: Path) -> None:
 @contextmanager
 def translated(uri: str) -> Iterator[None]:
     """Turns exceptions of MLflow and its database into an UnavailableError that names `uri`, without its secrets."""
-    mlflow_error = _exceptions()
+    prepare_environment()
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
     try:
         yield
-    except mlflow_error as error:
+    except (MlflowException, RequestException, SQLAlchemyError) as error:
         raise UnavailableError(_complaint(uri, error)) from None
+
+
+@contextmanager
+def ignore_existing() -> Iterator[None]:
+    """Ignores MLflow's error for creating what exists: another process may have created it at the same time."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 def reason(error: BaseException) -> str:
@@ -200,15 +218,6 @@ def _not_a_retry(record: logging.LogRecord) -> bool:
     return not (record.msg.startswith("Retrying") and "/mlflow" in record.getMessage())
 
 
-def _exceptions() -> tuple[type[Exception], ...]:
-    prepare_environment()
-    from mlflow.exceptions import MlflowException
-    from requests import RequestException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return MlflowException, RequestException, SQLAlchemyError
-
-
 def _complaint(uri: str, error: Exception) -> str:
     text = reason(error)
     cure = "start it, or --tracking.enabled false"
@@ -241,17 +250,6 @@ def _location(config: TrackingConfig) -> str | None:
     if config.store.startswith(_SQLITE):
         return str(Path(config.store.removeprefix(_SQLITE)).parent / "artifacts" / config.experiment)
     return None
-
-
-def _create_experiment(client: Any, name: str, location: str | None) -> Any:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_experiment(client.create_experiment(name, artifact_location=location))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # by another process at the same time
-            raise
-        return client.get_experiment_by_name(name)
 
 
 def _migrate(uri: str) -> None:

@@ -31,7 +31,7 @@ class Refused(Exception):
 class MetricQueue:
     """A bounded queue in front of `send(points)`, which may raise any exception while the server does not answer.
 
-    Above `capacity` every second logged step is dropped, so that a long outage costs resolution and not memory.
+    Above `capacity` it drops every second logged step, so that a long outage costs resolution, not memory.
     """
 
     def __init__(
@@ -104,7 +104,9 @@ class MetricQueue:
                 _log.warning("MLflow rejected %d metric values: %s", len(batch), error)
             except Exception as error:  # training continues through any outage
                 failures += 1
-                self._warn_once(error)
+                if not self._away:
+                    self._away = True
+                    _log.warning("MLflow at %s does not answer, buffering metrics: %s", self._where, error)
                 continue
             failures = 0
             self._sent(batch)
@@ -115,10 +117,9 @@ class MetricQueue:
             self._changed.wait_for(lambda: self._closed or self._hurry, min(self._longest_wait, 0.5 * 2**failures))
             if self._hurry:
                 self._changed.wait_for(lambda: self._closed, 1.0)
-        elif len(self._points) < self._batch_size and not (self._hurry and self._points):
-            enough = self._batch_size
+        else:
             self._changed.wait_for(
-                lambda: self._closed or len(self._points) >= enough or (self._hurry and bool(self._points)),
+                lambda: self._closed or len(self._points) >= self._batch_size or (self._hurry and bool(self._points)),
                 self._interval,
             )
 
@@ -133,11 +134,6 @@ class MetricQueue:
         if self._away:
             self._away = False
             _log.warning("MLflow at %s answers again; sending %d buffered values", self._where, left)
-
-    def _warn_once(self, error: Exception) -> None:
-        if not self._away:
-            self._away = True
-            _log.warning("MLflow at %s does not answer, buffering metrics: %s", self._where, error)
 
 
 def thin(points: Sequence[MetricPoint]) -> list[MetricPoint]:

@@ -11,13 +11,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from maep import storage
-from maep.errors import ArtifactError, UnavailableError
+from maep.errors import ArtifactError, ConfigError, UnavailableError
 from maep.tracking import artifact_store
 from maep.tracking import client as mlflow_client
 from maep.tracking.checkpoints import Checkpoint, checkpoints, to_tags
 from maep.tracking.client import TrackingConfig, hide_secrets
 from maep.tracking.metric_queue import MetricPoint, MetricQueue, Refused
-from maep.tracking.system import PREFIX, SystemMetrics, monitors
 
 if TYPE_CHECKING:
     from maep.artifact import Artifact
@@ -28,7 +27,7 @@ _log = logging.getLogger("maep.tracking")
 
 
 class Run:
-    """The run of a training, search or evaluation. This class records nothing: it serves `tracking.enabled: false`."""
+    """The run of a training, search or evaluation. This class records nothing, for `tracking.enabled: false`."""
 
     run_id: str | None = None
     """MLflow's id; None where tracking is off."""
@@ -46,7 +45,7 @@ class Run:
         """Uploads an artifact, manifest last, and records its URI, sha256, samples seen and training data as tags."""
 
     def finish(self, status: Status = "FINISHED") -> None:
-        """Sends what is queued, for up to a minute, and ends the run. A second call does nothing."""
+        """Sends queued metrics and uploads for up to a minute, and ends the run. A second call does nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -80,45 +79,41 @@ class MlflowRun(Run):
         self._turn = threading.RLock()  # checkpoints, pictures and the end come from different threads
         self._finished = False
         self._queue = MetricQueue(self._send, hide_secrets(self._uri))
-        self._system: SystemMetrics | None = None
-        if config.system_metrics:
-            measured = [step for key, step in self._recorded.items() if key.startswith(PREFIX)]
-            watched = monitors(self.run_id, self._uri)
-            self._system = SystemMetrics(watched, self._queue.add, max(measured, default=-1) + 1)
+        self._system = _system_monitor(self.run_id, self._uri) if config.system_metrics else None
 
     def log_metrics(self, values: Mapping[str, float], samples_seen: int) -> None:
-        """Queues the metrics that the run does not have yet: a resumed training repeats steps."""
+        """Queues the metrics that the run does not have yet; a resumed training repeats steps."""
         named = {mlflow_client.clean_name(key): value for key, value in values.items()}
         new = {key: value for key, value in named.items() if samples_seen > self._recorded.get(key, -1)}
         if new:
             self._queue.add(new, samples_seen)
 
     def log_picture(self, path: str | Path, name: str) -> None:
-        """Uploads to `pictures/`, now or later."""
+        """Uploads to `pictures/`, now or at a retry."""
         path = Path(path)
         target = name if name.endswith(path.suffix) else f"{name}{path.suffix}"
         self._upload(path, f"pictures/{target}")
 
     def log_file(self, path: str | Path, folder: str = "files") -> None:
-        """Uploads to `folder`, now or later."""
+        """Uploads to `folder`, now or at a retry."""
         self._upload(Path(path), f"{folder.strip('/')}/{Path(path).name}")
 
     def log_checkpoint(self, artifact: Artifact, samples_seen: int) -> None:
-        """Sends the metrics before the checkpoint, then uploads and records it, now or later."""
+        """Sends the queued metrics, then uploads and records the checkpoint, now or at a retry."""
         # A killed process resumes after this checkpoint and does not log the metrics before it again.
         if not self._queue.away:
             self._queue.flush(timeout=5.0)
         self._try(f"checkpoint {artifact.folder}", lambda: self._put_checkpoint(artifact, samples_seen))
 
     def finish(self, status: Status = "FINISHED") -> None:
-        """Sends what is left within a minute, and ends the run."""
+        """Sends what is queued for up to a minute, and ends the run."""
         if self._finished:
             return
         self._finished = True
         if self._system is not None:
-            self._system.close()
+            self._system.finish()
         if self._queue.away:
-            _log.warning("waiting up to %.0f s for MLflow to take the last metrics", _FINISH_SECONDS)
+            _log.warning("MLflow does not answer; retrying for up to %.0f s to send the last metrics", _FINISH_SECONDS)
         deadline = time.monotonic() + _FINISH_SECONDS
         lost = self._queue.close(_FINISH_SECONDS)
         if lost:
@@ -158,7 +153,7 @@ class MlflowRun(Run):
         self._checkpoints[artifact.sha256] = known
 
     def _try(self, what: str, action: Callable[[], None]) -> None:
-        """Runs earlier failed actions, then `action`; the first that fails keeps the rest waiting for the next call."""
+        """Retries earlier failed actions in order, then runs `action`. A failure defers the rest to the next call."""
         with self._turn:
             self._later.append((what, action))
             self._drain()
@@ -172,7 +167,7 @@ class MlflowRun(Run):
             return True
 
     def _attempt(self, what: str, action: Callable[[], None]) -> bool:
-        """Whether `action` succeeded, or can never succeed."""
+        """Runs `action`; False if it should be retried."""
         try:
             with mlflow_client.translated(self._uri):
                 action()
@@ -189,6 +184,20 @@ class MlflowRun(Run):
     def _until(deadline: float, done: Callable[[], bool]) -> None:
         while not done() and time.monotonic() < deadline:
             time.sleep(1.0)
+
+
+def _system_monitor(run_id: str, uri: str) -> Any:
+    """Starts MLflow's monitor of this machine; it ends at the first outage. Raises ConfigError without psutil."""
+    try:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)
+    except ImportError as error:
+        raise ConfigError(
+            f"tracking.system_metrics: {error.name or 'psutil'} is not installed: install it, or set it to false"
+        ) from None
+    monitor.start()
+    return monitor
 
 
 def _data_tags(values: Mapping[str, Any]) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The registered model `tracking.model`: one version for each artifact, found by number or by alias.
 
-A model holds the purifiers of one data set, so that its `champion` is the best of comparable purifiers.
+One model holds the purifiers of one data set, so that its `champion` is the best among comparable purifiers.
 """
 
 from __future__ import annotations
@@ -57,13 +57,14 @@ def register(
     uri, run_id = _home(config, client, artifact, run_id)
     artifact_store.put(artifact, uri, config.store)
     with mlflow_client.translated(config.store):
-        _make_model(client, config.model)
+        with mlflow_client.ignore_existing():
+            client.create_registered_model(config.model, description="Purifiers: adversarial image in, clean image out")
         made = client.create_model_version(config.model, source=uri, run_id=run_id, tags=tags, await_creation_for=0)
     return int(made.version)
 
 
 def set_alias(config: TrackingConfig, alias: str, version: int) -> None:
-    """Moves `alias` to `version`, whose tag `<alias>.previous` then names the version before."""
+    """Moves `alias` to `version`, and records the version it leaves in the tag `<alias>.previous`."""
     client = _open(config)
     by_version(config, version)
     before = by_alias(config, alias)
@@ -136,7 +137,10 @@ def versions(config: TrackingConfig) -> list[Version]:
     with mlflow_client.translated(config.store):
         while True:
             page = client.search_model_versions(f"name = '{config.model}'", page_token=token)
-            found += [_version(entity) for entity in page]
+            for entity in page:
+                tags = dict(entity.tags)
+                sha256, run_id = tags.get("sha256", ""), entity.run_id or None
+                found.append(Version(int(entity.version), entity.source, sha256, run_id, tags))
             token = page.token
             if not token:
                 return sorted(found, key=lambda entry: entry.version)
@@ -146,21 +150,6 @@ def _open(config: TrackingConfig) -> Any:
     if not config.enabled:
         raise ConfigError("tracking.enabled: the registry needs tracking: leave it true")
     return mlflow_client.connect(config)
-
-
-def _version(entity: Any) -> Version:
-    tags = dict(entity.tags)
-    return Version(int(entity.version), entity.source, tags.get("sha256", ""), entity.run_id or None, tags)
-
-
-def _make_model(client: Any, name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name, description="Purifiers: adversarial image in, clean image out")
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
 
 
 def _home(config: TrackingConfig, client: Any, artifact: Artifact, run_id: str | None) -> tuple[str, str | None]:
@@ -177,13 +166,10 @@ def _home(config: TrackingConfig, client: Any, artifact: Artifact, run_id: str |
     if not on_server or storage.is_remote(root):
         return storage.join(root, "registry", artifact.sha256), run_id
     with mlflow_client.translated(config.store):
-        run = client.get_run(run_id) if run_id else _make_run(client, experiment, artifact)
+        if run_id is not None:
+            run = client.get_run(run_id)
+        else:  # no run made this artifact
+            tags, name = {KEY: f"register-{artifact.sha256}"}, f"register {artifact.sha256[:8]}"
+            run = client.create_run(experiment.experiment_id, tags=tags, run_name=name)
+            client.set_terminated(run.info.run_id)
     return storage.join(run.info.artifact_uri, "registry", artifact.sha256), run.info.run_id
-
-
-def _make_run(client: Any, experiment: Any, artifact: Artifact) -> Any:
-    """A run for an artifact that no run made."""
-    key = f"register-{artifact.sha256}"
-    run = client.create_run(experiment.experiment_id, tags={KEY: key}, run_name=f"register {artifact.sha256[:8]}")
-    client.set_terminated(run.info.run_id)
-    return run

@@ -1,4 +1,4 @@
-"""Resolve a `PurifierRef` to a verified local folder: what was evaluated is, byte for byte, what is loaded."""
+"""Resolve a `PurifierRef` to a verified local folder. What is loaded is byte for byte what was evaluated."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MANIFEST = "MANIFEST.json"
 def resolve(purifier: str | PurifierRef, tracking: TrackingConfig | None = None) -> Artifact:
     """The artifact that `purifier` names, as a verified local folder.
 
-    What is fetched is kept by sha256 in `$MAEP_CACHE` (default `~/.cache/maep`) and verified at every use.
+    Downloads are cached by sha256 in `$MAEP_CACHE` (default `~/.cache/maep`) and verified at every use.
     Raises ConfigError for a malformed URI, ArtifactError for an artifact that is absent, damaged or not the recorded
     one, and UnavailableError for a service that does not answer.
     """
@@ -62,25 +62,17 @@ def load_purifier(uri: str | PurifierRef, tracking: TrackingConfig | None = None
     return module
 
 
-def bundled_names() -> list[str]:
-    """The purifiers that ship with the package."""
-    return sorted(path.parent.name for path in _bundled_root().glob(f"*/{_MANIFEST}"))
-
-
 def cache_folder() -> Path:
     """Where fetched artifacts are kept: `$MAEP_CACHE`, else `~/.cache/maep`."""
     return Path(os.environ.get("MAEP_CACHE") or Path.home() / ".cache" / "maep") / "artifacts"
 
 
-def _bundled_root() -> Path:
-    return Path(str(resources.files("maep") / "bundled"))
-
-
 def _bundled(ref: PurifierRef) -> Artifact:
-    names = bundled_names()
+    root = Path(str(resources.files("maep") / "bundled"))
+    names = [path.parent.name for path in root.glob(f"*/{_MANIFEST}")]
     if ref.name not in names:
         raise ArtifactError(f"{ref} does not ship with maep: {nearest(ref.name, names)}")
-    return _read(_bundled_root() / ref.name, ref.sha256, ref)
+    return _read(root / ref.name, ref.sha256, ref)
 
 
 def _model(ref: PurifierRef, config: TrackingConfig) -> Artifact:
@@ -187,6 +179,6 @@ def _read(folder: Path, sha256: str | None, ref: PurifierRef | str) -> Artifact:
     found = read(folder)
     if sha256 is not None and found.sha256 != sha256:
         raise ArtifactError(
-            f"{ref}: {folder} has sha256 {found.sha256[:12]}, expected {sha256[:12]}: it was replaced, make it anew"
+            f"{ref}: {folder} has sha256 {found.sha256[:12]}, expected {sha256[:12]}: it was replaced, create it again"
         )
     return found
