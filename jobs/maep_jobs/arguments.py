@@ -1,6 +1,6 @@
 """The arguments that verbs share: a configuration by name or file, overrides, output, --dry-run, --json.
 
-Nothing heavy is imported here, so that `--help` and mistakes are answered at once.
+Imports nothing heavy, so that `--help` and errors appear at once.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import argparse
 import dataclasses
 import re
 import shlex
+import shutil
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +20,10 @@ from maep import config, storage
 from maep.errors import ConfigError
 from maep.tracking.client import TrackingConfig, hide_secrets
 from maep_jobs import config_files
-from maep_jobs.terminal.key_help import keys_text
 from maep_jobs.terminal.standard_output import print_json
 
 T = TypeVar("T", covariant=True)
+_MEANINGS_COLUMN = 28  # of `--help`
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Job(Generic[T]):
 
 
 class Parser(argparse.ArgumentParser):
-    """The options of a verb without a configuration. Mistakes are one line; examples end the help."""
+    """The options of a verb without a configuration. Errors are one line; the help ends with examples."""
 
     def __init__(self, verb: str, description: str, examples: str) -> None:
         super().__init__(
@@ -104,7 +106,7 @@ class JobParser(Parser, Generic[T]):
         """The options, the keys, and the examples."""
         examples = self.epilog
         self.epilog = (
-            f"configuration keys, --KEY VALUE or in the file of --config:\n{keys_text(self.keys)}\n\n{examples}"
+            f"configuration keys, --KEY VALUE or in the file of --config:\n{_keys_text(self.keys)}\n\n{examples}"
         )
         try:
             return super().format_help()
@@ -112,7 +114,7 @@ class JobParser(Parser, Generic[T]):
             self.epilog = examples
 
     def parse_job(self, argv: Sequence[str], default: Callable[[argparse.Namespace], str | None] | str = "") -> Job[T]:
-        """The job of a command line. Words that are no option override keys of --config, or of `default`.
+        """The job of a command line. Words that are not options override keys of --config, or else of `default`.
 
         `default` may depend on the options. Raises ConfigError for what does not fit the settings.
         """
@@ -162,7 +164,7 @@ def tracking_keys() -> list[config.Key]:
 
 
 def local_folder(text: str) -> Path:
-    """A folder of this machine, or one that it mounts."""
+    """A local or mounted folder."""
     if "://" in text:
         raise argparse.ArgumentTypeError(
             f"{text} is not a folder: only pretrain and finetune write results to s3://; for checkpoints and purifiers"
@@ -172,7 +174,7 @@ def local_folder(text: str) -> Path:
 
 
 def run_output(text: str) -> Path | str:
-    """The same, or an s3:// address below a bucket."""
+    """A local or mounted folder, or an s3:// address below a bucket."""
     if not storage.is_remote(text):
         return local_folder(text)
     if not re.fullmatch(r"s3://[^/]+/.*[^/].*", text):
@@ -183,3 +185,32 @@ def run_output(text: str) -> Path | str:
 def with_tracking(settings: Any, tracking: TrackingConfig) -> str:
     """Settings and their section `tracking` as YAML that --config takes."""
     return config.to_yaml(settings) + config.to_yaml({"tracking": config.to_dict(tracking)})
+
+
+def _keys_text(keys: Sequence[config.Key]) -> str:
+    """Keys with type, meaning and default, by section, wrapped to the terminal."""
+    width = max(shutil.get_terminal_size().columns - 2, 60)
+    sections: dict[str, list[str]] = {"": []}
+    for key in keys:
+        if key.is_section:
+            optional = " (null by default)" if key.default == "null" else ""
+            heading = f"{key.path}: {key.meaning}{optional}"
+            sections[key.path] = ["", *textwrap.wrap(heading, width, subsequent_indent="  ")]
+        else:
+            owner = key.path
+            while owner not in sections:
+                owner = owner.rpartition(".")[0]
+            sections[owner] += _key_lines(key, width)
+    return "\n".join(line for lines in sections.values() for line in lines).strip("\n")
+
+
+def _key_lines(key: config.Key, width: int) -> list[str]:
+    name = f"  --{key.path}"
+    default = "required" if key.default == "required" else f"default: {key.default or 'empty'}"
+    kind = key.type.replace("|", " | ") if len(key.type) > _MEANINGS_COLUMN else key.type  # may break between choices
+    text = f"{key.meaning} ({kind}; {default})"
+    margin = " " * _MEANINGS_COLUMN
+    lines = textwrap.wrap(text, width, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False)
+    if len(name) < _MEANINGS_COLUMN - 1:
+        return [f"{name:<{_MEANINGS_COLUMN}}{lines[0].strip()}", *lines[1:]]
+    return [name, *lines]

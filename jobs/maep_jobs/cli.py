@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from types import FrameType
 
-from maep.errors import Stopped, UserError, nearest
-from maep_jobs.failure import JobFailed
+from maep.cluster import prepare_environment
+from maep.errors import JobFailed, Stopped, UserError, nearest
 from maep_jobs.terminal.parent_death import end_with_parent
 from maep_jobs.terminal.standard_output import json_alone
 
@@ -74,11 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"maep: unknown verb {verb!r}: {nearest(verb, VERBS)}", file=sys.stderr)
         return 2
-    _quiet_environment()
+    prepare_environment()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle OpenMP threads leave the cores to other workers
     if argv is None:
         signal.signal(signal.SIGTERM, _end)
         end_with_parent()
-    # a plan is always text
+    # --dry-run always prints text
     output = json_alone() if "--json" in rest and "--dry-run" not in rest else nullcontext()
     try:
         with output:
@@ -108,17 +109,6 @@ def _end(number: int, frame: FrameType | None) -> None:
     """Exits on SIGTERM as on Ctrl-C, so that child processes and endpoints end too."""
     del frame
     raise SystemExit(128 + number)
-
-
-def _quiet_environment() -> None:
-    """Turns telemetry off, and lets OpenMP threads wait passively, which leaves the cores to other workers."""
-    for name, value in {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }.items():
-        os.environ.setdefault(name, value)
 
 
 if __name__ == "__main__":

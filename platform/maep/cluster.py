@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +14,7 @@ from typing import Any
 
 from maep.errors import UnavailableError
 
-_QUIET = {
+_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -39,9 +40,13 @@ def session(address: str | None = None, num_cpus: float = 0) -> Iterator[None]:
         yield
         return
     if address is None:
-        cores = max(os.cpu_count() or 1, -(-int(num_cpus * 100) // 100))
-        _start(cores)
-        close_token_file()
+        start_local(
+            max(os.cpu_count() or 1, -(-int(num_cpus * 100) // 100)),
+            "try again when it is less busy, or train in this process with --workers.num_workers 0",
+            include_dashboard=True,  # Ray Train needs it to find leaked placement groups
+            log_to_driver=True,
+            logging_level="warning",
+        )
     else:
         try:
             ray.init(address=address, log_to_driver=True, logging_level="warning")
@@ -54,34 +59,32 @@ def session(address: str | None = None, num_cpus: float = 0) -> Iterator[None]:
         ray.shutdown()
 
 
-def _start(num_cpus: int) -> None:
+def start_local(num_cpus: int, cure: str, **options: Any) -> None:
+    """Starts a private Ray on this machine: its dashboard on loopback, its ports behind a token of this user.
+
+    options: further arguments of `ray.init`. Raises UnavailableError, ending with `cure`, where Ray does not start.
+    """
     import ray
 
-    token_without_home()
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    named = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    if not (named or token.is_file() or os.access(Path.home(), os.W_OK)):  # Ray could not write one
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it warns about its own token
-
     try:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=True,  # Ray Train needs it to find leaked placement groups
-            dashboard_host="127.0.0.1",
-            log_to_driver=True,
-            logging_level="warning",
-        )
-    except Exception as error:
-        if type(error) is not Exception:  # Ray raises a plain Exception when its processes do not start in 30 s
+        ray.init(address="local", num_cpus=num_cpus, dashboard_host="127.0.0.1", **options)
+    except (Exception, SystemExit) as error:  # Ray raises plain exceptions, and exits
+        if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:  # this process was terminated
             raise
-        reason = str(error).splitlines()[0]
-        raise UnavailableError(
-            f"Ray did not start on this machine ({reason}): try again when it is less busy, or train in this process"
-            " with --workers.num_workers 0"
-        ) from None
+        reason = " ".join(str(error).split())[:200]
+        raise UnavailableError(f"Ray did not start on this machine: {reason}: {cure}") from error
+    if token.is_file():
+        token.chmod(0o600)  # Ray creates it readable by everyone
 
 
 def prepare_environment() -> None:
-    """Sets environment variables that Ray reads at import, unless the user has."""
-    for name, value in _QUIET.items():
+    """Sets environment variables that Ray reads at import, unless the user has set them."""
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
 
@@ -103,20 +106,6 @@ def check_address(address: str, default_port: int = 6379) -> None:
         raise UnavailableError(
             f"no Ray cluster answers at {address} ({error}): start one (ray start --head), or leave out --address"
         ) from None
-
-
-def token_without_home() -> None:
-    """Sets a token in the environment where Ray cannot write one to the home folder."""
-    named = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-    if not (named or (Path.home() / ".ray" / "auth_token").is_file() or os.access(Path.home(), os.W_OK)):
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-
-
-def close_token_file() -> None:
-    """Makes Ray's token file readable by its owner only; Ray creates it readable by everyone."""
-    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
-    if token.is_file():
-        token.chmod(0o600)
 
 
 def resources() -> dict[str, Any]:

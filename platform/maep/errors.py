@@ -32,6 +32,10 @@ class WriteError(UserError, OSError):
     """A file or folder that cannot be written: a full disk, no permission, something in the way."""
 
 
+class JobFailed(RuntimeError):
+    """Part of a command's work failed after it was started. The command line prints one line and exits with 1."""
+
+
 class Stopped(BaseException):
     """A run has stopped after a termination notice, with a checkpoint; not an error."""
 

@@ -49,7 +49,7 @@ class ServeConfig:
     )
     data: DataConfig | None = config.key(
         None,
-        "Data set of the classifier's weights and the page's samples; null: chosen by the image size.",
+        "Data set of the classifier's weights and the page's samples; null: the one the purifier was trained on.",
         decides=True,
     )
     host: str = config.key("127.0.0.1", "Address to listen on.", decides=False)

@@ -16,7 +16,17 @@ def test_clean_dev_images_are_measured_into_a_file(
     maep: Any, make_purifier: Callable[[int], Artifact], classifier: Path, tmp_path: Path
 ) -> None:
     purifier = make_purifier(0)
-    line = ["serve", "--model", purifier.folder, "--classifier", classifier, "--calibrate", "c.json"]
+    line = [
+        "serve",
+        "--model",
+        purifier.folder,
+        "--classifier",
+        classifier,
+        "--calibrate",
+        "c.json",
+        "--data.name",
+        "digits",
+    ]
     ran = maep(*line, "--json")
     assert (ran.status, ran.err) == (0, "")
     told = json.loads(ran.out)

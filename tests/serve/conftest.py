@@ -38,7 +38,7 @@ def purifier_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
     folder = tmp_path_factory.mktemp("purifier") / "purifier"
-    config = {"model": to_dict(model.config)}
+    config = {"model": to_dict(model.config), "data": {"name": "digits"}}
     return artifact.write(folder, "purifier", config, model.state_dict(), "# A purifier with random weights\n")
 
 

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import sys
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from maep.artifact import Artifact
 from maep.data.datasets import load
 from maep.data.image_set import to_float, to_uint8
 from maep.data.lists import named, pick
+from maep.errors import JobFailed
 from maep.evaluate.config import EvaluateConfig
 from maep.models.build import load_purifier_artifact
 from maep.tracking.client import TrackingConfig
 from maep.tracking.resolve import resolve
-from maep_jobs.failure import JobFailed
 from maep_serve.client.client import Client, token_of_environment
 from maep_serve.config import ServeConfig
+from maep_serve.http import images
 
 
 def check_endpoint(
@@ -35,10 +34,12 @@ def check_endpoint(
 
     champion = resolve(serve.model, tracking)
     with start(dataclasses.replace(serve, model=str(champion.folder))) as server:
-        pixels = _golden_image(evaluation)
+        listed = named(evaluation.images)
+        pixels = pick(load(evaluation.data, listed.split), listed).pixels([0])[0]
+        png = images.encode(torch.from_numpy(pixels[None]).permute(0, 3, 1, 2))
         with Client(server.url, token_of_environment()) as client:
-            served = np.asarray(Image.open(io.BytesIO(client.purify(_png(pixels)).image)).convert("RGB"))
-        identical = bool((served == offline(champion, pixels)).all()) and server.purifier_sha256 == champion.sha256
+            served = images.decode(client.purify(png).image, pixels.size)[0].permute(1, 2, 0).numpy()
+        identical = np.array_equal(served, offline(champion, pixels)) and server.purifier_sha256 == champion.sha256
         if not identical:
             raise JobFailed(
                 f"serve: the endpoint's output differs from the offline output of {champion.sha256[:12]}:"
@@ -56,15 +57,3 @@ def offline(champion: Artifact, pixels: np.ndarray) -> np.ndarray:
         purified = load_purifier_artifact(champion)(to_float(torch.from_numpy(pixels[None])))
     output: np.ndarray = to_uint8(purified).numpy()[0]
     return output
-
-
-def _golden_image(evaluation: EvaluateConfig) -> np.ndarray:
-    images = named(evaluation.images)
-    pixels: np.ndarray = pick(load(evaluation.data, images.split), images).pixels([0])[0]
-    return pixels
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()

@@ -8,7 +8,7 @@ from pathlib import Path
 from maep.artifact import Artifact
 from maep.errors import ArtifactError, ConfigError
 from maep.evaluate.config import EvaluateConfig, GateConfig
-from maep.evaluate.results.gate import Decision, decide, evaluation
+from maep.evaluate.results.gate import decide, evaluation
 from maep.models.build import load_purifier_artifact
 from maep.tracking.client import TrackingConfig
 from maep.tracking.registry import by_alias, register, set_alias
@@ -48,14 +48,19 @@ def send_through_gate(
             f"tracking.model: the champion of {tracking.model!r} is for {_data_of(holder)}, this purifier for"
             f" {_data_of(candidate)}: use another registered model, --tracking.model purifier-{_data_of(candidate)}"
         )
-    outputs = golden.record(
-        load_purifier_artifact(candidate)
-    )  # each replica reproduces them before it serves this version
+    # Each replica must reproduce the golden outputs before it serves this version.
+    outputs = golden.record(load_purifier_artifact(candidate))
     version = register(tracking, candidate, evaluation={} if outputs is None else {"golden": outputs})
     set_alias(tracking, "candidate", version)
     if champion is not None and champion.sha256 == candidate.sha256:
         return Verdict(version, True, [f"version {version} is already champion"])
-    decision = _decide(candidate, holder, base, gate, output)
+    settings = evaluation(gate, base)
+    candidates = {"candidate": candidate, **({"champion": holder} if holder is not None else {})}
+    results = {
+        role: run_evaluation(settings, {"purifier": each}, folder_of(output, role, each, settings))
+        for role, each in candidates.items()
+    }
+    decision = decide(results["candidate"], results.get("champion"), gate)
     promoted = decision.passed or force
     record = {"passed": decision.passed, "forced": force and not decision.passed, **decision.figures}
     register(tracking, candidate, evaluation={"gate": record})
@@ -63,17 +68,6 @@ def send_through_gate(
         set_alias(tracking, "champion", version)
     forced = ["promoted by --force (recorded on the version)"] if record["forced"] else []
     return Verdict(version, promoted, decision.reasons + forced)
-
-
-def _decide(
-    candidate: Artifact, champion: Artifact | None, base: EvaluateConfig, gate: GateConfig, output: Path
-) -> Decision:
-    settings = evaluation(gate, base)
-    result = run_evaluation(settings, {"purifier": candidate}, folder_of(output, "candidate", candidate, settings))
-    if champion is None:
-        return decide(result, None, gate)
-    before = run_evaluation(settings, {"purifier": champion}, folder_of(output, "champion", champion, settings))
-    return decide(result, before, gate)
 
 
 def _data_of(purifier: Artifact) -> str | None:

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from maep import artifact, storage
 from maep.artifact import Artifact
-from maep.errors import ConfigError, UnavailableError
+from maep.errors import ConfigError, JobFailed, UnavailableError
 from maep.evaluate.config import EvaluateConfig
 from maep.evaluate.report.table import headline, markdown, notes, terminal
 from maep.evaluate.results.summary import RESULT, Result
@@ -31,7 +31,6 @@ from maep.tracking.runs import ui_command
 from maep.train.config import ClassifierConfig, FinetuneConfig, PretrainConfig
 from maep_jobs.arguments import command_line, with_tracking
 from maep_jobs.evaluation import run_evaluation
-from maep_jobs.failure import JobFailed
 from maep_jobs.pipeline import identity
 from maep_jobs.pipeline.config import PipelineConfig
 from maep_jobs.pipeline.endpoint import check_endpoint
@@ -95,46 +94,38 @@ def run_pipeline(
 ) -> dict[str, Any]:
     """Runs the stages that are not done and returns the outcome: version, reasons, result, endpoint, picture.
 
-    The gate decides first, on `dev` images. Only a purifier that passes is evaluated on `test`, reported and served, so
-    `test` images never guide development.
-    The table is printed to `table` (default: standard output), everything else to standard error. A port in use or a
-    tracking store that does not answer is refused before the first stage.
-    Raises what the stages raise; JobFailed, naming the stage, where a training process failed.
+    The gate decides first, on `dev` images. Only a purifier that passes it is evaluated on `test`, reported and served,
+    so `test` images never guide development. The table goes to `table` (default: standard output), everything else to
+    standard error. A port in use or an unreachable tracking store is refused before the first stage.
+    Raises what the stages raise, and JobFailed, naming the stage, where a training process failed.
     """
+    began, tracking = time.monotonic(), absolute(tracking)
     with storage.lock_folder(output):
-        return _run_pipeline(settings, absolute(tracking), output, keep, force, table or wide(Console()))
+        _check_ends(settings.serve, tracking)
+        training = stages(settings, output.absolute())
+        _train(training, tracking, settings.parallel)
+        folders = {stage.name: stage.folder / "model" for stage in training}
+        located = {each.name: folders[f"classifier-{each.name}"] for each in settings.classifiers}
+        purifier = artifact.read(folders["finetune"])
+        compared = {"maep": purifier, **({"conv": artifact.read(folders["conv"])} if settings.conv else {})}
 
+        _say("gate: measure the purifier on dev images")
+        on_dev = _evaluate_on(settings.evaluate, settings.gate_classifiers or settings.evaluate.classifiers, located)
+        verdict = send_through_gate(purifier, on_dev, settings.gate, tracking, output / "gate", force)
+        for line in [f"version {verdict.version} is {'' if verdict.champion else 'not '}champion", *verdict.reasons]:
+            _say(f"gate: {line}")
 
-def _run_pipeline(
-    settings: PipelineConfig, tracking: TrackingConfig, output: Path, keep: bool, force: bool, table: Console
-) -> dict[str, Any]:
-    began = time.monotonic()
-    _check_ends(settings.serve, tracking)
-    training = stages(settings, output.absolute())
-    _train(training, tracking, settings.parallel)
-    folders = {stage.name: stage.folder / "model" for stage in training}
-    located = {each.name: folders[f"classifier-{each.name}"] for each in settings.classifiers}
-    purifier = artifact.read(folders["finetune"])
-    compared = {"maep": purifier, **({"conv": artifact.read(folders["conv"])} if settings.conv else {})}
-
-    _say("gate: measure the purifier on dev images")
-    on_dev = _evaluate_on(settings.evaluate, settings.gate_classifiers or settings.evaluate.classifiers, located)
-    verdict = send_through_gate(purifier, on_dev, settings.gate, tracking, output / "gate", force)
-    for line in [f"version {verdict.version} is {'' if verdict.champion else 'not '}champion", *verdict.reasons]:
-        _say(f"gate: {line}")
-
-    base = _evaluate_on(settings.evaluate, settings.evaluate.classifiers, located)
-    result, endpoint = None, None
-    if verdict.champion:
-        result = _report(base, compared, output, table)
-        _say("serve: start the endpoint and check one response")
-        serve = dataclasses.replace(settings.serve, classifier=_protected(settings.serve.classifier, located))
-        endpoint = check_endpoint(serve, tracking, base, keep)
-        _say(
-            f"serve: the response equals the champion's offline output byte for byte (sha256 {endpoint['sha256'][:12]})"
-        )
-    else:
-        _say("evaluate, serve: skipped, because the gate refused the purifier")
+        base = _evaluate_on(settings.evaluate, settings.evaluate.classifiers, located)
+        result, endpoint = None, None
+        if verdict.champion:
+            result = _report(base, compared, output, table or wide(Console()))
+            _say("serve: start the endpoint and check one response")
+            serve = dataclasses.replace(settings.serve, classifier=_protected(settings.serve.classifier, located))
+            endpoint = check_endpoint(serve, tracking, base, keep)
+            served = endpoint["sha256"][:12]
+            _say(f"serve: the response is byte for byte the champion's offline output (sha256 {served})")
+        else:
+            _say("evaluate, serve: skipped, because the gate refused the purifier")
     _say(f"runs: {ui_command(tracking)}")
     _say(f"all stages: {(time.monotonic() - began) / 60:.1f} minutes")
     return {

@@ -71,8 +71,11 @@ def find(inputs: Sequence[Path], output: Path) -> FoundImages:
                     num_others += 1
         found = FoundImages(tuple(pairs), num_others)
     _check(found.pairs)
-    if not named:
-        _check_ours(found.pairs)
+    for pair in () if named else found.pairs:
+        if pair.target.is_file() and not _is_ours(pair.target):
+            raise UserError(
+                f"{pair.target} exists and was not made by maep purify: choose another -o, or move the file"
+            )
     return found
 
 
@@ -93,14 +96,6 @@ def _check(pairs: Sequence[FilePair]) -> None:
             raise UserError(f"{other} and {pair.source} would both become {pair.target}: purify them in two runs")
         if pair.target.resolve() in sources:
             raise UserError(f"{pair.target} is also an input: choose an output folder (-o) outside the inputs")
-
-
-def _check_ours(pairs: Sequence[FilePair]) -> None:
-    for pair in pairs:
-        if pair.target.is_file() and not _is_ours(pair.target):
-            raise UserError(
-                f"{pair.target} exists and was not made by maep purify: choose another -o, or move the file"
-            )
 
 
 def _is_ours(file: Path) -> bool:

@@ -9,10 +9,9 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from maep.errors import UserError
+from maep.errors import JobFailed, UserError
 from maep.tracking.client import TrackingConfig
 from maep.tracking.resolve import resolve
-from maep_jobs.failure import JobFailed
 from maep_jobs.purify import image_files
 from maep_jobs.purify.config import CHAMPION, PurifyConfig
 from maep_jobs.purify.image_files import FilePair

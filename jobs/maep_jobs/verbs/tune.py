@@ -83,11 +83,11 @@ def _resumed(options: argparse.Namespace) -> str:
 
 def _search(job: Job[TuneConfig], gate: PromoteConfig | None, command: str) -> int:
     """Runs the search, reports it, promotes its winner if asked, and returns the exit status."""
+    from maep.errors import JobFailed
     from maep.tracking.client import absolute
     from maep.tracking.runs import ui_command
     from maep.tune import results
     from maep.tune.report import report
-    from maep_jobs.failure import JobFailed
     from maep_jobs.search import run, winner
 
     options, settings, output = job.options, job.settings, job.options.output

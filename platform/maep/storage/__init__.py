@@ -166,7 +166,11 @@ def replace_folder(beside: Path, target: Path) -> None:
     except BaseException:
         restore_folder(target)
         raise
-    _sync_folder(target.parent)
+    descriptor = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -189,11 +193,3 @@ def _moved(beside: Path, target: Path) -> bool:
             return False
         raise
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

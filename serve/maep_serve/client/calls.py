@@ -1,4 +1,4 @@
-"""The endpoint's calls without any I/O: what to send, and how to read the response. `client` sends them."""
+"""The endpoint's calls without I/O: what to send, and how to read the response. `client` sends them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,18 @@ _CLASSIFIED, _INFO = TypeAdapter(Classified), TypeAdapter(Info)
 
 @dataclass(frozen=True)
 class Call(Generic[_T]):
-    """One request and the reader of its response, which raises KeyError or ValueError for any other document."""
+    """One request, and the reader of its response, which raises KeyError or ValueError for any other document."""
 
     method: str
-    path: str
+    url: str
     read: Callable[[RawResponse], _T]
-    body: bytes | None = None
+    content: bytes | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    def request(self, timeout_s: float) -> dict[str, Any]:
+        """The arguments of httpx's `request` and `stream`."""
+        request = {"method": self.method, "url": self.url, "content": self.content, "headers": self.headers}
+        return {**request, "timeout": timeout_s}
 
 
 def purify(image: bytes) -> Call[Purified]:

@@ -91,7 +91,7 @@ class Client:
         """The response, or the error that prevented it. httpx limits each read; the loop limits all reads together."""
         deadline = time.monotonic() + timeout_s
         try:
-            with self._http.stream(**_request(call, timeout_s)) as response:
+            with self._http.stream(**call.request(timeout_s)) as response:
                 body = bytearray()
                 for chunk in response.iter_bytes():
                     body += chunk
@@ -164,7 +164,7 @@ class AsyncClient:
     async def _attempt(self, call: Call[Any], timeout_s: float) -> RawResponse | Exception:
         try:
             async with asyncio.timeout(timeout_s):
-                response = await self._http.request(**_request(call, timeout_s))
+                response = await self._http.request(**call.request(timeout_s))
             return RawResponse(response.status_code, response.headers, response.content)
         except (httpx.RequestError, TimeoutError) as error:
             return error
@@ -202,12 +202,6 @@ def _options(url: str, token: str | None, ca_file: str | None) -> dict[str, Any]
         "verify": trusted,
         "trust_env": not is_loopback(httpx.URL(url).host),  # HTTP_PROXY does not apply to this machine
     }
-
-
-def _request(call: Call[Any], timeout_s: float) -> dict[str, Any]:
-    """`call` as httpx takes it."""
-    request = {"method": call.method, "url": call.path, "content": call.body, "headers": call.headers}
-    return {**request, "timeout": timeout_s}
 
 
 def _read(url: str, call: Call[_T], response: RawResponse) -> _T:

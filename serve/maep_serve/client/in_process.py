@@ -1,4 +1,4 @@
-"""The endpoint's purification without an endpoint: the same service in this process, with `AsyncClient`'s `purify`."""
+"""The endpoint's service in this process, without HTTP; it has the `purify` of `AsyncClient`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class InProcess:
     async def _purify(self, image: bytes) -> Purified:
         pixels = await asyncio.to_thread(images.decode, image, self._service.config.max_pixels)
         purified = await self._service.engine.purify(pixels)
-        png = await asyncio.to_thread(images.encode_png, purified)
+        png = await asyncio.to_thread(images.encode, purified)
         return Purified(png, "image/png", self.purifier, None)
 
     async def __aenter__(self) -> InProcess:

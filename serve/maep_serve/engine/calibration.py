@@ -10,7 +10,7 @@ from maep.data import lists
 from maep.data.datasets import load
 from maep.errors import ConfigError
 from maep_serve.config import ServeConfig
-from maep_serve.engine.loading import Models, build_models, image_data
+from maep_serve.engine.loading import Models, build_models
 from maep_serve.engine.suspicion import Calibration, distance
 from maep_serve.http.images import to_float, to_uint8
 
@@ -21,14 +21,14 @@ _BATCH = 100
 def measure(artifact: Artifact, config: ServeConfig) -> Calibration:
     """The calibration of a purifier and `config.classifier` on clean `dev` images of the data set (2,000 at most).
 
-    Raises ConfigError without a classifier or a data set of the purifier's image size, DataError without its images.
+    Raises ConfigError without a classifier or a data set of the purifier's image size, and DataError without images.
     """
     models = build_models(artifact, config)
-    data = image_data(config, models.image_size)
+    data = models.data
     if models.classifier is None:
         raise ConfigError("classifier: a calibration needs one: add --classifier cifar10_resnet20")
     if data is None:
-        raise ConfigError(f"data: no data set is known for {models.image_size} pixels: add --data.name cifar10")
+        raise ConfigError("data: the purifier does not name its data set: add --data.name cifar10")
     image_set = load(data, "dev")
     if image_set.image_shape != models.image_size:
         raise ConfigError(f"data: {data.name} has {image_set.image_shape} pixels, the purifier {models.image_size}")

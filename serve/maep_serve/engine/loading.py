@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import nn
 
+from maep import registry
 from maep.artifact import Artifact
 from maep.data.config import DataConfig
 from maep.data.datasets import data_root
@@ -20,8 +21,6 @@ from maep_serve.engine import suspicion
 from maep_serve.engine.suspicion import Calibration
 from maep_serve.http.images import SMALL
 
-_DATA_BY_SIDE: dict[int, Literal["digits", "cifar10", "imagenet"]] = {16: "digits", 32: "cifar10", 224: "imagenet"}
-
 
 @dataclass(frozen=True)
 class Models:
@@ -31,6 +30,7 @@ class Models:
     image_size: the height and width the purifier was trained on. stride: both sides must be multiples of it.
     classes: names by class index; empty without a classifier.
     calibration: of the suspicion score, for exactly these two models; None if it was not measured.
+    data: the configured data set, else the one the purifier was trained on; None if maep does not know it.
     """
 
     purifier: nn.Module
@@ -41,6 +41,7 @@ class Models:
     classifier_name: str | None = None
     classes: tuple[str, ...] = ()
     calibration: Calibration | None = None
+    data: DataConfig | None = None
 
     @property
     def version(self) -> str:
@@ -65,12 +66,14 @@ def build_models(artifact: Artifact, config: ServeConfig) -> Models:
     purifier = load_purifier_artifact(artifact)
     height, width = cast(tuple[int, int], purifier.image_size)
     size, stride = (height, width), cast(int, purifier.stride)
+    trained_on = str(artifact.config.get("data", {}).get("name"))
+    known = trained_on in registry.datasets.names()
+    data = config.data or (DataConfig(name=trained_on) if known else None)
     if config.classifier is None:
-        models = Models(purifier, artifact.sha256, size, stride)
+        models = Models(purifier, artifact.sha256, size, stride, data=data)
         warm(models, 1)
         return models
-    data = image_data(config, size) or DataConfig()
-    classifier = load_classifier(config.classifier, data_root(data))
+    classifier = load_classifier(config.classifier, data_root(data or DataConfig()))
     with torch.inference_mode():
         try:
             num_classes = classifier(_grey(size, 1)).shape[1]
@@ -79,9 +82,9 @@ def build_models(artifact: Artifact, config: ServeConfig) -> Models:
             raise ConfigError(
                 f"classifier: {classifier.name} does not support the purifier's {width} x {height} pixels: {reason}"
             ) from None
-    classes = class_names(getattr(classifier, "classes", ()), data.name, num_classes)
+    classes = class_names(getattr(classifier, "classes", ()), data.name if data else None, num_classes)
     calibration = suspicion.find(artifact.sha256, classifier.sha256, config.calibration)
-    models = Models(purifier, artifact.sha256, size, stride, classifier, classifier.name, classes, calibration)
+    models = Models(purifier, artifact.sha256, size, stride, classifier, classifier.name, classes, calibration, data)
     warm(models, 1)
     return models
 
@@ -97,18 +100,10 @@ def warm(models: Models, batch_size: int) -> None:
             raise ArtifactError(f"classifier {models.classifier_name}: its logits for a grey image are not finite")
 
 
-def image_data(config: ServeConfig, image_size: tuple[int, int]) -> DataConfig | None:
-    """The data set that samples and class names come from: the configured one, else the one of this image size."""
-    if config.data is not None:
-        return config.data
-    name = _DATA_BY_SIDE.get(image_size[0])
-    return None if name is None else DataConfig(name=name)
-
-
-def class_names(own: tuple[str, ...], data_name: str, num_classes: int) -> tuple[str, ...]:
+def class_names(own: tuple[str, ...], data_name: str | None, num_classes: int) -> tuple[str, ...]:
     """Names by index: the classifier's `own`, else the data set's if their number fits, else the indices."""
-    known: dict[str, tuple[str, ...]] = {"digits": digits.CLASSES, "cifar10": cifar10.CLASSES}
-    for names in (tuple(own), known.get(data_name, ())):
+    known = {"digits": digits.CLASSES, "cifar10": cifar10.CLASSES}
+    for names in (tuple(own), known.get(data_name or "", ())):
         if len(names) == num_classes:
             return names
     return tuple(str(index) for index in range(num_classes))

@@ -57,7 +57,7 @@ def num_pixels(data: bytes, max_pixels: int) -> int:
     return image.width * image.height
 
 
-def encode(pixels: torch.Tensor, kind: Kind) -> bytes:
+def encode(pixels: torch.Tensor, kind: Kind = "png") -> bytes:
     """A uint8 [1, 3, H, W] tensor as PNG (exact) or as JPEG of quality 95 without chroma subsampling (lossy)."""
     assert pixels.dtype == torch.uint8
     image = Image.fromarray(pixels[0].permute(1, 2, 0).contiguous().numpy())
@@ -67,11 +67,6 @@ def encode(pixels: torch.Tensor, kind: Kind) -> bytes:
     else:
         image.save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()
-
-
-def encode_png(pixels: torch.Tensor) -> bytes:
-    """PNG of a uint8 [1, 3, H, W] tensor."""
-    return encode(pixels, "png")
 
 
 def to_float(pixels: torch.Tensor) -> torch.Tensor:
@@ -90,8 +85,8 @@ def _open(data: bytes, max_pixels: int) -> ImageFile:
     if data.startswith(PNG_START) and data.count(_PROFILE) > _MAX_PROFILES:
         raise Problem("not-an-image", "the PNG has many colour profiles: remove all but one")
     image = decoding.open_image(data, max_pixels)
-    # May count what is no scan, such as a preview's or chance bytes in metadata, but misses none: in coded data another
-    # byte follows FF.
+    # The count may include a preview's scans or chance bytes in metadata, but misses none: in coded data, another byte
+    # follows FF.
     if data.startswith(JPEG_START) and data.count(_SCAN) > _MAX_SCANS:
         raise Problem("unsupported-image", f"the JPEG has more than {_MAX_SCANS} scans: save it as a baseline JPEG")
     return image

@@ -14,7 +14,6 @@ from fastapi import FastAPI, Query, Request
 from starlette.responses import HTMLResponse, Response
 
 from maep.attacks.config import AttackConfig
-from maep_serve.engine.loading import image_data
 from maep_serve.engine.service import Service
 from maep_serve.http import images, request_body
 from maep_serve.http.problems import Problem, openapi_responses
@@ -33,10 +32,10 @@ def add_page_routes(app: FastAPI, service: Service, authorised: list[Any]) -> No
     loading = asyncio.Lock()
 
     async def samples() -> list[Sample]:
-        size = service.models.image_size
+        models = service.models
         async with loading:
             if not loaded:
-                loaded.extend(await asyncio.to_thread(load_samples, image_data(service.config, size), size))
+                loaded.extend(await asyncio.to_thread(load_samples, models.data, models.image_size))
         return loaded
 
     @app.get("/", summary="The page", response_class=HTMLResponse)
@@ -53,7 +52,7 @@ def add_page_routes(app: FastAPI, service: Service, authorised: list[Any]) -> No
         known = await samples()
         if not 0 <= number < len(known):
             raise Problem("not-found", f"sample {number} does not exist: there are {len(known)}, counted from 0")
-        return Response(images.encode_png(known[number].pixels), media_type="image/png")
+        return Response(images.encode(known[number].pixels), media_type="image/png")
 
 
 def add_attack_route(app: FastAPI, service: Service, authorised: list[Any]) -> None:
@@ -84,7 +83,7 @@ def add_attack_route(app: FastAPI, service: Service, authorised: list[Any]) -> N
             "threat": "oblivious",
             "label": result.label,
             "purifier": engine.models.purifier_sha256,
-            "images": {name: base64.b64encode(images.encode_png(image)).decode() for name, image in shown.items()},
+            "images": {name: base64.b64encode(images.encode(image)).decode() for name, image in shown.items()},
             "top": dict(zip(shown, tops, strict=True)),
         }
 

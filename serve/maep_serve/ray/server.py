@@ -20,12 +20,12 @@ from pathlib import Path
 import httpx
 import psutil
 
-from maep.cluster import close_token_file, prepare_environment, token_without_home
+from maep.cluster import prepare_environment, start_local
 from maep.data.datasets import data_root
 from maep.errors import ConfigError, UnavailableError
 from maep.tracking.client import TrackingConfig, absolute
+from maep.tracking.purifier_ref import PurifierRef
 from maep_serve.config import ServeConfig
-from maep_serve.engine.loading import image_data
 from maep_serve.http.tokens import endpoint_tokens
 from maep_serve.ray import ingress
 from maep_serve.release.releases import Releases
@@ -84,8 +84,8 @@ def start(config: ServeConfig, tracking: TrackingConfig | None = None, wait_read
     served, sha256 = _pin(found)
     canary = None
     if config.canary is not None:
-        canary_config = dataclasses.replace(config, model=config.canary, calibration=None)
-        canary, _ = _pin(Releases.of(canary_config, found.tracking))
+        uncalibrated = dataclasses.replace(config, calibration=None)
+        canary, _ = _pin(Releases(uncalibrated, PurifierRef.parse(config.canary), found.tracking))
 
     import ray
 
@@ -129,8 +129,7 @@ def _pin(found: Releases) -> tuple[Releases, str]:
     Relative paths become absolute, because replicas have another working directory.
     """
     config, release = found.config, found.find()
-    models = found.load(release)
-    data = image_data(config, models.image_size)
+    data = found.load(release).data
     if data is not None:
         data = dataclasses.replace(data, root=str(data_root(data).absolute()))
     config = dataclasses.replace(
@@ -149,26 +148,16 @@ def _absolute(name: str | None) -> str | None:
 
 
 def _start_ray(config: ServeConfig, folder: Path) -> None:
-    """A private Ray: its dashboard on loopback, its own ports behind a token that only this user can read."""
     prepare_environment()
     ingress.prepare(folder, config.most_in_flight, config.longest_s)
-    token_without_home()
-    import ray
-
-    try:
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, (1 if config.canary is None else 2) * config.most_replicas + 1),
-            include_dashboard=config.dashboard,
-            dashboard_host="127.0.0.1",
-            _metrics_export_port=config.metrics_port,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
-    except (Exception, SystemExit) as error:  # Ray raises plain exceptions, and exits; its processes end with this one
-        reason = " ".join(str(error).split())[:200]
-        raise UnavailableError(f"Ray did not start on this machine: {reason}: retry once it is idle") from error
-    close_token_file()
+    start_local(
+        max(os.cpu_count() or 1, (1 if config.canary is None else 2) * config.most_replicas + 1),
+        "retry once it is idle",
+        include_dashboard=config.dashboard,
+        _metrics_export_port=config.metrics_port,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
     _lower_priority_of_ray_agent()
 
 

@@ -1,4 +1,4 @@
-"""Which version of a purifier an endpoint serves: it is found, checked against golden outputs, and followed by alias.
+"""Which version of a purifier an endpoint serves: find it, check its golden outputs, and follow its alias.
 
 `maep promote` and `maep rollback` move an alias. Every replica polls it and switches to the new version while it keeps
 serving requests. A version that cannot be loaded or warmed, or that fails its golden outputs, gets no traffic: the
@@ -11,20 +11,19 @@ import asyncio
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from maep.artifact import Artifact
 from maep.errors import ArtifactError, UnavailableError, UserError
+from maep.tracking import registry
 from maep.tracking.client import TrackingConfig
 from maep.tracking.purifier_ref import PurifierRef
+from maep.tracking.registry import Version
+from maep.tracking.resolve import resolve
 from maep_serve.config import ServeConfig
 from maep_serve.engine import suspicion
 from maep_serve.engine.loading import Models, build_models
 from maep_serve.engine.service import Service
 from maep_serve.release import golden
-
-if TYPE_CHECKING:
-    from maep.tracking.registry import Version
 
 GOLDEN_TAG = "evaluation.golden"
 _log = logging.getLogger(__name__)
@@ -58,8 +57,6 @@ class Releases:
 
     def current(self) -> int | None:
         """The version that the alias points at, or None. Raises UnavailableError."""
-        from maep.tracking import registry
-
         assert self.ref.alias is not None
         return registry.aliases(replace(self.tracking, model=self.ref.name)).get(self.ref.alias)
 
@@ -68,8 +65,6 @@ class Releases:
 
         Raises what `maep.tracking.resolve` raises.
         """
-        from maep.tracking.resolve import resolve
-
         pinned = self.ref.alias is None or self.ref.sha256 is not None
         if pinned or (number := version or self.current()) is None:
             return Release(resolve(self.ref, self.tracking))
@@ -78,7 +73,13 @@ class Releases:
 
     def load(self, release: Release) -> Models:
         """The models of `release`, built, warmed and checked against its golden outputs. Raises UserError."""
-        return _load(release, self.config)
+        models = build_models(release.artifact, self.config)
+        if release.golden is not None:
+            try:
+                golden.check(models.purifier, release.golden)
+            except ArtifactError as error:
+                raise ArtifactError(f"purifier {models.version}: {error}") from None
+        return models
 
     def load_first(self) -> Models:
         """The models that a new replica starts with.
@@ -96,8 +97,9 @@ class Releases:
                 raise
             except Exception as error:  # whatever the reason, this version gets no traffic
                 refused.append(number)
-                previous = None if number is None else self._previous(number)
-                if previous is None or previous in refused:
+                tags = {} if number is None else self._registered(number).tags
+                before = tags.get(f"{self.ref.alias}.previous")
+                if before is None or (previous := int(before)) in refused:
                     raise
                 _log.error("%s: version %s refused, trying version %s instead: %s", self.ref, number, previous, error)
                 number = previous
@@ -139,29 +141,11 @@ class Releases:
 
     def _load_version(self, number: int | None) -> Models:
         """`find` and `load`; a followed alias ignores a configured calibration that belongs to another version."""
-        release, config = self.find(number), self.config
-        if self.followed and config.calibration is not None:
-            measured_for = suspicion.read(Path(config.calibration)).purifier_sha256
-            if measured_for != release.artifact.sha256:
-                config = replace(config, calibration=None)
-        return _load(release, config)
-
-    def _previous(self, number: int) -> int | None:
-        """The version that had the alias before version `number`."""
-        previous = self._registered(number).tags.get(f"{self.ref.alias}.previous")
-        return None if previous is None else int(previous)
+        release, file = self.find(number), self.config.calibration
+        sha256 = release.artifact.sha256
+        if self.followed and file is not None and suspicion.read(Path(file)).purifier_sha256 != sha256:
+            return replace(self, config=replace(self.config, calibration=None)).load(release)
+        return self.load(release)
 
     def _registered(self, number: int) -> Version:
-        from maep.tracking import registry
-
         return registry.by_version(replace(self.tracking, model=self.ref.name), number)
-
-
-def _load(release: Release, config: ServeConfig) -> Models:
-    models = build_models(release.artifact, config)
-    if release.golden is not None:
-        try:
-            golden.check(models.purifier, release.golden)
-        except ArtifactError as error:
-            raise ArtifactError(f"purifier {models.version}: {error}") from None
-    return models

@@ -22,9 +22,8 @@ from stack import free_ports
 from train_toys import MAE
 
 from maep import artifact, config
-from maep.errors import ConfigError
+from maep.errors import ConfigError, JobFailed
 from maep.tracking.client import TrackingConfig
-from maep_jobs.failure import JobFailed
 from maep_jobs.pipeline import stages as pipeline
 from maep_jobs.pipeline.config import PipelineConfig
 from maep_jobs.pipeline.stages import Stage, stages
