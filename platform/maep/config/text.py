@@ -6,7 +6,6 @@ keeps it (`0123`, `/data/set #1`), a number key reads a number. YAML's own guess
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """`values` with each `--section.key VALUE` (or `--section.key=VALUE`) set to the word VALUE, unread."""
-    result = copy.deepcopy(dict(values))
+    result = _copy(values)
     words = list(overrides)
     while words:
         word = words.pop(0)
@@ -120,3 +119,8 @@ def _read_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode, inside: tuple
             raise ValueError(f"the key {name!r} is given twice")
     loader.flatten_mapping(node)  # `<<` merges another mapping; the mapping's own keys win
     return {key.value: _read(loader, value, inside) for key, value in node.value}
+
+
+def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy in which no two sections are one object, as those of a YAML anchor are: an override changes one only."""
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
