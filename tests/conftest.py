@@ -1,4 +1,4 @@
-"""Fixtures of every test: one thread, a seed, no state of the machine, and data where there is some."""
+"""Fixtures of all tests: one thread, a seed, no state of the machine, and the shared data if present."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LEAK_PREFIXES = ("MLFLOW_", "AWS_", "MAEP_")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Before anything is imported: these are read once, when torch, Ray and MLflow start."""
+    """Sets variables that torch, Ray and MLflow read only once, at import."""
     for name in [name for name in os.environ if name in _LEAKS or name.startswith(_LEAK_PREFIXES)]:
         if name != "MAEP_DATA":
             del os.environ[name]
@@ -51,7 +51,7 @@ def _threads() -> None:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Hide the user's home, caches and Ray tokens; undo what a test sets; seed torch, so that no order decides."""
+    """Hide the user's home, caches and Ray tokens, undo what a test sets, and seed torch."""
     import torch
 
     torch.manual_seed(int(_SEED))
@@ -106,7 +106,7 @@ def wheel_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    """A running SeaweedFS; its `environment` is for the test to set."""
+    """A running SeaweedFS. The test sets its `environment`."""
     from stack import seaweedfs, weed_binary
 
     if weed_binary() is None:
@@ -125,7 +125,7 @@ def shared_data() -> Path:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A test marked `gpu` skips where there is none."""
+    """Skips tests marked `gpu` on machines without one."""
     if item.get_closest_marker("gpu") is not None:
         import torch
 

@@ -1,4 +1,4 @@
-"""A folder without a valid manifest does not exist; one with a valid manifest is what was written, byte for byte."""
+"""A folder without a valid manifest is no artifact; one with a valid manifest is byte for byte what was written."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def test_training_state_round_trips_without_pickle(tmp_path: Path) -> None:
         written(tmp_path / "b").state()
 
 
-def test_state_that_is_not_plain_data_is_refused_before_it_is_kept(tmp_path: Path) -> None:
-    """What cannot be read back would only be missed at resume, hours later."""
+def test_state_that_is_not_plain_data_is_refused_before_it_is_written(tmp_path: Path) -> None:
+    """Otherwise unreadable state would only be noticed at resume, hours later."""
     with pytest.raises(ArtifactError, match="state"):
         written(tmp_path / "a", state={"where": Path("x")})
     assert os.listdir(tmp_path) == []
@@ -107,7 +107,7 @@ def test_a_damaged_manifest(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("entry", [3, [], {"size": 1}, {"size": "1", "sha256": "0"}, {"size": 1, "sha256": None}])
-def test_a_manifest_with_odd_entries(tmp_path: Path, entry: Any) -> None:
+def test_a_manifest_with_invalid_entries(tmp_path: Path, entry: Any) -> None:
     written(tmp_path / "a")
     files = json.loads((tmp_path / "a" / MANIFEST).read_text())["files"]
     edit_manifest(tmp_path / "a", files=files | {CARD: entry})
@@ -126,7 +126,7 @@ def test_a_newer_schema(tmp_path: Path, schema: int) -> None:
 
 
 def test_a_newer_schema_of_another_shape(tmp_path: Path) -> None:
-    """The schema is read first: a newer manifest may look like nothing we know."""
+    """The schema is read first, because a newer manifest may have any other form."""
     written(tmp_path / "a")
     (tmp_path / "a" / MANIFEST).write_text(json.dumps({"schema": 2, "blobs": []}))
     with pytest.raises(ArtifactError, match="upgrade maep"):
@@ -162,7 +162,7 @@ def test_a_manifest_without_the_essentials(tmp_path: Path, name: str) -> None:
         artifact.read(tmp_path / "a")
 
 
-def test_what_was_never_finished_is_not_there(tmp_path: Path) -> None:
+def test_an_unfinished_artifact_does_not_exist(tmp_path: Path) -> None:
     written(tmp_path / "a")
     (tmp_path / "a" / MANIFEST).unlink()
     assert not artifact.is_valid(tmp_path / "a")
@@ -174,7 +174,7 @@ def test_what_was_never_finished_is_not_there(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_an_older_artifact_is_replaced_whole(tmp_path: Path) -> None:
+def test_an_older_artifact_is_replaced_entirely(tmp_path: Path) -> None:
     written(tmp_path / "a", extra={"old.txt": b"old"})
     newer = artifact.write(tmp_path / "a", "mae", {"name": "mae"}, {"w": WEIGHT * 2}, "")
     assert artifact.read(tmp_path / "a").sha256 == newer.sha256
@@ -191,7 +191,7 @@ def test_a_failed_write_keeps_the_older_artifact(tmp_path: Path) -> None:
 
 
 def test_killed_while_writing(tmp_path: Path) -> None:
-    """kill -9 just before the folder is moved into place: the older artifact stands, and the next write succeeds."""
+    """kill -9 just before the folder is moved into place: the older artifact remains, and the next write succeeds."""
     older = written(tmp_path / "a")
     program = """
 import os, signal, sys, torch

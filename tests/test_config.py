@@ -1,4 +1,4 @@
-"""Typed configuration: what is filled and what is refused."""
+"""Typed configuration: accepted and refused values."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def job(*overrides: str, **values: Any) -> Job:
     return config.build(Job, config.apply_overrides({"seed": 1, **values}, overrides))
 
 
-def test_defaults_stand() -> None:
+def test_defaults_apply() -> None:
     assert job() == Job(seed=1)
 
 
@@ -101,7 +101,7 @@ def test_defaults_stand() -> None:
         ({"model": 3}, ("model: ",)),
     ],
 )
-def test_refusals_name_the_place_and_the_cure(values: dict[str, Any], fragments: tuple[str, ...]) -> None:
+def test_errors_name_the_key_and_the_fix(values: dict[str, Any], fragments: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError) as caught:
         job(**values)
     assert all(fragment in str(caught.value) for fragment in fragments)
@@ -110,7 +110,7 @@ def test_refusals_name_the_place_and_the_cure(values: dict[str, Any], fragments:
 
 @pytest.mark.parametrize("number", ["nan", ".nan", ".inf", "-inf", "1e400"])
 def test_numbers_are_finite(number: str) -> None:
-    """A learning rate of NaN trains to the end and is worth nothing."""
+    """With a learning rate of NaN, training would run to the end for nothing."""
     with pytest.raises(ConfigError, match="rate: "):
         job("--rate", number)
 
@@ -124,29 +124,29 @@ def test_a_missing_key_is_named() -> None:
     ("text", "number"),
     [("8/255", 8 / 255), ("1e-4", 1e-4), ("3", 3.0), ("0.5", 0.5), ("-1.5", -1.5), (" 4 / 255 ", 4 / 255)],
 )
-def test_floats_are_written_as_budgets_are(text: str, number: float) -> None:
+def test_floats_may_be_fractions(text: str, number: float) -> None:
     assert job("--rate", text).rate == number
     assert job("--attack.eps", text).attack.eps == number
 
 
-def test_a_union_is_told_apart_by_its_name() -> None:
+def test_the_name_chooses_the_class_of_a_section() -> None:
     assert job(model={"name": "small", "depth": 5}).model == Small(depth=5)
     assert job(model={"width": 5}).model == Big(width=5)
     assert job("--model.name", "small", "--model.depth", "7").model == Small(depth=7)
 
 
-def test_one_value_stands_for_every_place() -> None:
+def test_one_value_is_used_for_every_position() -> None:
     assert job(size=16).size == (16, 16)
     assert job(eps="4/255").eps == (4 / 255,)
     assert job("--eps", "[2/255, 8/255]").eps == (2 / 255, 8 / 255)
 
 
-def test_none_is_taken_where_it_is_allowed() -> None:
+def test_null_is_accepted_for_optional_keys() -> None:
     assert job("--note", "null").note is None
     assert job("--note", "12").note == "12"
 
 
-def test_overrides_nest_and_leave_the_rest() -> None:
+def test_overrides_nest_and_change_nothing_else() -> None:
     before = {"seed": 1, "attack": {"steps": 3, "eps": "4/255"}}
     after = config.apply_overrides(
         before, ["--attack.steps", "9", "--names=[a, b]", "--title=x=y", "--weights.pixel", "2"]
@@ -251,8 +251,8 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
         "",
     ],
 )
-def test_text_and_paths_keep_the_words(text: str, tmp_path: Path) -> None:
-    """No text or path value of the command line is read as YAML, whatever it looks like."""
+def test_text_and_paths_are_not_read_as_yaml(text: str, tmp_path: Path) -> None:
+    """Text and path values of the command line are never read as YAML."""
     made = job("--title", text, "--folder", text, f"--note={text}")
     assert made.title == text
     assert made.folder == Path(text)
@@ -262,7 +262,7 @@ def test_text_and_paths_keep_the_words(text: str, tmp_path: Path) -> None:
     assert config.load(Job, path) == made
 
 
-def test_text_in_a_file_keeps_the_words(tmp_path: Path) -> None:
+def test_text_in_a_file_is_not_read_as_yaml(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text("seed: 0010\ntitle: 0123\nnote: 1_000\nnames: [012, yes, 'a b']\nfast: yes\n", encoding="utf-8")
     made = config.load(Job, path)
@@ -281,7 +281,7 @@ def test_a_section_in_one_word() -> None:
     assert made.weights == {"pixel": 2.0}
 
 
-def test_a_key_of_another_section_says_where() -> None:
+def test_a_key_of_another_section_is_pointed_out() -> None:
     with pytest.raises(ConfigError) as caught:
         job("--model.steps", "3")
     assert "'model.steps'" in str(caught.value)
@@ -302,7 +302,7 @@ class Run:
     weights: dict[str, float] = config.key({}, "Weights by name.", decides=True)
 
 
-def test_what_decides_is_declared_with_the_key() -> None:
+def test_keys_declare_whether_they_decide() -> None:
     assert config.deciding(Run()) == {"lr": 1e-3, "eps": 8 / 255, "weights": {}}
     assert config.deciding(Run(workers=9, place=Place("elsewhere"))) == config.deciding(Run())
     assert config.digest(config.deciding(Run(lr=2e-3))) != config.digest(config.deciding(Run()))

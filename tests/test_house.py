@@ -1,4 +1,4 @@
-"""The rules of the house: who may import whom, what must import with PyTorch alone, and what is committed."""
+"""Rules of the repository: allowed imports, modules that need PyTorch alone, and committed text."""
 
 from __future__ import annotations
 

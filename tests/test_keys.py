@@ -1,4 +1,4 @@
-"""Each key of each configuration class says what it means and whether it decides the result, and does what it says."""
+"""Each key of each configuration class declares its meaning and whether it decides the result."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def below(cls: type) -> Iterator[type]:
 
 
 def roots() -> Iterator[type]:
-    """What each verb is configured by, and what no verb reaches."""
+    """The configuration class of each verb, and classes that no verb uses."""
     for verb in VERBS:
         parser = importlib.import_module(f"maep_jobs.verbs.{verb}").parser()
         if isinstance(parser, JobParser):
@@ -61,7 +61,7 @@ def test_each_key_is_declared(cls: type) -> None:
 
 
 @pytest.mark.parametrize(("cls", "name"), KEYS, ids=lambda value: getattr(value, "__name__", value))
-def test_a_changed_value_makes_another_identity_where_it_decides(cls: type, name: str) -> None:
+def test_a_changed_value_changes_the_identity_exactly_if_it_decides(cls: type, name: str) -> None:
     before = unchecked(cls)
     after = copy.copy(before)
     object.__setattr__(after, name, "another value")
@@ -71,5 +71,5 @@ def test_a_changed_value_makes_another_identity_where_it_decides(cls: type, name
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_what_decides_is_plain(cls: type) -> None:
+def test_deciding_values_are_plain(cls: type) -> None:
     json.dumps(config.deciding(unchecked(cls)))

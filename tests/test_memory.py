@@ -1,4 +1,4 @@
-"""The allocator keeps what a step frees: in a process of its own, for it is a setting of the whole process."""
+"""The allocator keeps freed blocks. Run in a separate process, because the setting applies to the whole process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def faults(how: str) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="malloc of glibc")
-def test_steps_find_the_pages_of_the_step_before() -> None:
+def test_steps_reuse_the_pages_of_the_previous_step() -> None:
     assert faults("kept") < 1_000 < 100_000 < faults("given back")
 
 
@@ -52,7 +52,7 @@ print(kept - before, mebibytes() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="malloc of glibc")
-def test_what_is_given_back_is_the_systems() -> None:
+def test_give_back_returns_memory_to_the_system() -> None:
     done = subprocess.run([sys.executable, "-c", SIZES], capture_output=True, text=True, check=True, timeout=120)
     kept, left = map(int, done.stdout.split())
     assert left < 50 < 150 < kept

@@ -51,7 +51,7 @@ def written(folder: Path, values: dict[str, Any]) -> str:
     return "config.yaml"
 
 
-def test_its_data_set_is_shown_and_its_names_are_taken(installed: Path, tmp_path: Path) -> None:
+def test_the_plug_ins_data_set_is_shown_and_its_names_are_known(installed: Path, tmp_path: Path) -> None:
     assert [split["images"] for split in json.loads(maep(installed, tmp_path, "data", "show", "stripes", "--json"))]
     plan = maep(installed, tmp_path, "finetune", "--dry-run", "--config", written(tmp_path, FINETUNE))
     assert yaml.safe_load(plan)["loss"]["smoothness"]["weight"] == 0.1
@@ -59,7 +59,7 @@ def test_its_data_set_is_shown_and_its_names_are_taken(installed: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_it_is_trained_evaluated_and_searched_with(installed: Path, tmp_path: Path) -> None:
+def test_the_plug_in_trains_evaluates_and_searches(installed: Path, tmp_path: Path) -> None:
     maep(
         installed, tmp_path, "finetune", "--config", written(tmp_path, FINETUNE), "--loop.samples", "256",
         "--output", "trained",

@@ -1,4 +1,4 @@
-"""Extension points: names without imports, lazy look-up, and plug-ins that fail without harm to the rest."""
+"""Extension points: names without imports, lazy look-up, and plug-ins whose failure affects nothing else."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PLAIN = "from maep import registry\n\n\n@registry.baseline({name!r}, strength=3)
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder on sys.path; what is imported from it is forgotten afterwards."""
+    """An empty folder on sys.path; modules imported from it are removed afterwards."""
     before = set(sys.modules)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
@@ -50,7 +50,7 @@ def install(folder: Path, distribution: str, points: dict[str, str], **modules: 
 
 @pytest.fixture
 def fresh(packages: Path, monkeypatch: pytest.MonkeyPatch) -> Registry[..., dict[str, Any]]:
-    """A registry of the baselines that has not looked for plug-ins yet, in the place of the one that decorators use."""
+    """A registry of the baselines that has not looked for plug-ins yet; it replaces the one that decorators use."""
     del packages
     found = Registry("baseline", "maep.evaluate.baselines", baseline_arguments, "maep.baselines")
     found._registered |= registry.baselines._registered  # their files may be imported already
@@ -59,7 +59,7 @@ def fresh(packages: Path, monkeypatch: pytest.MonkeyPatch) -> Registry[..., dict
 
 
 @pytest.mark.parametrize("each", REGISTRIES, ids=lambda each: each.kind)
-def test_what_the_files_say_is_what_their_decorators_register(each: Registry[..., object]) -> None:
+def test_parsed_declarations_equal_registered_ones(each: Registry[..., object]) -> None:
     read = {name: each.declared(name) for name in each.names()}
     assert read
     for name, declared in read.items():
@@ -96,7 +96,9 @@ def test_a_plug_in_is_listed_at_once_and_imported_on_use(packages: Path, fresh: 
     assert fresh.get("mirror").__module__ == "mirrors"
 
 
-def test_a_broken_plug_in_is_one_line_and_the_rest_works(packages: Path, fresh: Registry[..., dict[str, Any]]) -> None:
+def test_a_broken_plug_in_is_a_one_line_error_and_the_rest_works(
+    packages: Path, fresh: Registry[..., dict[str, Any]]
+) -> None:
     broken = {
         "missing": "import no_such_package\n",
         "wrong": "raise RuntimeError('two\\nlines')\n",
@@ -130,7 +132,7 @@ def test_a_taken_name_is_ignored_with_one_warning(
     assert fresh.get("median").__module__ == "maep.evaluate.baselines.median"
 
 
-def test_a_name_registered_in_a_script_can_be_used_and_not_taken(fresh: Registry[..., dict[str, Any]]) -> None:
+def test_a_name_registered_in_a_script_works_and_is_reserved(fresh: Registry[..., dict[str, Any]]) -> None:
     @registry.baseline("scripted")
     def make() -> None: ...
 

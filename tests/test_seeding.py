@@ -1,4 +1,4 @@
-"""Numbers as a pure function of their place, and the same in NumPy, Python integers and torch."""
+"""Random numbers are a pure function of their counters, identical in NumPy, Python integers and torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def unsigned(values: torch.Tensor) -> NDArray[np.uint64]:
 
 
 def test_keys_stay_on_the_device_of_the_tensors() -> None:
-    """Numbers after a tensor must not bring the keys back to the CPU: on a GPU no step could be taken."""
+    """Integers after a tensor must not move the keys back to the CPU."""
     keys = torch.zeros(3, dtype=torch.int64, device="meta")
     assert seeding.mix(1, keys, 2, 3).device.type == "meta"
     assert seeding.uniform(seeding.mix(keys, 5), 4).device.type == "meta"
@@ -91,7 +91,7 @@ def test_an_image_draws_the_same_in_any_batch() -> None:
     assert torch.equal(seeding.uniform(keys, 7)[:, :3], seeding.uniform(keys, 3))
 
 
-def test_neither_torch_s_generator_nor_calls_before_matter() -> None:
+def test_neither_torchs_generator_nor_earlier_calls_matter() -> None:
     keys = seeding.mix(1, torch.arange(4))
     torch.manual_seed(0)
     first = seeding.uniform(keys, 5)
@@ -132,7 +132,7 @@ def test_normal_has_the_moments_of_a_normal() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
-def test_counts(count: int) -> None:
+def test_odd_and_even_counts(count: int) -> None:
     keys = seeding.mix(0, torch.arange(3))
     assert seeding.uniform(keys, count).shape == seeding.normal(keys, count).shape == (3, count)
     assert seeding.uniform(keys[:0], count).shape == (0, count)

@@ -1,4 +1,4 @@
-"""Whole files or nothing, also when the disk fills up or the folder cannot be written."""
+"""Whole files or nothing, even if the disk fills up or the folder cannot be written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def locked_folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder nobody can write: read-only for root, whom permissions do not stop; without permission for others."""
+    """A folder that nobody can write: a read-only file system for root, no permission for other users."""
     if os.geteuid() == 0:
         with mounted(tmp_path / "locked", "ro,size=64k") as folder:
             yield folder
@@ -36,7 +36,7 @@ def everything_below(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
-def test_written_is_what_is_read(tmp_path: Path) -> None:
+def test_files_round_trip(tmp_path: Path) -> None:
     target = tmp_path / "a" / "b.bin"
     storage.write_bytes(target, b"first")
     storage.write_bytes(str(target), b"second")
@@ -45,7 +45,7 @@ def test_written_is_what_is_read(tmp_path: Path) -> None:
     assert target.stat().st_mode & 0o777 == 0o644
 
 
-def test_reading_what_is_not_there(tmp_path: Path) -> None:
+def test_reading_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(tmp_path / "absent")
 
@@ -130,7 +130,7 @@ def test_addresses() -> None:
 
 @pytest.fixture
 def s3_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """`s3_at("http://HOST:PORT")` is the S3 of this test, given up after a second."""
+    """`s3_at("http://HOST:PORT")` sets the S3 endpoint, with a deadline of one second."""
 
     def at(endpoint: str) -> None:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
@@ -144,15 +144,15 @@ def s3_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 @pytest.mark.slow  # boto3's own pauses
 @pytest.mark.parametrize("stalls", [False, True])
-def test_an_s3_that_does_not_answer(stalls: bool, s3_at: Callable[[str], None], tmp_path: Path) -> None:
-    """One that is not there, and one that takes the connection and then says nothing."""
+def test_an_s3_service_that_does_not_answer(stalls: bool, s3_at: Callable[[str], None], tmp_path: Path) -> None:
+    """A closed port, and a service that accepts the connection and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         s3_at(f"http://127.0.0.1:{server.getsockname()[1] if stalls else 9}")
         with pytest.raises(UnavailableError, match="s3://bucket/key"):
             storage.read_bytes("s3://bucket/key")
 
 
-def test_a_deadline_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_deadline_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAEP_S3_DEADLINE_S", "soon")
     with pytest.raises(UserError, match="MAEP_S3_DEADLINE_S"):
         storage.read_bytes("s3://bucket/key")

@@ -1,4 +1,4 @@
-"""The wheel holds everything that runs, and nothing that does not."""
+"""The wheel holds everything that is needed at run time, and nothing else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def wheel(wheel_file: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(wheel_file)
 
 
-def test_every_committed_file_of_the_packages_is_in_it(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_holds_every_committed_file_of_the_packages(wheel: zipfile.ZipFile) -> None:
     listed = subprocess.run(
         ["git", "ls-files", *PACKAGES.values()], cwd=ROOT, capture_output=True, text=True, timeout=30
     )
@@ -28,7 +28,7 @@ def test_every_committed_file_of_the_packages_is_in_it(wheel: zipfile.ZipFile) -
     assert not expected - set(wheel.namelist())
 
 
-def test_data_files_are_in_it(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_holds_data_files(wheel: zipfile.ZipFile) -> None:
     """The page, the image lists, the typing markers, and whatever configurations and bundled purifiers there are."""
     names = set(wheel.namelist())
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
@@ -40,7 +40,7 @@ def test_data_files_are_in_it(wheel: zipfile.ZipFile) -> None:
                 assert path.relative_to(ROOT / room).as_posix() in names
 
 
-def test_nothing_else_is_in_it(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:
     tops = {name.partition("/")[0] for name in wheel.namelist()}
     assert tops - set(PACKAGES) == {"maep-0.1.0.dist-info"}
     assert not [name for name in wheel.namelist() if "test" in Path(name).name and name.endswith(".py")]
@@ -48,6 +48,6 @@ def test_nothing_else_is_in_it(wheel: zipfile.ZipFile) -> None:
     assert sum(entry.file_size for entry in wheel.infolist()) < 32 * 2**20
 
 
-def test_it_installs_the_command_and_the_licence(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_installs_the_command_and_the_licence(wheel: zipfile.ZipFile) -> None:
     assert b"maep = maep_jobs.cli:main" in wheel.read("maep-0.1.0.dist-info/entry_points.txt")
     assert b"Apache License" in wheel.read("maep-0.1.0.dist-info/licenses/LICENSE")

@@ -1,4 +1,4 @@
-"""Configuration files: found by path or by the name of one that maep ships, and the section that a verb takes."""
+"""Configuration files: find one by path or shipped name, and read the section of a verb."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from maep import config
 from maep.errors import ConfigError, nearest
 
 _PHASES = {"pretrain", "finetune"}
-"""Verbs that take their own section of a file for several verbs, such as best.yaml of a search."""
+"""Verbs that read their own section from a file for several verbs, such as the best.yaml of a search."""
 
 
 def find(name: str, where: str = "--config") -> Path:
     """The file at path `name`, or the shipped configuration of that name (`cifar10/pretrain`).
 
-    Raises ConfigError, which says that it was named in `where`, if there is neither.
+    Raises ConfigError naming `where` if neither exists.
     """
     if Path(name).is_file():
         return Path(name)
@@ -32,18 +32,18 @@ def find(name: str, where: str = "--config") -> Path:
 def read(source: str, verb: str, settings_class: type) -> tuple[dict[str, Any], str]:
     """The values in `source` for `verb`, scalars unread, and a name for results made from them.
 
-    Of a file with a section for each of several verbs, a verb takes its own section, and `tracking`.
+    From a file with one section per verb, a verb reads its own section and `tracking`.
     """
     values = config.read_yaml(find(source))
     keys = {field.name for field in dataclasses.fields(settings_class)}
     others = [key for key in values if key in _PHASES - keys]
     if verb in _PHASES and verb not in values and others:  # best.yaml of a U-Net has nothing to pretrain
-        raise ConfigError(f"{source}: has no section {verb}, only what maep {' and maep '.join(others)} take")
+        raise ConfigError(f"{source}: has no section {verb}, only sections for maep {' and maep '.join(others)}")
     if verb not in values or verb in keys:
         return _with_sections(values, settings_class), source
     mixed = [key for key in values if key in keys]
     if mixed:
-        raise ConfigError(f"{source}: {mixed[0]} must be inside the section {verb}, or the file have no such section")
+        raise ConfigError(f"{source}: {mixed[0]} must be inside the section {verb}")
     section = values[verb]
     section = config.read_yaml(find(section, verb)) if isinstance(section, str) else section
     if not isinstance(section, dict):

@@ -1,15 +1,15 @@
 """maep: masked-autoencoder purifiers, from raw images to a live endpoint.
 
-The public interface for other tools imported on first use, so that `import maep` costs nothing:
+The public interface. Each name is imported on first use, so `import maep` costs nothing:
 
     load_purifier(uri)              the purifier that a URI names, an `nn.Module`: images in [0, 1] to images in [0, 1]
     load_classifier(spec)           a protected classifier: images in [0, 1] to logits
     defend(classifier, purifier)    both as one module, differentiable end to end
     attack(model, images, labels)   attacked images within a budget
     evaluate(purifiers, output)     accuracies by threat model
-    compare(ours, theirs)           two purifiers of finished evaluations, with paired tests
+    compare(ours, theirs)           paired tests between two purifiers of finished evaluations
 
-`maep.registry` adds attacks, baselines, data sets, purifier families, loss terms and search metrics of your own.
+To add your own attacks, baselines, data sets, purifier families, loss terms or search metrics, see `maep.registry`.
 """
 
 from __future__ import annotations

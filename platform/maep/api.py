@@ -1,4 +1,4 @@
-"""Functions of the public interface (see `maep`) that have no other home."""
+"""The functions of the public interface (see `maep`) that are not defined in another module."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def evaluate(
     config: EvaluateConfig | str | Path | None = None,
     **settings: Any,
 ) -> Result:
-    """Accuracies by threat model of `purifiers` beside the baselines, kept in folder `output`.
+    """Accuracies by threat model of `purifiers` and of the baselines, written to folder `output`.
 
         result = maep.evaluate("bundled:cifar10", "outputs/mine", num_images=256)
         result = maep.evaluate({"a": "outputs/a/model", "b": my_module}, "outputs/both", preset="standard")
@@ -52,8 +52,8 @@ def evaluate(
     config     an EvaluateConfig, or a YAML file of one; None: its defaults
     settings   keys of EvaluateConfig that replace those of `config`: preset, images, num_images, classifiers, eps ...
 
-    Called again with the same arguments it returns the finished result, or continues an interrupted one. Raises a
-    one-line UserError for what cannot be evaluated, and where `output` holds another evaluation.
+    Called again with the same arguments, it returns the finished result or resumes an interrupted evaluation. Raises
+    UserError for what cannot be evaluated, and if `output` holds a different evaluation.
     """
     named = purifiers if isinstance(purifiers, Mapping) else {"purifier": purifiers}
     if isinstance(config, EvaluateConfig):
@@ -66,11 +66,11 @@ def evaluate(
 
 
 def compare(ours: Result | str | Path, theirs: Result | str | Path) -> Comparison:
-    """Two purifiers of finished evaluations on the same images, with paired tests.
+    """Compares two purifiers of finished evaluations on the same images, with paired tests.
 
         maep.compare("outputs/a", "outputs/b:conv").rows          # FOLDER:PURIFIER where a result has several
 
-    Raises ConfigError where the two are not comparable, or a folder's purifier is not named.
+    Raises ConfigError if the two are not comparable, or if a folder holds several purifiers and none is named.
     """
     (a, a_name), (b, b_name) = (_side(side) for side in (ours, theirs))
     return comparison.compare(a, b, a_name, b_name)

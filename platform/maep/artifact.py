@@ -62,9 +62,11 @@ class Artifact:
         return loaded
 
     def require_state(self) -> None:
-        """Raises ArtifactError where this is no checkpoint to resume from."""
+        """Raises ArtifactError if this is not a checkpoint."""
         if STATE not in self.files:
-            raise ArtifactError(f"{self.folder} holds no training state: it is a finished {self.kind}, no checkpoint")
+            raise ArtifactError(
+                f"{self.folder} holds no training state: it is a finished {self.kind}, not a checkpoint"
+            )
 
 
 def write(
@@ -78,7 +80,7 @@ def write(
 ) -> Artifact:
     """Writes an artifact beside `folder`, verifies it, and moves it into place: complete or not at all.
 
-    `extra` are further files by relative name (an evaluation, pictures). An older artifact at `folder` is replaced.
+    `extra`: further files by relative path (an evaluation, pictures). Replaces an older artifact at `folder`.
     """
     contents: dict[str, bytes] = {
         CONFIG: (json.dumps(dict(config), indent=2, sort_keys=True) + "\n").encode(),
@@ -125,7 +127,7 @@ def is_valid(folder: str | Path) -> bool:
 
 
 def upload(artifact: Artifact, uri: str) -> None:
-    """Copies an artifact to `uri` (local or s3://): its files, whose sizes are verified, then its manifest."""
+    """Copies an artifact to `uri` (local or s3://): its files, then, after checking their sizes, its manifest."""
     storage.copy_files(artifact.folder, uri, artifact.files)
     for name, entry in artifact.files.items():
         written = storage.size(storage.join(uri, name))
@@ -164,7 +166,7 @@ def _in_place_of(target: Path) -> Iterator[Path]:
 
 
 def _state_bytes(state: Mapping[str, Any]) -> bytes:
-    """The training state as torch saves it. Loading is tested here, for at resume it would be too late."""
+    """The training state as torch saves it. Loading is tested here, because at resume it would be too late."""
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     buffer.seek(0)
@@ -192,7 +194,7 @@ def _manifest(kind: str, contents: Mapping[str, bytes]) -> bytes:
 def _read_manifest(root: Path) -> tuple[dict[str, Any], str]:
     path = root / MANIFEST
     if not path.is_file():
-        raise ArtifactError(f"{root} holds no {MANIFEST}: not an artifact, or one that was never finished")
+        raise ArtifactError(f"{root} holds no {MANIFEST}: not an artifact, or its writing never finished")
     data = path.read_bytes()
     try:
         manifest = json.loads(data)

@@ -9,7 +9,7 @@ NAMES_SHOWN = 3
 
 
 class UserError(ValueError):
-    """A mistake of the user (a key, a file, an address). The message says what, where, and what would be right."""
+    """A mistake of the user (a key, a file, an address). The message says what is wrong, where, and what to write."""
 
 
 class ConfigError(UserError):
@@ -37,18 +37,18 @@ class JobFailed(RuntimeError):
 
 
 class Stopped(BaseException):
-    """A run has stopped after a termination notice, with a checkpoint; not an error."""
+    """A run wrote a checkpoint and stopped after a termination notice. This is not an error."""
 
     def __init__(self, samples_seen: int) -> None:
         super().__init__(samples_seen)
         self.samples_seen = samples_seen
 
     def __str__(self) -> str:
-        return f"stopped at {self.samples_seen:,} images: run the same command again to resume"
+        return f"stopped at {self.samples_seen:,} images: re-run the same command to resume"
 
 
 def few(names: Sequence[str], separator: str = ", ") -> str:
-    """The first names for an error line: 'a, b, c and 4 more'."""
+    """The first of `names`, for an error line: 'a, b, c and 4 more'."""
     rest = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
     return separator.join(names[:NAMES_SHOWN]) + rest
 

@@ -12,7 +12,7 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed() -> None:
-    """Makes glibc keep freed blocks for the next step instead of returning large ones to the system.
+    """Makes glibc keep freed blocks for the next step instead of returning them to the system.
 
     A training step frees and allocates the same megabytes. Returned blocks come back as new pages, which the kernel
     clears: 90,000 in a step of `cifar10/finetune`, a tenth of its time. Results do not change. The process stays at its

@@ -7,7 +7,7 @@ changes. In a package of your own, name its module in an entry-point group, unde
     class Mirror(nn.Module): ...                        mirror = "my_package.mirror"
 
 A name is looked up lazily: names are listed, and what the repository declares of them is read, without importing the
-files; only the file that registers the name in use is imported.
+files. Only the file that registers the name in use is imported.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ class AttackEntry:
     """A function from an `AttackTask` (maep.attacks.task) to attacked images, float [B, 3, H, W]."""
 
     norms: tuple[str, ...]
-    """In which it can measure its budget, the usual one first: Linf, L2, L1, or one of its own."""
+    """The norms of its budget, the default first: Linf, L2, L1, or one of its own."""
     label: str
-    """Its name in tables."""
+    """The name that tables show."""
     effort: str | None = "steps"
-    """The key of AttackConfig that says how long it works: steps, queries or draws; None: it has a fixed length."""
+    """The key of AttackConfig that sets its effort: steps, queries or draws; None: its effort is fixed."""
     targeted: bool = False
     """Whether it aims at each of `AttackConfig.targets` classes."""
     differentiates: bool = True
-    """Whether it takes the model's gradient; the others only query it."""
+    """Whether it uses the model's gradient. Other attacks only query the model."""
 
 
 def baseline_arguments(**arguments: Any) -> dict[str, Any]:
-    """Of a class or function that makes a defence, an `nn.Module` with `differentiable` and `randomised`.
+    """The keyword arguments for the decorated class or function, which builds a baseline defence.
 
-    It is called with the keyword arguments of the decorator.
+    A defence is an `nn.Module` with the attributes `differentiable` and `randomised`.
     """
     return arguments
 
@@ -61,19 +61,19 @@ class DatasetEntry:
 
     num_classes: int
     side: int
-    """Height and width of an image in pixels; where it is `cropped`, unless `data.image_size` says otherwise."""
+    """Height and width of an image in pixels; for a `cropped` data set, the default of `data.image_size`."""
     cropped: bool = False
     """Whether its images are cropped to `data.image_size`."""
     streamed: bool = False
-    """Whether training reads it in shards, local or on S3, as `maep.data.sets.imagenet.train_shards` opens them."""
+    """Whether training reads shards, local or on S3, as opened by `maep.data.sets.imagenet.train_shards`."""
 
 
 @dataclass(frozen=True)
 class FamilyEntry:
-    """A class or function that makes a purifier, an `nn.Module`, from a configuration of class `config`.
+    """A class or function that builds a purifier, an `nn.Module`, from a configuration of class `config`.
 
-    Its `forward` maps float [B, 3, H, W] in [0, 1] to the same; it may have `stride`, of which H and W are multiples,
-    `randomised`, and `unclamped`, the output before it is cut to [0, 1], from which training takes the gradient.
+    Its `forward` maps float [B, 3, H, W] in [0, 1] to the same. Optional attributes: `stride`, of which H and W must be
+    multiples; `randomised`; and `unclamped`, a forward pass without the clamp to [0, 1], which the training loss uses.
     """
 
     config: type
@@ -88,20 +88,20 @@ class LossEntry:
     """A function from `LossInputs` (maep.train.losses.inputs) and the term's configuration to a scalar tensor."""
 
     meaning: str
-    """What it measures, for `--help`."""
+    """What the term measures, for `--help`."""
     config: type | None = None
-    """A subclass of TermConfig, for further keys; None: TermConfig."""
+    """A subclass of TermConfig with further keys; None: TermConfig."""
     teacher: bool = False
     """Whether it compares the teaching classifier's outputs."""
     order: float = math.inf
-    """Place among the terms; those of equal `order` go by name."""
+    """Position among the terms; ties are sorted by name."""
 
 
 @dataclass(frozen=True)
 class MetricEntry:
-    """A function from a `Candidate` (maep.tune.metrics.candidate) to a number, or to a bool array, right answers.
+    """A function from a `Candidate` (maep.tune.metrics.candidate) to a number, or to bools: correct predictions.
 
-    A value is written as `scale` times itself in `unit`, with `digits` after the point.
+    A value is shown in `unit`, multiplied by `scale`, with `digits` decimals.
     """
 
     words: str
@@ -110,15 +110,15 @@ class MetricEntry:
     digits: int = 1
     lower_is_better: bool = False
     order: float = math.inf
-    """Place in tables; those of equal `order` go by name."""
+    """Position in tables; ties are sorted by name."""
 
     @property
     def label(self) -> str:
-        """For an axis or a column's head: clean accuracy, %."""
+        """The label of an axis or a column: clean accuracy, %."""
         return f"{self.words}, {self.unit}"
 
     def text(self, value: float) -> str:
-        """`value` as it is written, without its unit."""
+        """`value` as shown, without its unit."""
         return f"{self.scale * value:,.{self.digits}f}"
 
 
@@ -128,17 +128,17 @@ class _Source:
 
     module: str
     declared: dict[str, Any]
-    """The keyword arguments of the decorator that are literals."""
+    """The decorator's keyword arguments that are literals."""
     whole: bool = False
-    """Whether all of them are."""
+    """Whether all of the decorator's arguments are literals."""
     distribution: str | None = None
     load: Callable[[], Any] | None = None
 
 
 class Registry(Generic[P, D]):
-    """What is registered of one kind: the objects by name, and what their decorators declare of them.
+    """The registered objects of one kind by name, and the entries that their decorators declare.
 
-    `package` holds the repository's own, a file each; `entry` is made of a decorator's keyword arguments.
+    `package` holds the repository's own, one file each; `entry` is built from a decorator's arguments.
     """
 
     def __init__(self, kind: str, package: str, entry: Callable[P, D], group: str) -> None:
@@ -147,7 +147,7 @@ class Registry(Generic[P, D]):
         self._registered: dict[str, tuple[Any, D]] = {}
 
     def register(self, name: str, /, *args: P.args, **kwargs: P.kwargs) -> Callable[[T], T]:
-        """A decorator that registers what it decorates under `name`. ConfigError where `name` is taken."""
+        """A decorator that registers an object under `name`. Raises ConfigError if `name` is taken."""
         declared = self._entry(*args, **kwargs)
 
         def decorate(made: T) -> T:
@@ -162,7 +162,7 @@ class Registry(Generic[P, D]):
         return decorate
 
     def names(self, plug_ins: bool = True) -> list[str]:
-        """Every name, or only the repository's, by declared order, then sorted; the files are not imported."""
+        """All names, or only the repository's, by declared order, then alphabetically. Imports no file."""
         if not plug_ins:
             return sorted(self._builtin, key=lambda name: (self._builtin[name].declared.get("order", math.inf), name))
         orders = {name: source.declared.get("order", math.inf) for name, source in self._sources.items()}
@@ -170,21 +170,21 @@ class Registry(Generic[P, D]):
         return sorted(orders, key=lambda name: (orders[name], name))
 
     def require(self, names: Iterable[str], key: str) -> None:
-        """Raises ConfigError where one of `names`, of configuration key `key`, is not known; imports nothing."""
+        """Raises ConfigError naming configuration key `key` if one of `names` is unknown. Imports nothing."""
         for name in names:
             if name not in self._registered and name not in self._sources:
                 raise ConfigError(f"{key}: {name!r} is not known: {nearest(name, self.names())}")
 
     def get(self, name: str) -> Any:
-        """What is registered under `name`.
+        """The object registered under `name`.
 
-        Raises ConfigError, with the nearest name, for an unknown one; UserError, naming the package, where the
+        Raises ConfigError, naming the nearest name, for an unknown one, and UserError, naming the package, if the
         package that should register it fails.
         """
         return self._found(name)[0]
 
     def declared(self, name: str) -> D:
-        """What the decorator of `name` declares; raises as `get` does."""
+        """The entry that the decorator of `name` declares. Raises as `get` does."""
         source = self._sources.get(name)
         if name not in self._registered and source is not None and source.whole:
             entry: Callable[..., D] = self._entry
@@ -192,7 +192,7 @@ class Registry(Generic[P, D]):
         return self._found(name)[1]
 
     def config_class(self, name: str) -> type:
-        """The class that `name` is configured by; raises as `get` does."""
+        """The configuration class of `name`. Raises as `get` does."""
         made: type = self.declared(name).config  # type: ignore[attr-defined]
         return made
 
@@ -209,7 +209,7 @@ class Registry(Generic[P, D]):
         where = f"{self.kind} {name!r} of the package {source.distribution} ({source.module})"
         try:
             source.load()
-        except Exception as error:  # whatever a foreign module does
+        except Exception as error:  # a foreign module may raise anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(f"{where} cannot be imported: {reason}") from error
         if name not in self._registered:
@@ -217,7 +217,7 @@ class Registry(Generic[P, D]):
 
     @functools.cached_property
     def _builtin(self) -> dict[str, _Source]:
-        """The repository's names, from the text of the files of `package`."""
+        """The repository's names, parsed from the files of `package`."""
         found = {}
         for file in resources.files(self._package).iterdir():
             if file.name.endswith(".py"):
@@ -228,13 +228,13 @@ class Registry(Generic[P, D]):
 
     @functools.cached_property
     def _sources(self) -> dict[str, _Source]:
-        """Every name that can be looked up; the repository's own win, then the first package by its name."""
+        """Every known name. The repository's win over those of packages, and the alphabetically first package wins."""
         found = dict(self._builtin)
         for point in sorted(metadata.entry_points(group=self.group), key=lambda point: (_distribution(point), point)):
             other = found.get(point.name)
             if other is None:
                 found[point.name] = _Source(point.value, {}, False, _distribution(point), point.load)
-            elif other.distribution != _distribution(point):  # a package may be listed twice on the path
+            elif other.distribution != _distribution(point):  # a package may be found twice on the path
                 owner = other.distribution or "maep"
                 _log.warning(
                     "%s %r of the package %s is ignored: %s has that name",

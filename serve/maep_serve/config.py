@@ -54,18 +54,18 @@ class ServeConfig:
     )
     host: str = config.key("127.0.0.1", "Address to listen on.", decides=False)
     port: int = config.key(8000, "Port to listen on.", decides=False)
-    max_batch_size: int = config.key(32, "Most images of equal size in one forward pass.", decides=False)
+    max_batch_size: int = config.key(32, "Maximum images of equal size in one forward pass.", decides=False)
     batch_wait_ms: float = config.key(
-        0.0, "Milliseconds that a batch that is not full waits for more images.", decides=False
+        0.0, "Milliseconds that an incomplete batch waits for more images.", decides=False
     )
-    num_replicas: int = config.key(1, "Replicas, where `max_replicas` is null.", decides=False)
+    num_replicas: int = config.key(1, "Number of replicas if `max_replicas` is null.", decides=False)
     min_replicas: int = config.key(
         1,
-        """With `max_replicas`: fewest replicas. 0 stops the last one when idle; the next request waits for a new
+        """With `max_replicas`: minimum replicas. 0 stops the last one when idle; the next request waits for a new
         one.""",
         decides=False,
     )
-    max_replicas: int | None = config.key(None, "Most replicas, scaled with load; null: no scaling.", decides=False)
+    max_replicas: int | None = config.key(None, "Maximum replicas, scaled with load; null: no scaling.", decides=False)
     target_requests: float | None = config.key(
         None, "Requests in progress on a replica before another one starts; null: `max_batch_size`.", decides=False
     )
@@ -75,16 +75,16 @@ class ServeConfig:
         None, "Torch threads of a replica; null: the machine's cores, divided among the replicas.", decides=False
     )
     max_queued_requests: int = config.key(
-        128, "Requests that may wait in a replica beyond one full batch; the next gets 429.", decides=False
+        128, "Maximum requests waiting in a replica beyond one full batch; the next one gets 429.", decides=False
     )
-    max_body_bytes: int = config.key(8 * 2**20, "Largest request body in bytes.", decides=False)
+    max_body_bytes: int = config.key(8 * 2**20, "Maximum request body in bytes.", decides=False)
     max_pixels: int = config.key(
-        4096 * 4096, "Most pixels of an image, checked in its header before it is decoded.", decides=False
+        4096 * 4096, "Maximum pixels of an image, checked in its header before decoding.", decides=False
     )
     max_pixels_in_flight: int = config.key(
         4 * 4096 * 4096,
-        """Most pixels of all images in progress in a replica; the next image gets 429 before it is decoded. With the
-        bodies not decoded yet (max_queued_requests + max_batch_size, each max_body_bytes) it bounds a replica's memory.
+        """Maximum pixels of all images in progress in a replica; the next image gets 429 before decoding. With the
+        bodies not yet decoded (max_queued_requests + max_batch_size, each max_body_bytes) it bounds a replica's memory.
         Images up to 256 x 256 do not count: the number of requests bounds those.""",
         decides=False,
     )
@@ -95,11 +95,13 @@ class ServeConfig:
         decides=True,
     )
     request_timeout_s: float = config.key(
-        30.0, "Seconds for the body to arrive (408), and again for everything up to the response (504).", decides=False
+        30.0,
+        "Seconds for the body to arrive (else 408), and again for everything until the response (else 504).",
+        decides=False,
     )
     tokens_file: str | None = config.key(
         None,
-        "File of digests of bearer tokens (maep_serve.http.tokens), besides those of $MAEP_SERVE_TOKEN.",
+        "File of digests of bearer tokens (maep_serve.http.tokens), in addition to $MAEP_SERVE_TOKEN.",
         decides=False,
     )
     playground: bool | None = config.key(None, "Attacks on the page; null: on loopback addresses only.", decides=False)

@@ -1,4 +1,4 @@
-"""`maep ...` in this process, in an empty working directory, and the small things its verbs need."""
+"""`maep ...` in this process, in an empty working directory, and small inputs for its verbs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from maep_jobs import cli
 
 @dataclass(frozen=True)
 class Ran:
-    """What a command line did."""
+    """The result of a command line."""
 
     status: int
     out: str
@@ -65,7 +65,7 @@ def maep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
 
 @pytest.fixture
 def store(empty_store: Path, tmp_path: Path) -> Path:
-    """The default tracking store of the working directory, made already: making it takes ten seconds."""
+    """The default tracking store of the working directory, created beforehand, which takes ten seconds."""
     database = tmp_path / "outputs" / "mlflow" / "mlflow.db"
     database.parent.mkdir(parents=True)
     shutil.copyfile(empty_store, database)
@@ -74,7 +74,7 @@ def store(empty_store: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Callable[..., list[str]]:
-    """Words of a pretraining of ten steps, without tracking; further words override."""
+    """Arguments of a pretraining of ten steps without tracking; further arguments override."""
     values = {
         "data": {"name": "digits"},
         "model": MAE,
@@ -123,13 +123,13 @@ def make_purifier(tmp_path: Path) -> Callable[[int], Artifact]:
 
 @pytest.fixture
 def everything(tmp_path: Path) -> Callable[[], set[str]]:
-    """All that lies in the working directory now."""
+    """All files in the working directory."""
     return lambda: {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
 
 
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
-    """Handlers that a verb sets do not outlive its test."""
+    """Restores the signal handlers after each test."""
     import signal
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -16,7 +16,7 @@ SHIPPED = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path i
 
 
 def line(name: str) -> list[str]:
-    """The verb that a shipped configuration is for, and what it needs besides."""
+    """The verb of a shipped configuration, and its other required arguments."""
     words = {
         "classifier": ["classifier", "train", name.partition("/")[0]],
         "vgg": ["classifier", "train", "cifar10"],
@@ -37,14 +37,14 @@ def with_config(name: str, source: str) -> list[str]:
     return [*words, source] if words == ["run"] else [*words, "--config", source]
 
 
-def test_some_are_shipped() -> None:
+def test_configurations_are_shipped() -> None:
     assert {f"{data}/{kind}" for data in ("digits", "cifar10") for kind in ("pretrain", "finetune", "pipeline")} <= set(
         SHIPPED
     )
 
 
 def untimed(plan: str) -> list[str]:
-    """The lines of a plan, but what was measured for it."""
+    """The lines of a plan without measured times."""
     return [text for text in plan.splitlines() if not text.startswith("# time: ")]
 
 
@@ -97,7 +97,7 @@ def test_a_section_may_be_the_name_of_a_configuration(maep: Any, tmp_path: Path)
     assert maep("run", "chain.yaml", "--dry-run").is_mistake("'cifar10/finetun'", "cifar10/finetune")
 
 
-def test_results_go_below_outputs_unless_told(maep: Any) -> None:
+def test_results_default_to_outputs(maep: Any) -> None:
     assert (
         "# result: outputs/digits/pretrain/model\n" in maep("pretrain", "--config", "digits/pretrain", "--dry-run").out
     )
@@ -105,8 +105,8 @@ def test_results_go_below_outputs_unless_told(maep: Any) -> None:
     assert "# result: there/model\n" in maep("pretrain", "--output", "there", "--dry-run").out
 
 
-def test_text_keys_keep_the_words(maep: Any, tmp_path: Path) -> None:
-    """No text or path value is read as YAML: not 0123 as 83, and not ` #1` as a comment."""
+def test_text_keys_are_not_read_as_yaml(maep: Any, tmp_path: Path) -> None:
+    """Text and path values are not read as YAML: 0123 is not 83, and ` #1` is not a comment."""
     (tmp_path / "set #1").mkdir()
     ran = maep(
         *("finetune", "--dry-run", "--tracking.experiment", "0123", "--data.root", str(tmp_path / "set #1")),
@@ -153,7 +153,7 @@ PRETRAIN = ("pretrain", "--config", "digits/pretrain", "--dry-run")
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) and len(value) > 2 else None,
 )
-def test_a_mistake_is_one_line_with_its_cure(
+def test_a_user_error_is_one_line_with_a_fix(
     maep: Any, words: tuple[str, ...], patterns: tuple[str, ...], everything: Callable[[], set[str]]
 ) -> None:
     assert maep(*words).is_mistake(*patterns)
@@ -168,12 +168,12 @@ def test_a_mistake_is_one_line_with_its_cure(
         ("loop: {samples: 320}\nloop: {samples: 640}\n", "'loop'"),
     ],
 )
-def test_a_file_that_is_no_configuration(maep: Any, tmp_path: Path, text: str, pattern: str) -> None:
+def test_a_file_that_is_not_a_configuration(maep: Any, tmp_path: Path, text: str, pattern: str) -> None:
     (tmp_path / "wrong.yaml").write_text(text)
     assert maep("pretrain", "--config", "wrong.yaml").is_mistake("wrong.yaml", pattern)
 
 
-def test_json_is_alone_on_standard_output(maep: Any, tiny: Callable[..., list[str]]) -> None:
+def test_json_is_the_only_standard_output(maep: Any, tiny: Callable[..., list[str]]) -> None:
     ran = maep(*tiny("--output", "out", "--json"))
     assert ran.status == 0
     said = json.loads(ran.out)

@@ -1,4 +1,4 @@
-"""What a user can give that cannot work: one line with the cure, exit status 2, nothing half-written."""
+"""Unusable input: one line with a fix, exit status 2, nothing half-written."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def cifar(tiny: Words, root: Path) -> list[str]:
 
 
 def half_written(folder: Path) -> list[Path]:
-    """Whatever below `folder` a result could be taken for."""
+    """Files below `folder` that could be mistaken for a result."""
     return [path for path in folder.rglob("*") if path.name in ("model", "index.json", "MANIFEST.json")]
 
 
@@ -64,14 +64,14 @@ def test_empty_data(maep: Any, tiny: Words, tmp_path: Path) -> None:
     assert not half_written(tmp_path)
 
 
-def test_data_that_is_no_parquet(maep: Any, tiny: Words, tmp_path: Path) -> None:
+def test_data_that_is_not_parquet(maep: Any, tiny: Words, tmp_path: Path) -> None:
     root = write_cifar(tmp_path / "data")
     (root / "cifar10" / "train.parquet").write_bytes(b"not parquet at all")
     assert maep(*cifar(tiny, root)).is_mistake("train.parquet")
 
 
 def test_corrupt_image(maep: Any, tiny: Words, tmp_path: Path) -> None:
-    """Named and counted; so many may be left out if the user says so."""
+    """Named and counted; `max_corrupt` allows a number of them."""
     root = write_cifar(tmp_path / "data", image={3: b"\x89PNG but no more"})
     assert maep(*cifar(tiny, root)).is_mistake("train.parquet", "row 3", "max_corrupt")
     assert not half_written(tmp_path)
@@ -102,7 +102,7 @@ def test_no_gpu(maep: Any, tiny: Words) -> None:
 
 
 def test_full_disk(maep: Any, tiny: Words, tmp_path: Path) -> None:
-    """The model does not fit; what was on the disk stays, and no part of the model is left."""
+    """The model does not fit; existing files stay, and no part of the model is left."""
     with mounted(tmp_path / "disk", "size=32k") as disk:
         (disk / "kept").write_text("kept")
         assert maep(*tiny("--output", disk / "out")).end.is_mistake("No space left", str(disk))
@@ -131,9 +131,7 @@ def test_port_in_use(maep: Any, make_purifier: Callable[[int], Artifact], taken_
     assert maep("serve", "--model", folder, "--port", taken_port).is_mistake(f"{taken_port}", "--port")
 
 
-def test_a_pipeline_sees_the_taken_port_before_it_trains(
-    maep: Any, taken_port: int, store: Path, tmp_path: Path
-) -> None:
+def test_a_pipeline_checks_its_port_before_training(maep: Any, taken_port: int, store: Path, tmp_path: Path) -> None:
     ran = maep("run", "digits/pipeline", "--serve.port", taken_port, "--output", "out")
     assert ran.is_mistake(f"{taken_port}", "--serve.port")
     assert not list((tmp_path / "out").iterdir())
@@ -158,7 +156,7 @@ def finetune(*more: str | Path) -> list[str | Path]:
 
 
 def damage(artifact: Artifact, how: str) -> None:
-    """Makes an artifact one that must be refused."""
+    """Damages an artifact so that it must be refused."""
     weights, manifest = artifact.folder / "model.safetensors", artifact.folder / "MANIFEST.json"
     data = weights.read_bytes()
     match how:
@@ -184,7 +182,7 @@ REASONS = {
 def test_damaged_artifact(
     maep: Any, autoencoder: Artifact, make_purifier: Callable[[int], Artifact], how: str, store: Path, tmp_path: Path
 ) -> None:
-    """Wherever one can be given: to start from, to evaluate, to promote, to serve."""
+    """Everywhere an artifact is accepted: to start from, to evaluate, to promote, to serve."""
     purifier = make_purifier(0)
     damage(autoencoder, how)
     damage(purifier, how)
@@ -212,7 +210,7 @@ def test_no_such_model(maep: Any, store: Path) -> None:
     assert maep("serve").is_mistake("champion")
 
 
-def test_another_configuration_than_the_run_that_lies_there(maep: Any, tiny: Words) -> None:
+def test_a_configuration_that_differs_from_the_existing_run(maep: Any, tiny: Words) -> None:
     assert maep(*tiny("--output", "out")).status == 0
     ran = maep(*tiny("--output", "out", "--loop.seed", 1))
     assert ran.is_mistake("loop.seed=0", "--output")
@@ -227,12 +225,12 @@ def test_another_configuration_than_the_run_that_lies_there(maep: Any, tiny: Wor
         (["pretrain", "--tracking.model", "a/b"], "tracking: model: 'a/b'"),
     ],
 )
-def test_values_that_only_a_late_stage_would_notice(maep: Any, words: list[str], pattern: str, tmp_path: Path) -> None:
+def test_values_that_only_a_late_stage_uses(maep: Any, words: list[str], pattern: str, tmp_path: Path) -> None:
     assert maep(*words).is_mistake(pattern)
     assert not half_written(tmp_path)
 
 
-def test_an_endpoint_without_a_token_is_refused_before_the_chain_trains(
+def test_an_endpoint_without_a_token_is_refused_before_training(
     maep: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("MAEP_SERVE_TOKEN", raising=False)

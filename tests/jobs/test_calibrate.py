@@ -1,4 +1,4 @@
-"""`maep serve --calibrate FILE`: what the suspicion score of one's own models is held against."""
+"""`maep serve --calibrate FILE`: measure a calibration of the suspicion score for one's own models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line as a whole: verbs, help, exit statuses, and what is said where something goes wrong."""
+"""The command line as a whole: verbs, help, exit statuses and errors."""
 
 from __future__ import annotations
 
@@ -49,8 +49,10 @@ def test_help_of_a_verb_has_examples(maep: Any, verb: str) -> None:
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("convert", "data", "purify")])
-def test_examples_work_as_they_stand(maep: Any, verb: str, tmp_path: Path, everything: Callable[[], set[str]]) -> None:
-    """Up to doing it: with --dry-run each example of the help resolves, and nothing is written."""
+def test_examples_of_the_help_work_as_printed(
+    maep: Any, verb: str, tmp_path: Path, everything: Callable[[], set[str]]
+) -> None:
+    """With --dry-run: each example of the help resolves, and nothing is written."""
     (tmp_path / "my.yaml").write_text("{}")
     for example in examples(maep(verb, "--help").out):
         if verb == "tune" and "--resume" in example:  # a search that is not there
@@ -68,7 +70,7 @@ def examples(help_text: str) -> list[list[str]]:
     return [shlex.split(line) for line in lines]
 
 
-def test_words_that_no_option_takes_are_one_line(maep: Any) -> None:
+def test_unknown_arguments_are_one_line(maep: Any) -> None:
     assert maep("data", "show").is_mistake("maep data show --help")
     assert maep("data", "show", "digits", "--max-corrupt", "many").is_mistake("max-corrupt", "many")
     assert maep("data", "show", "digit").is_mistake("'digits'")
@@ -80,7 +82,7 @@ def test_words_that_no_option_takes_are_one_line(maep: Any) -> None:
     assert maep("run", "digits/pipeline", "--config", "x.yaml").is_mistake("maep run x.yaml")
 
 
-def test_a_file_in_the_place_of_a_folder(maep: Any, tiny: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_file_instead_of_a_folder(maep: Any, tiny: Callable[..., list[str]], tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("something")
     assert maep(*tiny("--output", "taken/below")).is_mistake("taken", "Not a directory|exists")
     assert maep(*tiny("--output", "taken")).is_mistake("taken", "Not a directory|exists")
@@ -97,7 +99,7 @@ def test_data_show_counts_in_lines_and_in_json(maep: Any) -> None:
     assert "split dev  images 300  size 16x16" in maep("data", "show", "digits").out
 
 
-def test_what_others_print_is_kept_out_of_the_json(maep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_of_libraries_is_kept_out_of_the_json(maep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray says on standard output that a worker has died."""
 
     def noisy(*words: Any) -> ImageSet:
@@ -110,10 +112,10 @@ def test_what_others_print_is_kept_out_of_the_json(maep: Any, monkeypatch: pytes
     assert ran.err.count("(raylet) A worker died\n") == 3
 
 
-def test_stopped_by_the_user_it_says_so_and_goes_on_from_its_checkpoint(
+def test_ctrl_c_is_reported_and_the_same_command_resumes(
     maep: Any, tiny: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    """Ctrl-C after the first checkpoint, twice on the same line: the second time begins where the first one was."""
+    """Ctrl-C after the first checkpoint; re-running the same command resumes from it."""
     line = tiny("--output", "out", "--loop.samples", 1_000_000, "--loop.checkpoint_every", 320)
     index = tmp_path / "out" / "checkpoints" / "index.json"
 

@@ -1,4 +1,4 @@
-"""From an artifact to the alias champion, through `maep promote`: real evaluations of a few digits."""
+"""`maep promote`, from an artifact to the alias champion, with real evaluations of a few digits."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Make = Callable[[int], Artifact]
 
 @pytest.fixture
 def promote(maep: Any, classifier: Path, store: Path, tmp_path: Path) -> Callable[..., Any]:
-    """`maep promote ARTIFACT` on 20 dev images, with a floor that anything reaches."""
+    """`maep promote ARTIFACT` on 20 dev images, with a floor that every purifier reaches."""
     values = small_gate(classifier, tmp_path / "cache")
     (tmp_path / "promote.yaml").write_text(yaml.safe_dump(values))
     line = ("--config", "promote.yaml", "--output", "gate")
     return lambda purifier, *more: maep("promote", purifier.folder, *line, *more)
 
 
-def test_first_comer_that_holds_the_floor_becomes_champion(promote: Callable[..., Any], make_purifier: Make) -> None:
+def test_the_first_candidate_above_the_floor_becomes_champion(promote: Callable[..., Any], make_purifier: Make) -> None:
     first = make_purifier(0)
     ran = promote(first, "--json")
     assert ran.status == 0, ran.err
@@ -51,7 +51,7 @@ def test_first_comer_that_holds_the_floor_becomes_champion(promote: Callable[...
 def test_champions_of_two_data_sets_are_not_compared(
     promote: Callable[..., Any], make_purifier: Make, tmp_path: Path
 ) -> None:
-    """Else digits would take `champion` from CIFAR-10, on digits: each data set has a registered model of its own."""
+    """Each data set needs its own registered model; otherwise a digits purifier could replace the CIFAR-10 champion."""
     first = make_purifier(0)
     made = [
         artifact.write(tmp_path / name, "purifier", {**first.config, "data": {"name": name}}, first.weights(), "# A\n")
@@ -68,7 +68,9 @@ def test_champions_of_two_data_sets_are_not_compared(
     assert resolve("models:/purifier@champion").sha256 == made[0].sha256
 
 
-def test_no_better_than_no_defence_is_registered_and_refused(promote: Callable[..., Any], make_purifier: Make) -> None:
+def test_a_purifier_no_better_than_no_defence_is_registered_and_refused(
+    promote: Callable[..., Any], make_purifier: Make
+) -> None:
     ran = promote(make_purifier(0), "--gate.over_baselines", "[none]")
     assert ran.status == 1
     assert "purifier version 1: refused" in ran.out
@@ -80,7 +82,7 @@ def test_no_better_than_no_defence_is_registered_and_refused(promote: Callable[.
     assert aliases(TRACKING) == {"candidate": 1, "champion": 1}
 
 
-def test_second_comer_must_be_above_the_champion_unless_forced(
+def test_a_second_candidate_must_beat_the_champion_unless_forced(
     promote: Callable[..., Any], make_purifier: Make
 ) -> None:
     assert promote(make_purifier(0)).status == 0

@@ -29,7 +29,7 @@ NEEDED = {
 
 
 def loaded(commands: list[list[str]]) -> list[str]:
-    """Which heavy modules are imported after each of the commands, run one after another in a new process."""
+    """The heavy modules that are imported after each of the commands, run one after another in a new process."""
     program = f"""
 import contextlib, io, sys
 from maep_jobs.cli import main
@@ -58,7 +58,7 @@ def test_a_misspelt_key_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("words", [("run", "--help"), ("pretrain", "--loop.sampels", "1")], ids=" ".join)
-def test_help_and_mistakes_take_less_than_a_second_of_processor_time(words: tuple[str, ...]) -> None:
+def test_help_and_user_errors_take_less_than_a_second_of_processor_time(words: tuple[str, ...]) -> None:
     """About 0.2 s; importing torch alone takes 4."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-m", "maep_jobs.cli", *words], capture_output=True, timeout=120)
@@ -90,11 +90,11 @@ def test_a_section_of_several_classes_names_them() -> None:
 
 
 def test_the_reference_in_docs_is_current() -> None:
-    """Make it anew: python -m maep_jobs.reference > docs/configuration.md"""
+    """To regenerate it: python -m maep_jobs.reference > docs/configuration.md"""
     assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == reference()
 
 
-def test_links_of_the_reference_lead_somewhere() -> None:
+def test_links_of_the_reference_resolve() -> None:
     text = reference()
     linked = {part.partition(")")[0] for part in text.split("](#")[1:]}
     assert linked <= {line[3:].lower() for line in text.splitlines() if line.startswith("## ")}

@@ -1,4 +1,4 @@
-"""A file of several verbs, such as the best.yaml of a search: each takes its own section."""
+"""Configuration files for several verbs, such as the best.yaml of a search: each verb reads its own section."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from maep.tune import results
 
 @pytest.fixture
 def best(tmp_path: Path) -> str:
-    """The best.yaml of a search over digits, as `maep tune` leaves it."""
+    """The best.yaml of a search over digits, as `maep tune` writes it."""
     results.write(results.read(write(tmp_path / "search", grid())))
     return "search/best.yaml"
 
@@ -25,7 +25,7 @@ def resolved(ran: Any) -> dict[str, Any]:
     return dict(yaml.safe_load(ran.out))
 
 
-def test_pretrain_and_finetune_take_their_section_as_it_is(maep: Any, best: str) -> None:
+def test_pretrain_and_finetune_read_their_own_section(maep: Any, best: str) -> None:
     first = resolved(maep("pretrain", "--config", best, "--dry-run"))
     assert first["mask_ratio"] == PRETRAIN["mask_ratio"]
     assert first["loop"]["samples"] == 320
@@ -36,7 +36,7 @@ def test_pretrain_and_finetune_take_their_section_as_it_is(maep: Any, best: str)
     assert f"result: {Path('outputs/search/best/finetune/model')}" in ran.out  # not where pretraining went
 
 
-def test_a_pipeline_is_such_a_file_too_where_its_section_is_a_name(maep: Any) -> None:
+def test_a_pipeline_with_named_sections_is_such_a_file(maep: Any) -> None:
     whole = resolved(maep("pretrain", "--config", "cifar10/pretrain", "--dry-run"))
     assert resolved(maep("pretrain", "--config", "cifar10/pipeline", "--dry-run")) == whole
 
@@ -56,6 +56,6 @@ def test_tracking_is_shared(maep: Any, tmp_path: Path) -> None:
         ({"finetune": FINETUNE}, "pretrain.*maep finetune"),
     ],
 )
-def test_a_file_of_two_meanings_is_refused(maep: Any, tmp_path: Path, values: dict[str, Any], said: str) -> None:
+def test_an_ambiguous_file_is_refused(maep: Any, tmp_path: Path, values: dict[str, Any], said: str) -> None:
     (tmp_path / "odd.yaml").write_text(yaml.safe_dump(values))
     assert maep("pretrain", "--config", "odd.yaml", "--dry-run").is_mistake(said)

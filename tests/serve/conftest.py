@@ -107,7 +107,7 @@ def pixels_of() -> Callable[[bytes], torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def offline() -> Callable[[Models, bytes], torch.Tensor]:
-    """`offline(models, data)`: the purifier called as any notebook would, rounded to 8 bits."""
+    """`offline(models, data)`: the purifier called directly, rounded to 8 bits."""
 
     def purify(models: Models, data: bytes) -> torch.Tensor:
         with torch.inference_mode():

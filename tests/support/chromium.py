@@ -1,4 +1,4 @@
-"""What a page in a real browser is asked: what it complained of, what it fetched, and whether its words can be read."""
+"""Checks of a page in a real browser: errors, requests and text contrast."""
 
 from __future__ import annotations
 

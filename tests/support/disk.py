@@ -14,7 +14,7 @@ import pytest
 
 @contextmanager
 def mounted(folder: Path, options: str) -> Iterator[Path]:
-    """A real file system of its own at `folder`; skips where this user may not mount one."""
+    """A separate real file system at `folder`; skips if this user may not mount one."""
     folder.mkdir()
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("mounting a file system needs root and the mount command")

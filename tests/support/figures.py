@@ -1,4 +1,4 @@
-"""What a benchmark reaches beside what was asked for: a miss is said, and what was reached before is held."""
+"""Targets of benchmarks: report a missed target, and fail below the value reached before."""
 
 from __future__ import annotations
 

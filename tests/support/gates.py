@@ -1,4 +1,4 @@
-"""A gate that a test can afford."""
+"""A small gate for tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Python program that runs as on a machine that lacks some of the packages."""
+"""Run a Python program as if some packages were not installed."""
 
 from __future__ import annotations
 

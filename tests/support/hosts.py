@@ -1,4 +1,4 @@
-"""Several machines on one: network namespaces on a bridge, with a Ray node in each, and links that can be cut."""
+"""Several hosts on one machine: network namespaces on a bridge, each with a Ray node and a link that can be cut."""
 
 from __future__ import annotations
 
@@ -77,22 +77,22 @@ class Host:
             self.ray("start", f"--address={self.head}", *common)
 
     def cut(self) -> None:
-        """The link is down, as by a cable that was pulled."""
+        """Takes the link down."""
         ip("link", "set", self.link, "down")
 
     def mend(self) -> None:
-        """The link is up again."""
+        """Brings the link up again."""
         ip("link", "set", self.link, "up")
 
     def kill(self) -> None:
-        """kill -9 of all that runs here."""
+        """kill -9 for all processes of this host."""
         for pid in ip("netns", "pids", self.name).split():
             subprocess.run(["kill", "-9", pid], capture_output=True)
 
 
 @contextmanager
 def hosts(count: int) -> Iterator[list[Host]]:
-    """`count` machines that see each other; the first is the head. Skips where this user may make none."""
+    """`count` connected hosts; the first is the head. Skips if this user may not create namespaces."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("network namespaces need root and the ip command")
     cluster = f"mp{secrets.token_hex(2)}"

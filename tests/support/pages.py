@@ -1,4 +1,4 @@
-"""A written page as its tags and words, for tests of reports."""
+"""A report page as its tags and text."""
 
 from __future__ import annotations
 

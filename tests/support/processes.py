@@ -1,4 +1,4 @@
-"""Which processes a test has started, and whether they still run (Linux: from /proc)."""
+"""The processes that a test started, and whether they still run (Linux: from /proc)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def marked(variable: str, value: str) -> list[str]:
 
 
 def memory_mib(pid: int) -> float:
-    """What `pid` and all its descendants hold; what several share counts once (proportional set size)."""
+    """Memory of `pid` and all its descendants; shared memory counts once (proportional set size)."""
     total = 0
     for each in [pid, *children(pid)]:
         with suppress(OSError):  # ended meanwhile

@@ -1,4 +1,4 @@
-"""A purifier that is none: honest, quickly made, and of no use."""
+"""A small purifier for tests that removes no attack."""
 
 from __future__ import annotations
 

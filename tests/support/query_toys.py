@@ -10,7 +10,7 @@ from maep.models.classifiers.load import CifarResNet, Classifier, fold_batch_nor
 
 
 class Counter(nn.Module):
-    """Passes everything through; counts what it was shown, and remembers the size of each batch and what was in it."""
+    """Returns its input; counts the images and remembers the size of each batch and what was in it."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

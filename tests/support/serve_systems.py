@@ -1,4 +1,4 @@
-"""Servers and load for benchmarks of the endpoint: started in processes of their own, each on its cores."""
+"""Servers and load generators for benchmarks of the endpoint, as separate processes on given cores."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 @contextmanager
 def serving(app: ASGIApp) -> Iterator[str]:
-    """The URL, without a slash at its end, where `app` answers within the block."""
+    """The URL, without a trailing slash, of `app` while the block runs."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))

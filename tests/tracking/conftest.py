@@ -14,7 +14,7 @@ from maep.tracking.runs import TrackingConfig
 
 @pytest.fixture
 def tracking(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingConfig:
-    """The default store of a working directory of its own."""
+    """The default store of a separate working directory."""
     monkeypatch.chdir(tmp_path)
     database = tmp_path / "outputs" / "mlflow" / "mlflow.db"
     database.parent.mkdir(parents=True)
@@ -24,7 +24,7 @@ def tracking(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def make_artifact(tmp_path: Path) -> Callable[..., artifact.Artifact]:
-    """Writes a tiny purifier artifact; `value` makes its weights and so its sha256."""
+    """Writes a tiny purifier artifact; `value` determines its weights and so its sha256."""
 
     def make(value: float, name: str = "made", state: bool = False) -> artifact.Artifact:
         return artifact.write(
@@ -41,7 +41,7 @@ def make_artifact(tmp_path: Path) -> Callable[..., artifact.Artifact]:
 
 @pytest.fixture(scope="module")
 def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """A running MLflow server. A test that kills it starts it again."""
+    """A running MLflow server. A test that kills it restarts it."""
     running = MlflowServer(tmp_path_factory.mktemp("server"), empty_store)
     try:
         running.start()

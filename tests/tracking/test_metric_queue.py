@@ -10,7 +10,7 @@ from maep.tracking.metric_queue import MetricPoint, MetricQueue, Refused, thin
 
 
 class Server:
-    """Takes batches unless `away` is set; a batch that came twice is counted once, as MLflow does."""
+    """Accepts batches unless `away` is set; counts a repeated batch once, as MLflow does."""
 
     def __init__(self) -> None:
         self.away = threading.Event()
@@ -36,7 +36,7 @@ def test_batches_hold_at_most_a_thousand_and_everything_arrives() -> None:
     assert {(p.key, p.step) for p in server.points} == {(key, s) for key in ("loss", "lr") for s in range(1234)}
 
 
-def test_an_outage_loses_nothing_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outage_loses_nothing_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     server = Server()
     server.away.set()
     outbox = MetricQueue(server.send, "here", interval=0.01, longest_wait=0.05)
@@ -54,7 +54,7 @@ def test_an_outage_loses_nothing_and_is_told_once(caplog: pytest.LogCaptureFixtu
     assert len(outages) == 1
 
 
-def test_a_long_outage_is_thinned_to_the_capacity() -> None:
+def test_a_long_outage_thins_the_queue_to_its_capacity() -> None:
     server = Server()
     server.away.set()
     outbox = MetricQueue(server.send, "here", interval=0.01, capacity=100, longest_wait=0.05)
@@ -68,7 +68,7 @@ def test_a_long_outage_is_thinned_to_the_capacity() -> None:
     assert steps[0] < 2000, "the beginning keeps a share"
 
 
-def test_what_the_server_refuses_does_not_block_what_follows(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refused_batch_does_not_block_the_next(caplog: pytest.LogCaptureFixture) -> None:
     taken: list[MetricPoint] = []
 
     def send(points: Sequence[MetricPoint]) -> None:
@@ -84,7 +84,7 @@ def test_what_the_server_refuses_does_not_block_what_follows(caplog: pytest.LogC
     assert [record.args and record.args[0] for record in caplog.records] == [1]
 
 
-def test_a_server_that_never_comes_back_ends_in_a_count() -> None:
+def test_closing_during_an_outage_returns_the_number_of_lost_points() -> None:
     server = Server()
     server.away.set()
     outbox = MetricQueue(server.send, "here", interval=0.01, longest_wait=0.05)
@@ -92,7 +92,7 @@ def test_a_server_that_never_comes_back_ends_in_a_count() -> None:
     assert outbox.close(0.2) == 2
 
 
-def test_thinning_keeps_whole_moments_and_the_newest() -> None:
+def test_thinning_keeps_whole_steps_and_the_newest() -> None:
     points = [MetricPoint(key, 0.0, 1, step) for step in range(5) for key in ("loss", "lr")]
     assert [(point.step, point.key) for point in thin(points)] == [
         (step, key) for step in (0, 2, 4) for key in ("loss", "lr")

@@ -15,7 +15,7 @@ from maep.tracking.runs import TrackingConfig, open_run
 Make = Callable[..., artifact.Artifact]
 
 
-def test_versions_carry_figures_sha256_and_run(tracking: TrackingConfig, make_artifact: Make) -> None:
+def test_versions_record_figures_sha256_and_run(tracking: TrackingConfig, make_artifact: Make) -> None:
     with open_run(tracking, "a", "k", {}) as run:
         pass
     first, second = make_artifact(1, "one"), make_artifact(2, "two")
@@ -34,7 +34,7 @@ def test_an_artifact_is_registered_once(tracking: TrackingConfig, make_artifact:
     assert registry.by_version(tracking, 1).tags["evaluation.clean_accuracy"] == "0.8"
 
 
-def test_aliases_move_and_the_one_before_is_noted(tracking: TrackingConfig, make_artifact: Make) -> None:
+def test_aliases_move_and_record_the_previous_version(tracking: TrackingConfig, make_artifact: Make) -> None:
     assert registry.by_alias(tracking, "champion") is None
     for value in (1, 2):
         registry.register(tracking, make_artifact(value))
@@ -48,7 +48,7 @@ def test_aliases_move_and_the_one_before_is_noted(tracking: TrackingConfig, make
     assert registry.aliases(tracking) == {"candidate": 2, "champion": 2}
 
 
-def test_a_version_outlives_the_folder_it_came_from(tracking: TrackingConfig, make_artifact: Make) -> None:
+def test_a_version_does_not_depend_on_its_original_folder(tracking: TrackingConfig, make_artifact: Make) -> None:
     made = make_artifact(1)
     registry.set_alias(tracking, "champion", registry.register(tracking, made))
     shutil.rmtree(made.folder)
@@ -68,7 +68,7 @@ def test_a_version_whose_bytes_changed_is_refused(tracking: TrackingConfig, make
         resolve("models:/purifier/1", tracking)
 
 
-def test_unknown_versions_and_aliases_name_what_there_is(tracking: TrackingConfig, make_artifact: Make) -> None:
+def test_unknown_versions_and_aliases_name_the_existing_ones(tracking: TrackingConfig, make_artifact: Make) -> None:
     with pytest.raises(ArtifactError, match="models:/purifier/1"):
         resolve("models:/purifier/1", tracking)
     registry.set_alias(tracking, "champion", registry.register(tracking, make_artifact(1)))

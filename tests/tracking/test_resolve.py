@@ -17,7 +17,7 @@ from maep.tracking.runs import TrackingConfig, open_run
 Make = Callable[..., artifact.Artifact]
 
 
-def test_a_local_folder_is_read_where_it_lies(make_artifact: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_folder_is_read_in_place(make_artifact: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make_artifact(1)
     monkeypatch.chdir(made.folder.parent)
     for uri in (str(made.folder), made.folder.name, f"./{made.folder.name}", made.folder.as_uri()):
@@ -26,7 +26,7 @@ def test_a_local_folder_is_read_where_it_lies(make_artifact: Make, monkeypatch: 
         assert found.folder.resolve() == made.folder.resolve()
 
 
-def test_a_run_gives_its_last_checkpoint_and_any_folder_by_name(tracking: TrackingConfig, make_artifact: Make) -> None:
+def test_a_run_resolves_to_its_last_checkpoint_or_a_named_folder(tracking: TrackingConfig, make_artifact: Make) -> None:
     early, late = make_artifact(1, "early"), make_artifact(2, "late")
     with open_run(tracking, "a", "k", {}) as run:
         run.log_checkpoint(early, 9000)
@@ -38,7 +38,7 @@ def test_a_run_gives_its_last_checkpoint_and_any_folder_by_name(tracking: Tracki
 
 
 @pytest.mark.parametrize("form", ["runs:/{}", "runs:/{}/checkpoints/10"])
-def test_a_checkpoint_replaced_by_another_is_refused(tracking: TrackingConfig, make_artifact: Make, form: str) -> None:
+def test_a_replaced_checkpoint_is_refused(tracking: TrackingConfig, make_artifact: Make, form: str) -> None:
     with open_run(tracking, "a", "k", {}) as run:
         run.log_checkpoint(make_artifact(1), 10)
     (recorded,) = checkpoints(mlflow_client.connect(tracking).get_run(run.run_id).data.tags)
@@ -57,7 +57,7 @@ def test_a_truncated_checkpoint_is_refused(tracking: TrackingConfig, make_artifa
         resolve(f"runs:/{run.run_id}", tracking)
 
 
-def test_runs_that_have_nothing_or_are_not_there(tracking: TrackingConfig) -> None:
+def test_runs_without_checkpoints_and_missing_runs(tracking: TrackingConfig) -> None:
     with open_run(tracking, "a", "k", {}) as run:
         pass
     with pytest.raises(ArtifactError, match=run.run_id):
@@ -66,7 +66,7 @@ def test_runs_that_have_nothing_or_are_not_there(tracking: TrackingConfig) -> No
         resolve("runs:/0123456789abcdef0123456789abcdef", tracking)
 
 
-def test_looking_up_makes_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_looking_up_creates_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UnavailableError, match=r"--tracking\.uri"):
         resolve("models:/purifier@champion")
@@ -121,7 +121,7 @@ def test_bundled_purifiers_by_name(make_artifact: Make, tmp_path: Path, monkeypa
         resolve("bundled:cifar100")
 
 
-def test_a_spoilt_cache_is_filled_again(make_artifact: Make) -> None:
+def test_a_damaged_cache_entry_is_fetched_again(make_artifact: Make) -> None:
     made = make_artifact(1)
     fetched: list[Path] = []
 
@@ -138,7 +138,7 @@ def test_a_spoilt_cache_is_filled_again(make_artifact: Make) -> None:
     assert sorted(entry.name for entry in resolving.cache_folder().iterdir()) == [made.sha256]
 
 
-def test_what_is_fetched_must_be_what_was_recorded(make_artifact: Make) -> None:
+def test_a_download_must_have_the_recorded_sha256(make_artifact: Make) -> None:
     made, recorded = make_artifact(1, "one"), make_artifact(2, "two")
     with pytest.raises(ArtifactError, match="sha256"):
         resolving._cached(recorded.sha256, "x", lambda folder: artifact.download(str(made.folder), folder))

@@ -32,7 +32,7 @@ def test_the_commit_of_a_checkout_and_whether_files_were_changed(tmp_path: Path)
     assert commit_of(code) == f"{commit}-dirty"
 
 
-def test_what_only_lies_below_a_checkout_has_none(tmp_path: Path) -> None:
+def test_a_package_inside_a_foreign_checkout_has_no_commit(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q")
     installed = tmp_path / ".venv" / "maep"
     installed.mkdir(parents=True)

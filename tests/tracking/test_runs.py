@@ -109,7 +109,7 @@ def test_more_params_than_one_call_takes_and_values_over_the_limit(tracking: Tra
     assert found["long"] == "x" * 6000
 
 
-def test_a_diverged_loss_and_an_odd_name_are_recorded(tracking: TrackingConfig) -> None:
+def test_a_nonfinite_loss_and_an_invalid_metric_name_are_recorded(tracking: TrackingConfig) -> None:
     with open_run(tracking, "a", "k", {}) as run:
         run.log_metrics({"loss": math.nan, "grad|norm (max)": math.inf, "fine": 1.0}, 1)
     assert math.isnan(history(tracking, run.run_id, "loss")[1])
@@ -162,13 +162,13 @@ def test_checkpoints_are_uploaded_and_recorded(
         assert artifact.read(checkpoint.uri).sha256 == checkpoint.manifest_sha256
 
 
-def test_an_upload_that_was_torn_is_never_named(
+def test_an_interrupted_upload_is_never_recorded(
     tracking: TrackingConfig,
     make_artifact: Callable[..., artifact.Artifact],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A kill after two files: nothing is recorded, and the same upload again is whole."""
+    """After a kill at the second file nothing is recorded, and a repeated upload is complete."""
 
     class Killed(BaseException):
         pass
@@ -198,7 +198,7 @@ def test_an_upload_that_was_torn_is_never_named(
     assert artifact.read(recorded.uri).sha256 == made.sha256
 
 
-def test_artifact_uri_holds_for_an_experiment_made_without_it(
+def test_artifact_uri_applies_to_an_experiment_created_without_it(
     tracking: TrackingConfig, make_artifact: Callable[..., artifact.Artifact], tmp_path: Path
 ) -> None:
     open_run(tracking, "a", "k", {}).finish()
@@ -233,7 +233,7 @@ def test_tracking_switched_off_needs_no_store(
     assert not (tmp_path / "outputs").exists()
 
 
-def test_a_dead_server_at_the_start_is_one_line() -> None:
+def test_an_unreachable_server_at_the_start_is_one_line() -> None:
     (port,) = free_ports(1)
     with pytest.raises(UnavailableError) as caught:
         open_run(TrackingConfig(uri=f"http://me:secret@127.0.0.1:{port}"), "a", "k", {})
@@ -271,7 +271,7 @@ def test_a_store_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         open_run(TrackingConfig(uri=f"sqlite:///{tmp_path}/file/mlflow.db"), "a", "k", {})
 
 
-def test_a_file_that_is_no_store_is_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_store_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("not a database, but long enough to be taken for one" * 40)
     with pytest.raises(UnavailableError, match=r"sqlite:.*not a database"):
         open_run(TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db"), "a", "k", {})
@@ -287,7 +287,7 @@ def test_a_file_that_is_no_store_is_one_line(tmp_path: Path) -> None:
         ({"url": "http://localhost"}, "did you mean 'uri'?"),
     ],
 )
-def test_a_wrong_configuration_names_key_and_cure(values: dict[str, Any], message: str) -> None:
+def test_an_invalid_configuration_names_the_key_and_the_fix(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config.build(TrackingConfig, values, "tracking")
     assert message in str(caught.value)
@@ -316,16 +316,16 @@ def test_the_command_that_opens_the_pages(tmp_path: Path, monkeypatch: pytest.Mo
         ("mail me@host or s3://bucket/a@b", "mail me@host or s3://bucket/a@b"),
     ],
 )
-def test_secrets_are_taken_out_of_messages(text: str, shown: str) -> None:
+def test_secrets_are_removed_from_messages(text: str, shown: str) -> None:
     assert mlflow_client.hide_secrets(text) == shown
 
 
-def test_flatten_keeps_mlflows_alphabet() -> None:
+def test_flatten_uses_mlflows_alphabet() -> None:
     assert flatten({"a": {"b c": [1, 2], "d(e)": None}, "f": {}}) == {"a.b c": "[1, 2]", "a.d_e_": "None", "f": "{}"}
 
 
 @pytest.mark.slow
-def test_two_processes_that_start_at_once_make_one_store(tmp_path: Path) -> None:
+def test_two_processes_that_start_at_once_create_one_store(tmp_path: Path) -> None:
     code = (
         "import json, sys; from maep.tracking.runs import *;"
         "run = open_run(TrackingConfig(), sys.argv[1], sys.argv[1], {}); run.log_metrics({'x': 1.0}, 1); run.finish();"

@@ -1,4 +1,4 @@
-"""Against a real MLflow server and a real S3, which these tests start on loopback."""
+"""Tracking with a real MLflow server and a real S3, which these tests start on loopback."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
     return s3_server
 
 
-def test_a_server_that_dies_mid_run_and_comes_back_has_every_metric(
+def test_a_server_restarted_mid_run_has_every_metric(
     server: MlflowServer, make_artifact: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracking = TrackingConfig(uri=server.uri)
@@ -66,10 +66,10 @@ def test_a_server_that_dies_mid_run_and_comes_back_has_every_metric(
     assert [entry.path for entry in client.list_artifacts(run.run_id, "pictures")] == ["pictures/strip.png"]
 
 
-def test_a_training_through_whose_middle_mlflow_is_down_has_every_metric_and_one_run(
+def test_training_during_an_outage_of_mlflow_records_every_metric_in_one_run(
     server: MlflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The server dies after 160 of 640 images and is back after 480; checkpoints fall before, into it and after."""
+    """The server is down from image 160 to 480 of 640; there are checkpoints before, during and after the outage."""
     loop = LOOP | {"samples": 640, "keep_checkpoints": 10}
     settings = config.build(PretrainConfig, {"model": MAE, "mask_ratio": 0.5, "loop": loop})
     tracking = TrackingConfig(uri=server.uri, experiment="outage")
@@ -139,7 +139,9 @@ def test_bytes_changed_behind_the_server_are_refused(server: MlflowServer, make_
     assert list(cache_folder().iterdir()) == []
 
 
-def test_a_killed_process_is_continued_by_the_next(server: MlflowServer, make_artifact: Make, tmp_path: Path) -> None:
+def test_the_next_process_continues_the_run_of_a_killed_one(
+    server: MlflowServer, make_artifact: Make, tmp_path: Path
+) -> None:
     tracking = TrackingConfig(uri=server.uri)
     made = make_artifact(1)
     code = (

@@ -1,8 +1,8 @@
-"""Digests by which finished stages and evaluations are found again.
+"""Digests that identify finished stages and evaluations, so that they can be reused.
 
 A digest covers every key that decides the result (`config.deciding`) and the content behind names and paths: the files
 of the data set, the weights of classifiers, the artifact to start from. It covers no path, so a checkout or a data
-folder may move.
+folder may be moved.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The stages of `maep run`. Each has a folder named by a digest of everything that decides its result.
 
 So a finished stage is reused, a changed one gets another folder, and nothing is overwritten. Training stages run as
-separate `maep` processes, up to `parallel` at once.
+separate `maep` processes, up to `parallel` at a time.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _report(base: EvaluateConfig, compared: dict[str, Artifact], output: Path, t
 
     digest = identity.of_evaluation(base, [each.sha256 for each in compared.values()])
     folder = output / f"evaluate-{digest}"
-    _say("evaluate: done before" if (folder / RESULT).exists() else "evaluate: measure on test images")
+    _say("evaluate: already done" if (folder / RESULT).exists() else "evaluate: measure on test images")
     result = run_evaluation(base, compared, folder)
     storage.write_bytes(output / "table.md", markdown(headline(result), notes(result)).encode())
     table.print(terminal(result))
@@ -158,7 +158,7 @@ def _say(line: str) -> None:
 
 
 def _check_ends(serve: ServeConfig, tracking: TrackingConfig) -> None:
-    """Refuses at the start what would fail the last stages, hours later; creates the default tracking store."""
+    """Checks what would otherwise fail the last stages hours later, and creates the default tracking store."""
     if not tracking.enabled:
         raise ConfigError(
             "tracking.enabled: the pipeline promotes in the MLflow registry, which needs tracking: leave it true"
@@ -172,10 +172,10 @@ def _check_ends(serve: ServeConfig, tracking: TrackingConfig) -> None:
 
 
 def _train(training: Sequence[Stage], tracking: TrackingConfig, parallel: int) -> None:
-    """Runs the stages that are not done, up to `parallel` at once, each after those it needs."""
+    """Runs the stages that are not done, up to `parallel` at a time, each after the stages it needs."""
     done = {stage.name for stage in training if stage.is_done()}
     for name in sorted(done):
-        _say(f"{name}: done before")
+        _say(f"{name}: already done")
     waiting = [stage for stage in training if stage.name not in done]
     with contextlib.ExitStack() as stack:
         running: dict[str, subprocess.Popen[bytes]] = {}

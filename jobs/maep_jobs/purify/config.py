@@ -24,18 +24,18 @@ class PurifyConfig:
         None, "File of certificates to trust for https; null: the system's.", decides=False
     )
     in_flight: int = config.key(
-        32, "Images in progress at a time; at least the endpoint's max_batch_size fills its batches.", decides=False
+        32, "Images in progress at a time; at least max_batch_size of the endpoint, to fill its batches.", decides=False
     )
-    max_pixels: int = config.key(4096 * 4096, "Most pixels of an image, in this process.", decides=False)
+    max_pixels: int = config.key(4096 * 4096, "Maximum pixels of an image, in this process.", decides=False)
     tile_size: int | None = config.key(
         None, "Side in pixels of the tiles of larger images, in this process; null: as `maep serve`.", decides=True
     )
-    max_batch_size: int = config.key(32, "Most images in one forward pass, in this process.", decides=False)
+    max_batch_size: int = config.key(32, "Maximum images in one forward pass, in this process.", decides=False)
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the key that cannot be used."""
         if self.model is not None and self.server is not None:
-            raise ValueError("server: it has a purifier of its own: give either --server or --model")
+            raise ValueError("server: the endpoint has its own purifier: give either --server or --model")
         if self.model is not None:
             PurifierRef.parse(self.model)
         for name in ("in_flight", "max_pixels", "max_batch_size"):

@@ -2,7 +2,7 @@
 
 A purified file is a PNG whose first chunk after the header (tEXt; PNG specification, 11.3.4.3) names the purifier and
 the sha256 of the original. So an interrupted run resumes, a changed original or another purifier is purified again, and
-no separate list can disagree with the files.
+no separate list can get out of step with the files.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class FilePair:
 
 @dataclass(frozen=True)
 class FoundImages:
-    """`pairs` in a fixed order, and the number of files in the folders that are no images by their name."""
+    """`pairs` in a fixed order, and the number of files in the folders whose names are not those of images."""
 
     pairs: tuple[FilePair, ...]
     num_others: int

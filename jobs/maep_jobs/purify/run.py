@@ -22,7 +22,7 @@ from maep_serve.client.results import ProblemError, Purified
 from maep_serve.config import ServeConfig
 
 _OF_THE_IMAGE = (400, 413, 415, 422, 500, 504)
-"""HTTP statuses that concern one image: others may succeed."""
+"""HTTP statuses that concern one image; other images may succeed."""
 
 
 class _Purifier(Protocol):
@@ -42,12 +42,12 @@ class Outcome:
 
     @property
     def done(self) -> int:
-        """Files that need no more work."""
+        """Number of files that need no more work."""
         return self.purified + self.skipped + len(self.failed)
 
     def __str__(self) -> str:
         parts = [f"{self.purified:,} purified"]
-        parts += [f"{self.skipped:,} skipped, done before"] if self.skipped else []
+        parts += [f"{self.skipped:,} skipped (already done)"] if self.skipped else []
         parts += [f"{len(self.failed):,} failed"] if self.failed else []
         return ", ".join(parts)
 
@@ -55,7 +55,7 @@ class Outcome:
 def purify(settings: PurifyConfig, tracking: TrackingConfig, pairs: Sequence[FilePair]) -> tuple[Outcome, str]:
     """Purifies what is not done yet, with a progress bar; also returns the sha256 of the purifier.
 
-    Raises UserError before anything is written, and JobFailed where it had to stop.
+    Raises UserError before anything is written, and JobFailed if it must stop midway.
     """
     with closing(Bar("purify")) as bar:
         return asyncio.run(_run(settings, tracking, pairs, bar))

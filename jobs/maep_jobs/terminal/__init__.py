@@ -1,1 +1,1 @@
-"""The terminal: help, progress, standard output, commands to copy."""
+"""The terminal: progress, standard output, commands to copy."""

@@ -1,4 +1,4 @@
-"""Files at local paths and `s3://BUCKET/KEY` alike: read and written whole, listed, copied, deleted.
+"""Read, write, list, copy and delete whole files, at local paths and at `s3://BUCKET/KEY` alike.
 
 A local file is written beside its target, flushed, and renamed onto it; see `maep.storage.s3` for S3.
 """
@@ -37,13 +37,13 @@ def sha256(data: bytes) -> str:
 
 
 def sha256_file(path: str | Path) -> str:
-    """Hex digest of a local file, read in pieces."""
+    """Hex digest of a local file, read in chunks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_bytes(uri: str | Path, data: bytes, mode: int = 0o644) -> None:
-    """Writes a whole file, or nothing: no reader ever sees a part of it. Raises WriteError or UnavailableError.
+    """Writes a whole file or nothing: no reader ever sees part of it. Raises WriteError or UnavailableError.
 
     `mode` applies to local files; 0o600 for secrets.
     """
@@ -126,7 +126,7 @@ def atomic_file(target: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
         except BaseException:
             Path(beside).unlink(missing_ok=True)
             raise
-    except FileNotFoundError:  # of a source, which the caller names better
+    except FileNotFoundError:  # of a source; the caller has the better message
         raise
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -175,7 +175,7 @@ def replace_folder(beside: Path, target: Path) -> None:
 
 
 def restore_folder(target: Path) -> None:
-    """Puts the older folder back where a process was killed while it replaced `target`."""
+    """Puts the older folder back if a process was killed while it replaced `target`."""
     if target.exists() or not target.parent.is_dir():
         return
     for old in target.parent.glob(f".{glob.escape(target.name)}.old-*"):

@@ -1,4 +1,4 @@
-"""Upload artifacts to where a run keeps its files, and download them: a folder, s3://, or through MLflow's server."""
+"""Upload and download artifacts of runs: in a folder, on s3://, or through MLflow's server."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def put_file(path: Path, uri: str, tracking_uri: str) -> None:
 
 
 def get(uri: str, folder: Path, tracking_uri: str) -> Artifact:
-    """Downloads the artifact at `uri` into `folder` and verifies it. Raises ArtifactError for anything else."""
+    """Downloads the artifact at `uri` into `folder` and verifies it. Raises ArtifactError if there is none."""
     from maep.artifact import download, read
 
     place = direct(uri)

@@ -73,18 +73,18 @@ class TrackingConfig:
         uri = self.uri
         if uri is not None and not uri.startswith((_SQLITE, *_HTTP, *_DATABASES)):
             raise ValueError(
-                f"uri: {hide_secrets(uri)!r} is no tracking server: write http://HOST:PORT or sqlite:///FILE"
+                f"uri: {hide_secrets(uri)!r} is not a tracking server: write http://HOST:PORT or sqlite:///FILE"
             )
         if uri is not None and uri.startswith(_DATABASES) and self.artifact_uri is None:
-            raise ValueError("artifact_uri: a database uri needs one: write s3://BUCKET/PREFIX or a folder")
+            raise ValueError("artifact_uri: it is required with a database uri: write s3://BUCKET/PREFIX or a folder")
         if not re.fullmatch(r"[\w. -]+", self.model):
-            raise ValueError(f"model: {self.model!r} is not a name: write for example purifier")
+            raise ValueError(f"model: {self.model!r} is not a valid name: write for example purifier")
         if not self.experiment.strip() or "'" in self.experiment:
-            raise ValueError(f"experiment: {self.experiment!r} is not a name: write for example maep")
+            raise ValueError(f"experiment: {self.experiment!r} is not a valid name: write for example maep")
 
 
 def absolute(config: TrackingConfig) -> TrackingConfig:
-    """`config` with URIs that do not depend on the working directory, to pass to workers."""
+    """`config` with URIs that do not depend on the working directory, for workers."""
     artifacts = config.artifact_uri
     if artifacts is not None and "://" not in artifacts:
         artifacts = str(Path(artifacts).absolute())
@@ -171,7 +171,7 @@ def ignore_existing() -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Why `error` happened, short and without secrets: the operating system's message, else its own."""
+    """The reason for `error`, short and without secrets: the operating system's message if any, else its own."""
     cause: BaseException | None = error
     message = None
     while cause is not None:

@@ -40,7 +40,7 @@ class PurifierRef:
 
     @classmethod
     def parse(cls, uri: str) -> PurifierRef:
-        """The reference that `uri` writes. Raises ConfigError for any other form; whether it exists is not checked."""
+        """Parses `uri`, without checking whether it exists. Raises ConfigError for an unknown form."""
         from maep.tracking.client import hide_secrets
 
         scheme, _, rest = uri.partition(":")
@@ -49,7 +49,7 @@ class PurifierRef:
         if scheme == "models":
             found = _MODEL.fullmatch(rest.lstrip("/"))
             if found is None:
-                raise ConfigError(f"{uri!r} names no version: write models:/NAME@champion or models:/NAME/3")
+                raise ConfigError(f"{uri!r} has no version: write models:/NAME@champion or models:/NAME/3")
             name, version, alias = found.groups()
             return cls(uri, "models", name, int(version) if version else None, alias)
         if scheme == "runs":
@@ -60,7 +60,7 @@ class PurifierRef:
         if scheme == "file":
             return cls(uri, "folder", unquote(uri.removeprefix("file://").removeprefix("file:")))
         if re.match(r"[a-z][a-z0-9+.-]+:", uri):
-            raise ConfigError(f"{hide_secrets(uri)!r} names no purifier: write {FORMS}")
+            raise ConfigError(f"{hide_secrets(uri)!r} is not a purifier URI: write {FORMS}")
         return cls(uri, "folder", uri)
 
     def __str__(self) -> str:
@@ -72,7 +72,7 @@ class PurifierRef:
         return replace(self, uri=f"models:/{self.name}/{version}", version=version, alias=None)
 
     def pinned(self, artifact: Artifact) -> PurifierRef:
-        """The same reference, held to `artifact` (which it resolved to) and free of the working directory."""
+        """The same reference pinned to `artifact`, which it resolved to, and independent of the working directory."""
         if self.scheme == "folder":
             folder = str(Path(self.name).absolute())
             return replace(self, uri=folder, name=folder, sha256=artifact.sha256)

@@ -121,11 +121,11 @@ def _need_store(config: TrackingConfig, ref: PurifierRef) -> None:
     """Raises UnavailableError where there is no store: a lookup must not create an empty one."""
     database = Path(config.store.removeprefix("sqlite:///"))
     if config.store.startswith("sqlite:///") and not database.exists():
-        raise UnavailableError(f"{ref}: there is no tracking store at {database}: give --tracking.uri")
+        raise UnavailableError(f"{ref}: there is no tracking store at {database}: set --tracking.uri")
 
 
 def _fetch(place: str, sha256: str | None, ref: PurifierRef, config: TrackingConfig) -> Artifact:
-    """The artifact at `place`, which must have `sha256` (recorded with it) and the sha256 that `ref` is pinned to."""
+    """The artifact at `place`, which must match `sha256` (recorded with it) and the sha256 that `ref` is pinned to."""
     if ref.sha256 not in (None, sha256) and sha256 is not None:
         raise ArtifactError(f"{ref}: its sha256 was {str(ref.sha256)[:12]}, now it is {sha256[:12]}: it was replaced")
     sha256 = sha256 or ref.sha256
@@ -144,7 +144,7 @@ def _manifest(place: str) -> bytes:
 
 
 def _kept(sha256: str) -> Artifact | None:
-    """The artifact of that identity from the cache; None where it is absent or damaged."""
+    """The cached artifact with that sha256; None if it is absent or damaged."""
     from maep.artifact import is_valid, read
 
     folder = cache_folder() / sha256

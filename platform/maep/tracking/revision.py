@@ -16,7 +16,7 @@ def revision() -> str | None:
 def commit_of(folder: Path) -> str | None:
     """The git commit of the checkout that contains the package in `folder`, with `-dirty` after local changes.
 
-    None for an installed wheel, also below some other checkout, and without git.
+    None for an installed wheel, even inside another checkout, and without git.
     """
     if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None

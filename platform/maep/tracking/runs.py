@@ -1,4 +1,4 @@
-"""One MLflow run for each training, search trial or evaluation, reopened by its key when the command runs again."""
+"""One MLflow run per training, search trial or evaluation, reopened by its key when the command is re-run."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _MOST_RUNS = 50_000  # MLflow's limit of runs in an answer
 def open_run(
     config: TrackingConfig, name: str, key: str, params: Mapping[str, Any], tags: Mapping[str, str] | None = None
 ) -> Run:
-    """Opens the run of `key`: that of an earlier, interrupted command, else a new one called `name`.
+    """Opens the run with `key`: that of an earlier, interrupted command, else a new one called `name`.
 
     `params` may nest; they are logged by dotted key. A value that differs from the recorded one becomes a tag
-    `maep.changed.<key>`. Metrics that the run already has are not logged again. Tags name the code of the last command
-    that opened it (maep.version and, where known, the git commit). Raises UnavailableError, within about ten seconds,
-    if no tracking server answers.
+    `maep.changed.<key>`. Metrics that the run already has are not logged again. Tags record the version of the code
+    (maep.version and, if known, the git commit) that opened it last. Raises UnavailableError within about ten seconds
+    if the tracking server does not answer.
     """
     if not config.enabled:
         return Run()
@@ -53,9 +53,9 @@ def open_run(
 
 
 def close_left(config: TrackingConfig, parent_id: str) -> set[str]:
-    """Ends, as KILLED, the runs below run `parent_id` that a killed process left RUNNING.
+    """Marks as KILLED the child runs of `parent_id` that a killed process left RUNNING.
 
-    Returns the keys of those that are FINISHED or FAILED, and so are fully recorded.
+    Returns the keys of the child runs that are FINISHED or FAILED, and so fully recorded.
     """
     client = mlflow_client.connect(config)
     experiment = mlflow_client.experiment(client, config)
@@ -85,7 +85,7 @@ def flatten(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _code() -> dict[str, str]:
-    """Tags that name the running code."""
+    """Tags that identify the running code."""
     commit = revision()
     return {"maep.version": __version__, **({_COMMIT: commit} if commit is not None else {})}
 

@@ -1,4 +1,4 @@
-"""The middleware that every request passes: request ids, and metrics of requests."""
+"""The middleware of every request: request ids and request metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from maep_serve.engine.service import Service
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_CLIENT_CLOSED = 499  # nginx's number for a caller that hung up
+_CLIENT_CLOSED = 499  # nginx's status for a caller that hung up
 
 
 class RequestMiddleware:

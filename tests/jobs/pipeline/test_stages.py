@@ -1,4 +1,4 @@
-"""Stages: found by what decides them, ended together, and (slowly) the whole chain on a few digits."""
+"""Pipeline stages: their folders, their termination, and (slow) the whole pipeline on a few digits."""
 
 from __future__ import annotations
 
@@ -73,13 +73,15 @@ def folders(changes: dict[str, Any] | None = None) -> dict[str, str]:
         ({"evaluate.num_images": 30, "gate.clean_floor": 0.5, "serve.port": 9000, "parallel": 1}, set()),
     ],
 )
-def test_a_stage_moves_if_and_only_if_its_result_would_change(changes: dict[str, Any], moved: set[str]) -> None:
+def test_a_stage_gets_a_new_folder_exactly_if_its_result_changes(changes: dict[str, Any], moved: set[str]) -> None:
     before, after = folders(), folders(changes)
     assert {name for name in before if before[name] != after[name]} == moved
 
 
-def test_other_data_moves_every_stage_and_another_place_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What lies behind a name counts, not where: a data root or a checkout that moves makes nothing anew."""
+def test_changed_data_gives_new_folders_and_a_moved_root_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Content counts, not paths: moving a data root or a checkout repeats no stage."""
     values = {**VALUES, "classifiers": []}
     for part in ("pretrain", "finetune"):
         model = {**MAE, "image_size": 32, "patch_size": 8}
@@ -105,7 +107,7 @@ def test_other_data_moves_every_stage_and_another_place_none(tmp_path: Path, mon
     assert retrained["finetune"] != here["finetune"]
 
 
-def test_a_changed_classifier_moves_what_attacks_it() -> None:
+def test_a_changed_classifier_gives_new_folders_to_stages_that_attack_it() -> None:
     changed = {**VALUES, "classifiers": [VALUES["classifiers"][0] | {"depth": 14}]}
     names = {each.name: each.folder.name for each in stages(config.build(PipelineConfig, changed), Path("out"))}
     assert {name for name, folder in folders().items() if folder != names[name]} == {"classifier-seen", "finetune"}
@@ -132,7 +134,7 @@ def one(name: str, verb: tuple[str, ...], folder: Path, after: tuple[str, ...] =
 
 
 def test_a_stage_that_fails_ends_the_others_and_names_itself(tmp_path: Path, capfd: Any) -> None:
-    """A verb that does not exist ends at once, while the other one still trains."""
+    """A stage with an unknown verb fails at once, while another one still trains."""
     long = one("long", ("pretrain",), tmp_path)
     assert isinstance(long.settings, pipeline.PretrainConfig)
     loop = replace(long.settings.loop, samples=10**8)
@@ -167,13 +169,13 @@ def file(tmp_path: Path) -> Path:
 
 
 def start(file: Path, *more: str) -> subprocess.Popen[str]:
-    """`maep run` as a process of its own."""
+    """`maep run` as a separate process."""
     line = [sys.executable, "-m", "maep_jobs.cli", "run", str(file), "--output", "out", *more]
     return subprocess.Popen(line, cwd=file.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def its_stages(running: subprocess.Popen[str]) -> list[int]:
-    """The processes that it has started, once there are some."""
+    """The processes of its stages, once there are some."""
     assert running.stderr is not None
     assert any(": maep " in line for line in running.stderr)
     deadline = time.monotonic() + 60
@@ -184,7 +186,7 @@ def its_stages(running: subprocess.Popen[str]) -> list[int]:
 
 
 @pytest.mark.slow
-def test_ended_by_sigterm_it_leaves_no_process(file: Path, store: Path) -> None:
+def test_sigterm_leaves_no_process(file: Path, store: Path) -> None:
     running = start(file)
     started = its_stages(running)
     running.send_signal(signal.SIGTERM)
@@ -194,8 +196,8 @@ def test_ended_by_sigterm_it_leaves_no_process(file: Path, store: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_it_leaves_no_stage_behind(file: Path, store: Path) -> None:
-    """kill -9 asks nobody: the kernel ends the stages, or a rerun would train beside them."""
+def test_kill_9_leaves_no_stage_running(file: Path, store: Path) -> None:
+    """After kill -9 the kernel must end the stages; otherwise a rerun would train beside them."""
     running = start(file)
     started = its_stages(running)
     running.kill()
@@ -211,7 +213,7 @@ def test_killed_it_leaves_no_stage_behind(file: Path, store: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_chain_ends_at_a_checked_endpoint_and_what_is_finished_is_kept(
+def test_the_pipeline_ends_with_a_checked_endpoint_and_reuses_finished_stages(
     file: Path, store: Path, everything: Callable[[], set[str]]
 ) -> None:
     first = start(file, "--json")
@@ -232,7 +234,7 @@ def test_the_chain_ends_at_a_checked_endpoint_and_what_is_finished_is_kept(
     out, err = second.communicate(timeout=600)
     assert second.returncode == 0, err
     for name in ("classifier-seen", "pretrain", "finetune", "evaluate"):
-        assert f"{name}: done before" in err
+        assert f"{name}: already done" in err
     assert json.loads(out)["endpoint"] == outcome["endpoint"]
     assert {path for path in everything() - made if "mlflow" not in path} == set()
 
@@ -253,7 +255,7 @@ def test_the_chain_ends_at_a_checked_endpoint_and_what_is_finished_is_kept(
 
 
 def folders_at(output: Path) -> dict[str, str]:
-    """Stage folders by name, as they lie on disk."""
+    """Stage folders on disk, by name."""
     return {path.name.rpartition("-")[0]: path.name for path in output.iterdir() if path.is_dir()}
 
 

@@ -1,4 +1,4 @@
-"""Printed command lines name a program that the reader's shell finds."""
+"""Printed commands name a program that the user's shell finds."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_an_activated_environment_needs_the_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_an_activated_environment_the_name_suffices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(installed(tmp_path / "bin", monkeypatch)))
     assert program() == "maep"
 
 
-def test_another_maep_on_the_path_is_not_taken_for_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_maep_on_the_path_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "maep").write_text("#!/bin/sh\n")
@@ -39,16 +39,14 @@ def test_another_maep_on_the_path_is_not_taken_for_this_one(tmp_path: Path, monk
     assert shlex.split(program()) == ["an env/bin/maep"]
 
 
-def test_unpacked_without_a_program_it_is_a_module_of_this_python(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unpacked_wheel_is_run_as_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "python").symlink_to(sys.executable)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", "")
     assert shlex.split(program()) == [str(tmp_path / "python"), "-m", "maep_jobs.cli"]
 
 
-def test_what_it_names_here_runs() -> None:
+def test_the_printed_program_runs() -> None:
     done = subprocess.run(f"{program()} --version", shell=True, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("maep ")

@@ -1,4 +1,4 @@
-"""`maep demo` as a new user runs it: from nothing, in an empty folder, from the built wheel, twice."""
+"""`maep demo` as a new user runs it: from the built wheel, in an empty folder, twice."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def unpacked(wheel_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def environment(site: Path, home: Path, mark: str = "") -> dict[str, str]:
-    """That of a user with the wheel and without a checkout, data, caches or settings."""
+    """The environment of a user with the wheel but without a checkout, data, caches or settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAEP_", "OMP_", "MLFLOW_"))}
     return {**kept, "PYTHONPATH": str(site), "HOME": str(home), "MAEP_TEST_MARK": mark}
 
@@ -56,7 +56,7 @@ def test_the_wheel_outside_the_checkout_finds_its_configurations(unpacked: Path,
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_demo_ends_well_trains_once_and_prints_lines_that_work(unpacked: Path, tmp_path: Path) -> None:
+def test_the_demo_succeeds_trains_once_and_prints_commands_that_work(unpacked: Path, tmp_path: Path) -> None:
     home, work, mark = tmp_path / "home", tmp_path / "work", uuid.uuid4().hex
     home.mkdir()
     work.mkdir()
@@ -80,7 +80,7 @@ def test_the_demo_ends_well_trains_once_and_prints_lines_that_work(unpacked: Pat
     second = subprocess.run(line, cwd=work, env=variables, capture_output=True, text=True, timeout=600)
     assert second.returncode == 0, second.stderr
     for stage in ("classifier-seen", "classifier-unseen", "pretrain", "finetune", "conv", "evaluate"):
-        assert f"{stage}: done before" in second.stderr
+        assert f"{stage}: already done" in second.stderr
     assert not re.search(r": maep (pretrain|finetune|classifier) ", second.stderr)
 
     _, _, following = first.stdout.partition("\nnext:\n")

@@ -1,4 +1,4 @@
-"""`maep purify`: what it writes is what the purifier gives, it goes on, and what fails is named and counted."""
+"""`maep purify`: its files equal the purifier's output, a rerun resumes, and failures are named and counted."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def load(path: Path) -> np.ndarray:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Three images, one of them below, and a text."""
+    """Three images, one of them in a subfolder, and a text file."""
     folder = tmp_path / "photos"
     for seed, name in enumerate(("a.png", "b.png", "deep/er/c.png")):
         save(folder / name, pixels(seed))
@@ -62,7 +62,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(make_purifier: Callable[[int], Artifact], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An endpoint that asks for a token, which the environment has."""
+    """An endpoint that requires a token, which is in the environment."""
     model = make_purifier(0)
     config = ServeConfig(str(model.folder), max_batch_size=4)
     service = Service(config, build_models(model, config))
@@ -80,7 +80,7 @@ def in_process(server: str, model: Artifact) -> list[str]:
 
 
 @pytest.mark.parametrize("by", [by_server, in_process])
-def test_a_folder_through_the_purifier_and_again_at_once(
+def test_a_folder_is_purified_and_a_rerun_skips_it(
     maep: Any, make_purifier: Callable[[int], Artifact], server: str, photos: Path, by: Callable[..., list[str]]
 ) -> None:
     model = make_purifier(0)
@@ -106,7 +106,7 @@ def test_a_folder_through_the_purifier_and_again_at_once(
     assert numbers(maep(*line[:-1]).out) == [0, 3]
 
 
-def test_another_purifier_does_it_anew(maep: Any, make_purifier: Callable[[int], Artifact], photos: Path) -> None:
+def test_another_purifier_purifies_again(maep: Any, make_purifier: Callable[[int], Artifact], photos: Path) -> None:
     for seed in (0, 1):
         model = make_purifier(seed)
         ran = maep("purify", "photos", "-o", "clean", "--model", model.folder)
@@ -114,7 +114,7 @@ def test_another_purifier_does_it_anew(maep: Any, make_purifier: Callable[[int],
         assert np.array_equal(load(photos.parent / "clean" / "b.png"), offline(model, pixels(1)))
 
 
-def test_bad_files_are_named_and_counted_and_the_others_done(
+def test_bad_files_are_named_and_counted_and_the_rest_is_purified(
     maep: Any, make_purifier: Callable[[int], Artifact], photos: Path
 ) -> None:
     (photos / "empty.png").write_bytes(b"")
@@ -144,7 +144,7 @@ def test_one_file_and_images_of_other_sizes_and_kinds(
     assert (tmp_path / "made" / "one.png").read_bytes() == (tmp_path / "made" / "here.PNG").read_bytes()
 
 
-def test_what_would_be_lost_is_refused_before_anything_is_written(
+def test_overwriting_inputs_is_refused_before_anything_is_written(
     maep: Any, photos: Path, everything: Callable[[], set[str]]
 ) -> None:
     before = everything()
@@ -160,7 +160,7 @@ def test_what_would_be_lost_is_refused_before_anything_is_written(
     assert everything() == before | {"photos/a.jpg"}
 
 
-def test_what_others_made_is_not_overwritten_in_a_folder(
+def test_foreign_files_in_the_output_folder_are_not_overwritten(
     maep: Any, make_purifier: Callable[[int], Artifact], photos: Path
 ) -> None:
     model = make_purifier(0).folder
@@ -199,7 +199,7 @@ def test_several_folders_keep_their_names(photos: Path) -> None:
         image_files.find([photos / "a.png", other / "a.png"], Path("out"))
 
 
-def test_a_wrong_token_and_a_server_that_is_gone_are_one_line(
+def test_a_wrong_token_and_an_unreachable_server_are_one_line(
     maep: Any, server: str, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MAEP_SERVE_TOKEN", "another")
@@ -208,10 +208,10 @@ def test_a_wrong_token_and_a_server_that_is_gone_are_one_line(
     assert not (photos.parent / "clean").exists()
 
 
-def test_a_server_that_goes_away_leaves_what_is_done(
+def test_finished_files_stay_when_the_server_refuses_midway(
     maep: Any, make_purifier: Callable[[int], Artifact], photos: Path
 ) -> None:
-    """Its application answers two images and refuses from then on, as a token that was taken back does."""
+    """The application purifies two images and then refuses, as after a token was revoked."""
     model = make_purifier(0)
     config = ServeConfig(str(model.folder))
     service = Service(config, build_models(model, config))
@@ -234,7 +234,7 @@ def test_a_server_that_goes_away_leaves_what_is_done(
         assert numbers(maep(*line).out) == [1, 2]
 
 
-def test_the_stamp_is_a_chunk_that_decoders_know(tmp_path: Path) -> None:
+def test_decoders_read_the_stamp(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.fromarray(pixels(0)).save(buffer, "PNG")
     stamp = image_files.stamp("ab" * 32, b"source")

@@ -1,4 +1,4 @@
-"""`maep rollback`: the alias goes back, again and again, and says so."""
+"""`maep rollback`: each call moves the alias one version further back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from maep.tracking.registry import aliases, by_version, register, set_alias
 TRACKING = TrackingConfig()
 
 
-def test_it_goes_back_and_further_back(maep: Any, store: Path, make_purifier: Callable[[int], Artifact]) -> None:
+def test_repeated_rollbacks_go_further_back(maep: Any, store: Path, make_purifier: Callable[[int], Artifact]) -> None:
     assert maep("rollback").is_mistake("champion")
     made = [make_purifier(seed) for seed in range(3)]
     for purifier in made:

@@ -1,4 +1,4 @@
-"""`maep submit`: what is sent, and (slowly) real jobs on a real Ray cluster of this machine that asks for a token."""
+"""`maep submit`: the submitted job, and (slow) real jobs on a local Ray cluster that requires a token."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ HERE = "http://127.0.0.1:8265"
 
 
 def sent(maep: Any, *words: str | Path) -> tuple[list[str], dict[str, Any]]:
-    """The words of the job's command line, and the job."""
+    """The arguments of the job's command line, and the job."""
     ran = maep("submit", *words, "--dry-run")
     assert (ran.status, ran.err) == (0, "")
     job = yaml.safe_load(ran.out)
     return shlex.split(job["entrypoint"]), job
 
 
-def test_the_verb_goes_with_its_words_to_absolute_places(maep: Any, tmp_path: Path) -> None:
+def test_the_job_has_the_arguments_of_the_verb_and_absolute_paths(maep: Any, tmp_path: Path) -> None:
     line, job = sent(maep, "pretrain", "--config", "digits/pretrain", "--loop.samples", "640", "--address", HERE)
     assert line[:4] == [sys.executable, "-m", "maep_jobs.cli", "pretrain"]
     assert line[line.index("--config") + 1] == "config.yaml"
@@ -55,8 +55,8 @@ def test_another_machine_has_its_own_python_and_tracking(maep: Any) -> None:
     assert line[line.index("--output") + 1] == "/shared/run"
 
 
-def test_what_a_job_would_leave_in_its_own_folder_is_refused(maep: Any) -> None:
-    """A job's working folder does not outlive it."""
+def test_output_in_the_jobs_working_folder_is_refused(maep: Any) -> None:
+    """A job's working folder is deleted after the job."""
     there = ("--address", "http://head:8265")
     assert maep("submit", "pretrain", *there).is_mistake("--tracking.uri", "http://HOST:5000")
     uri = ("--tracking.uri", "http://mlflow:5000")
@@ -66,7 +66,7 @@ def test_what_a_job_would_leave_in_its_own_folder_is_refused(maep: Any) -> None:
     assert maep("evaluate", "--output", "s3://bucket/run", "--dry-run").is_mistake("s3://bucket/run", "artifact_uri")
 
 
-def test_a_training_may_put_out_to_s3(maep: Any) -> None:
+def test_training_may_write_to_s3(maep: Any) -> None:
     there = ("--address", "http://head:8265", "--tracking.uri", "http://mlflow:5000")
     line, _ = sent(maep, "pretrain", "--output", "s3://bucket/run", *there)
     assert line[line.index("--output") + 1] == "s3://bucket/run"
@@ -76,14 +76,14 @@ def test_a_training_may_put_out_to_s3(maep: Any) -> None:
     assert maep("pretrain", "--output", "s3://bucket", "--dry-run").is_mistake("s3://bucket", "s3://BUCKET/PREFIX")
 
 
-def test_a_pipeline_is_the_first_word_and_travels_too(maep: Any, tmp_path: Path) -> None:
+def test_the_pipeline_file_is_uploaded_as_the_first_argument(maep: Any, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("parallel: 1\n")
     line, _ = sent(maep, "run", "mine.yaml", "--keep", "--address", HERE)
     assert line[3:6] == ["run", "config.yaml", "--keep"]
     assert line[line.index("--output") + 1] == str(tmp_path / "outputs" / "mine")
 
 
-def test_places_travel_and_keys_do_not(maep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses_are_passed_on_and_credentials_are_not(maep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAEP_DATA", "/mnt/data")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "hidden")
@@ -92,7 +92,7 @@ def test_places_travel_and_keys_do_not(maep: Any, monkeypatch: pytest.MonkeyPatc
     assert "hidden" not in ran.out
 
 
-def test_what_cannot_be_submitted(maep: Any) -> None:
+def test_verbs_that_cannot_be_submitted(maep: Any) -> None:
     assert maep("submit", "pretrian").is_mistake("'pretrain'")
     assert maep("submit", "pretrain", "--config", "digits/pretran").is_mistake("'digits/pretrain'")
     assert maep("submit").is_mistake("VERB", "maep submit --help")
@@ -108,7 +108,7 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """`ray start --head` on ports and in a folder of its own, ended by its own process ids."""
+    """`ray start --head` with its own ports and folder, ended by process id."""
     gcs, dashboard, agent, client, metrics, runtime, grpc = free_ports(7)
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: the path of a socket has at most 107 characters
     mark = uuid.uuid4().hex
@@ -156,7 +156,7 @@ def _wait(address: str, token: str, head: subprocess.Popen[bytes], log: Path) ->
 
 
 def _end_marked(mark: str) -> None:
-    """Ends what the head started; each of those carries the mark of this test in its environment."""
+    """Ends the processes that the head started, which carry this test's mark in their environment."""
     for folder in Path("/proc").iterdir():
         try:
             if folder.name.isdigit() and f"MAEP_TEST_MARK={mark}".encode() in (folder / "environ").read_bytes():
@@ -181,7 +181,7 @@ def submit(cluster: Cluster, tmp_path: Path) -> Callable[..., subprocess.Complet
 
 
 @pytest.mark.slow
-def test_a_followed_job_runs_the_local_configuration_and_shows_its_lines(
+def test_a_followed_job_runs_the_local_configuration_and_prints_its_log(
     submit: Callable[..., subprocess.CompletedProcess[str]], tiny: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     done = submit(*tiny("--output", "out"), "--follow", "--json")
@@ -195,7 +195,7 @@ def test_a_followed_job_runs_the_local_configuration_and_shows_its_lines(
 
 
 @pytest.mark.slow
-def test_a_job_that_is_not_followed_is_told_how_to_follow(
+def test_without_follow_the_command_to_follow_is_printed(
     submit: Callable[..., subprocess.CompletedProcess[str]], tiny: Callable[..., list[str]], cluster: Cluster
 ) -> None:
     done = submit(*tiny("--output", "out"))

@@ -1,4 +1,4 @@
-"""What Ray is given of a replica's metrics: counters by their increase, histograms in parts, and failures survived."""
+"""Export of a replica's metrics to Ray: counters by their increase, histograms in parts, and failed exports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from maep_serve.ray.metrics import RayExporter
 
 
 class Recorded:
-    """Stands for Ray's Counter and Gauge; `values` by name and labels."""
+    """Replaces Ray's Counter and Gauge; records `values` by name and labels."""
 
     values: dict[tuple[str, ...], float]
     failures: int

@@ -81,7 +81,7 @@ def server(
 
 
 class Load:
-    """Callers that send requests without a pause; responses are counted by status and version.
+    """Callers that send requests without a pause; `answers` counts responses by status and version.
 
     Each request is sent once, or, `by_client`, with the retries of maep's client.
     """
