@@ -131,7 +131,7 @@ def test_conversion_round_trip(normalised: bool) -> None:
 
 
 def test_transformers_and_maep_read_each_other(tmp_path: Path) -> None:
-    """transformers reads what maep writes, and maep what transformers writes, whichever layer names its version uses."""
+    """transformers reads what maep writes, and vice versa, whichever layer names its version uses."""
     their_config, config = configs(32, 8)
     ours = MaskedAutoencoder(config)
     their_config.save_pretrained(tmp_path)

@@ -15,8 +15,8 @@ class AttackConfig:
     """One attack. `eps` and `step_size` are in units of the image range [0, 1], measured in `norm`.
 
     In L2 and L1, `eps` is the norm over the whole image (0.5 in L2 is usual for 32 x 32). For `spatial` it is the
-    largest shift as a share of the side, with a proportional rotation (30 degrees at 0.1). For `patch` it is the side of the
-    painted square as a share of the image's side.
+    largest shift as a share of the side, with a proportional rotation (30 degrees at 0.1). For `patch` it is the side
+    of the painted square as a share of the image's side.
     """
 
     name: str = config.key("pgd", "The attack.", decides=True, choices=registry.attacks.names)

@@ -87,9 +87,9 @@ class L1:
     def project(points: Tensor, images: Tensor, eps: Tensor) -> Tensor:
         """The nearest point of the norm ball and the box together (Croce and Hein 2021, arXiv 2103.01208, section 2.2).
 
-        Its change keeps the signs and has sizes min(max(|change| - t, 0), room), where room is the distance to the bound
-        of [0, 1] and t >= 0 is the smallest value that brings the sum down to eps. The sum decreases in t, so bisection
-        finds t to the last bits; the authors sort instead, which is slower on a CPU.
+        Its change keeps the signs and has sizes min(max(|change| - t, 0), room), where room is the distance to the
+        bound of [0, 1] and t >= 0 is the smallest value that brings the sum down to eps. The sum decreases in t, so
+        bisection finds t to the last bits; the authors sort instead, which is slower on a CPU.
         """
         offset = points - images
         size, room = offset.abs(), torch.where(offset > 0, 1 - images, images)

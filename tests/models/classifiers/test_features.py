@@ -1,3 +1,5 @@
+"""Logits and last features of any classifier from one forward pass."""
+
 from __future__ import annotations
 
 import pytest
@@ -32,7 +34,7 @@ def head(model: nn.Module, features: torch.Tensor) -> torch.Tensor:
     ],
     ids=["cifar", "squeezenet", "timm vit", "timm resnet"],
 )
-def test_logits_are_the_head_of_the_features(make: object, size: int) -> None:
+def test_features_are_the_input_of_the_head(make: object, size: int) -> None:
     torch.manual_seed(0)
     model = make().eval()  # type: ignore[operator]
     images = torch.rand(2, 3, size, size)
@@ -45,7 +47,7 @@ def test_logits_are_the_head_of_the_features(make: object, size: int) -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_through_a_folded_classifier_and_a_purifier() -> None:
+def test_features_behind_a_purifier_have_a_gradient() -> None:
     torch.manual_seed(0)
     classifier = fold_batch_norm(Classifier(CifarResNet(8), "c").eval())
     images = torch.rand(2, 3, 32, 32, requires_grad=True)
@@ -57,7 +59,7 @@ def test_through_a_folded_classifier_and_a_purifier() -> None:
     assert images.grad.abs().sum() > 0
 
 
-def test_the_hook_leaves_when_the_model_fails() -> None:
+def test_hook_is_removed_when_the_model_fails() -> None:
     model = CifarResNet(8)
     with pytest.raises(RuntimeError):
         logits_and_features(model, torch.rand(2, 5, 32, 32))

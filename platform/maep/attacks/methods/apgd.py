@@ -76,7 +76,8 @@ class APGD:
     """Algorithm 1 of the paper.
 
     It follows the authors' code where that differs: in Linf it starts at a random point on the surface of the norm
-    ball, checkpoints are counted in whole iterations, and the first step counts as a rise if the loss after it is above 0.
+    ball, checkpoints are counted in whole iterations, and the first step counts as a rise if the loss after it is above
+    0.
     """
 
     first_counted = 0

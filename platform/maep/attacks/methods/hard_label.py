@@ -26,9 +26,9 @@ def hard_label(task: AttackTask) -> Tensor:
     """`queries` queries of the class that has the highest logit.
 
     A smaller radius is better. With `task.stop_at_success`, an image is done when its radius is within eps. Otherwise
-    all queries reduce the radius, and the last one tries the full eps along the best direction, because an image just over
-    the boundary rarely transfers to another model. An image whose radius stays above eps is returned at eps along its
-    best direction, although it is classified correctly there. The first query is the image itself. The attack draws
+    all queries reduce the radius, and the last one tries the full eps along the best direction, because an image just
+    over the boundary rarely transfers to another model. An image whose radius stays above eps is returned at eps along
+    its best direction, although it is classified correctly there. The first query is the image itself. The attack draws
     nothing, so `keys` do not matter.
     """
     return _RayS(task).run(task.config.queries)
