@@ -19,12 +19,10 @@ from figures import held
 from torch import nn
 
 from maep import config
-from maep.data.stream.plan import Sampling
-from maep.data.stream.resident import ResidentLoader
 from maep.models import flops
 from maep.models.mae import MaskedAutoencoder
 from maep.train.batch import Batch
-from maep.train.benchmark import _random_images
+from maep.train.benchmark import _open
 from maep.train.config import PretrainConfig
 from maep.train.loop.run import batch_of
 from maep.train.loop.step import TrainingStep
@@ -124,8 +122,7 @@ def test_faster_than_a_plain_loop(
     """
     torch.set_num_threads(1)
     chosen = settings(preset, image_size, batch_size, decoder)
-    loader = ResidentLoader(_random_images(batch_size, image_size, image_size), Sampling(batch_size), CPU)
-    batch = batch_of(loader.part(0), 0, chosen.loop)
+    batch = batch_of(next(_open(chosen, "resident", CPU).parts(0, 1)), 0, chosen.loop)
     runs = {"ours": ours(chosen, batch), "loop": theirs(chosen, batch), "compiled": ours(chosen, batch, True)}
     peak = product_rate()
     seconds = dict.fromkeys(runs, float("inf"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -16,7 +15,6 @@ from typing import Any
 import pytest
 import yaml
 from processes import children
-from rich.console import Console
 from train_toys import LOOP, MAE
 from tune_toys import play, toy
 
@@ -30,7 +28,6 @@ from maep.tune.search import execute, suggest
 from maep.tune.search.rounds import Search
 from maep_jobs.config_files import find
 from maep_jobs.search.run import claim
-from maep_jobs.search.table import LiveTable
 from maep_jobs.search.tracking import SearchTracker
 
 Maep = Callable[..., Any]
@@ -126,7 +123,7 @@ def test_where_ray_does_not_start_the_output_is_no_search_and_the_same_line_may_
         assert nothing_begun()
 
 
-def test_a_dry_run_says_trials_images_and_time(maep: Maep, words: Any) -> None:
+def test_a_dry_run_lists_trials_and_images(maep: Maep, words: Any) -> None:
     ran = maep(*words(), "--dry-run")
     assert ran.status == 0, ran.err
     for said in (
@@ -134,7 +131,6 @@ def test_a_dry_run_says_trials_images_and_time(maep: Maep, words: Any) -> None:
         "# trial 0000-",
         "mask_ratio 0.",
         "# images: 2,048 in all",
-        "hours of training",
     ):
         assert said in ran.out
     assert yaml.safe_load(ran.out)["num_trials"] == 4
@@ -147,14 +143,6 @@ def test_a_gpu_is_shared_out_or_not_used(maep: Maep, words: Any, monkeypatch: py
     ran = maep(*line, "--finetune.loop.device", "auto")
     assert ran.is_mistake("gpus_per_trial")
     assert nothing_begun()
-
-
-def test_a_reason_is_shown_as_it_is() -> None:
-    """PyTorch's own errors look like the markup of a terminal."""
-    table, said = LiveTable(toy(num_trials=1)), io.StringIO()
-    table._rows[0] = ["0000-a", "noise 0.1", "", "", "failed: [enforce fail at alloc.cpp:1] [/pytorch/gloo] no memory"]
-    Console(file=said, width=200).print(table._grid())
-    assert "[enforce fail at alloc.cpp:1] [/pytorch/gloo] no memory" in said.getvalue()
 
 
 def test_shipped_configurations_are_sound(maep: Maep) -> None:

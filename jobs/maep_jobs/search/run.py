@@ -22,7 +22,7 @@ from maep.tune.record import SEARCH
 from maep.tune.search import execute
 from maep.tune.search.rounds import Search
 from maep.tune.trial import budget
-from maep_jobs.search.table import LiveTable
+from maep_jobs.search.progress import SearchProgress
 from maep_jobs.search.tracking import SearchTracker
 from maep_jobs.training import make_callbacks
 
@@ -45,14 +45,12 @@ def run_search(
     named = _named(settings, output)
     room = nullcontext() if Search(named, output).is_finished else execute.room(settings, output, address)
     with room, SearchTracker(settings, tracking, output) as tracked:
-        table = LiveTable(settings)
-        search = Search(named, output, (table, tracked))
+        search = Search(named, output, (SearchProgress(settings), tracked))
         if search.is_finished:
             return
         claim(settings, tracking, output)
         train_classifiers(settings, output)
-        with table:  # after the classifiers, which show a bar of their own
-            execute.on_ray(search)
+        execute.on_ray(search)
 
 
 def is_there(output: Path) -> bool:

@@ -1,7 +1,7 @@
-"""Equal budgets: how many images a phase may see for a budget of images, operations or processor seconds.
+"""Equal budgets: how many images a phase may see for a budget in images, operations or processor seconds.
 
-The cost of an image is measured once, in a few steps of the phase itself, before the phase begins. From then on its
-length is a number of images, so a run that is killed and resumed ends at the same step.
+The cost of an image is measured once, in a few steps of the phase itself, before the phase starts. From then on the
+phase has a fixed number of images, so a run that is killed and resumed ends at the same step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from maep.tune.config import BudgetConfig
 Phase = PretrainConfig | FinetuneConfig
 
 _COUNTED, _TIMED = 4, 10
-"""Steps. More than one, because each step draws the kind and length of its attack; they take less than a second."""
+"""Numbers of steps. Several, because each step draws the kind and length of its attack."""
 
 
 @dataclass(frozen=True)
@@ -48,21 +48,21 @@ class ImageCost:
         return self.flops if kind == "flops" else 1.0
 
 
-def image_cost(settings: Phase, kind: str, counted: int = _COUNTED, timed: int = _TIMED) -> ImageCost:
-    """Counts the operations of `counted` steps of the phase; for core_seconds, times `timed` more after one to warm up.
+def image_cost(settings: Phase, kind: str) -> ImageCost:
+    """Counts the operations of a few steps of the phase; for core_seconds, times further ones after a warm-up step.
 
-    Initial weights need not exist yet, as they do not change the cost, except for LoRA adapters.
+    Initial weights need not exist yet: they do not change the cost, except for LoRA adapters.
     """
     size = settings.loop.batch_size
     if isinstance(settings, FinetuneConfig) and settings.lora is None:
         settings = replace(settings, init=None)
     with _Counter() as counter, sdpa_kernel(SDPBackend.MATH):  # the counter does not see fused attention
-        _steps(settings, counted)
-    flops = counter.total / (counted * size)
+        _steps(settings, _COUNTED)
+    flops = counter.total / (_COUNTED * size)
     if kind != "core_seconds":
         return ImageCost(flops, None)
-    times = _steps(settings, 1 + timed)
-    return ImageCost(flops, (times[-1] - times[0]) / (timed * size))
+    times = _steps(settings, 1 + _TIMED)
+    return ImageCost(flops, (times[-1] - times[0]) / (_TIMED * size))
 
 
 def num_images(amount: float, cost: ImageCost, kind: str, batch_size: int, what: str) -> int:
@@ -87,15 +87,15 @@ def for_finetuning(budget: BudgetConfig, spent: float, cost: ImageCost, batch_si
 
 
 def check(budget: BudgetConfig, device: str) -> None:
-    """Refuses a budget of processor seconds on a GPU; `device` is a device type."""
+    """Raises ConfigError for a budget of processor seconds on a GPU; `device` is a device type."""
     if budget.kind == "core_seconds" and device == "cuda":
         raise ConfigError(
-            "budget.kind: core_seconds measures the CPU, but this search trains on a GPU: use flops or samples_seen"
+            "budget.kind: core_seconds counts CPU time, but this search trains on a GPU: use flops or samples_seen"
         )
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the operations inside it, including backward passes and attacks.
+    """Counts the operations of the block, including backward passes and attacks.
 
     PyTorch's FlopCounterMode has the same formulas, but its module hooks break the gradient of an attack.
     """
