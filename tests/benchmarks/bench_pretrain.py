@@ -24,9 +24,9 @@ from maep.models.mae import MaskedAutoencoder
 from maep.train.batch import Batch
 from maep.train.benchmark import _open
 from maep.train.config import PretrainConfig
+from maep.train.loop.meter import Stopwatch
 from maep.train.loop.run import batch_of
 from maep.train.loop.step import TrainingStep
-from maep.train.loop.stopwatch import Stopwatch
 from maep.train.objectives import Pretraining
 
 CPU = torch.device("cpu")

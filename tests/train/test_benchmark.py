@@ -16,7 +16,7 @@ from maep.models import flops
 from maep.train import benchmark
 from maep.train.config import PretrainConfig
 from maep.train.hardware import peak_flops, peak_memory_mib
-from maep.train.loop.stopwatch import Stopwatch
+from maep.train.loop.meter import Stopwatch
 from maep_jobs import cli
 from maep_jobs.config_files import find
 

@@ -65,7 +65,11 @@ def main(argv: Sequence[str]) -> int:
         try:
             return _search(job, gate, command_line(["tune", *argv]))
         except (KeyboardInterrupt, Stopped) as stopped:
-            print(f"maep tune: interrupted; {_left(job.options.output)}", file=sys.stderr)
+            from maep_jobs.search import run
+
+            begun = run.is_there(job.options.output)
+            next_step = f"resume with --output {job.options.output} --resume" if begun else "re-run the same command"
+            print(f"maep tune: interrupted; {next_step}", file=sys.stderr)
             return 128 + (signal.SIGINT if isinstance(stopped, KeyboardInterrupt) else signal.SIGTERM)
 
 
@@ -107,16 +111,6 @@ def _search(job: Job[TuneConfig], gate: PromoteConfig | None, command: str) -> i
     runs = [f"runs: {ui_command(tracking)}"] if tracking.enabled else []
     job.print_result(_values(result) | {"promoted": promoted and promoted.values}, *lines, *runs)
     return 0 if promoted is None or promoted.verdict.champion else 1
-
-
-def _left(output: Path) -> str:
-    """What is there after Ctrl-C, and how to resume."""
-    from maep.tune.record import read_all
-    from maep_jobs.search import run
-
-    if not run.is_there(output):
-        return "the search had not started: re-run the same command"
-    return f"{len(read_all(output))} finished trials are kept: resume with --output {output} --resume"
 
 
 def _lines(result: SearchResult, page: Path) -> list[str]:

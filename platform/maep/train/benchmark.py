@@ -32,9 +32,9 @@ from maep.models import flops
 from maep.models.mae import MaskedAutoencoder
 from maep.train.config import PretrainConfig
 from maep.train.hardware import peak_flops, peak_memory_mib
+from maep.train.loop.meter import Stopwatch
 from maep.train.loop.run import batch_of, open_loader, pick_device
 from maep.train.loop.step import TrainingStep, pick_dtype
-from maep.train.loop.stopwatch import Stopwatch
 from maep.train.objectives import Pretraining
 
 Kind = Literal["resident", "stream", "synthetic"]

@@ -19,9 +19,9 @@ from maep.models.families.conv import ConvConfig
 from maep.train.batch import Batch
 from maep.train.build_tasks import pretraining, purification
 from maep.train.config import LoopConfig, PretrainConfig
+from maep.train.loop.meter import Stopwatch
 from maep.train.loop.run import Task, run
 from maep.train.loop.step import TrainingStep, compile_blocks, learning_rate, make_optimizer, micro_batches, pick_dtype
-from maep.train.loop.stopwatch import Stopwatch
 from maep.train.loop.weight_average import MovingAverage
 from maep.train.objectives import Losses
 

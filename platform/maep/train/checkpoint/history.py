@@ -122,11 +122,7 @@ def note_lost(output: Path, ranks: Sequence[int]) -> list[str]:
 
 
 def _last_group(before: Sequence[Mapping[str, Any]]) -> list[Worker]:
-    starts = [line for line in before if "num_workers" in line]
-    if not starts:
-        return []
-    found: list[Worker] = starts[-1].get("workers", [{key: starts[-1][key] for key in ("pid", "host")}])
-    return found
+    return next((line["workers"] for line in reversed(before) if "workers" in line), [])
 
 
 def _lost(before: Sequence[Mapping[str, Any]], checkpoints: Path) -> tuple[int, Worker] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,9 +12,57 @@ from maep.data.stream.plan import BatchPart
 from maep.train.config import LoopConfig
 from maep.train.hardware import peak_flops, peak_memory_mib
 from maep.train.loop.callback import TrainingProgress
-from maep.train.loop.step import TrainingStep
-from maep.train.loop.stopwatch import Stopwatch
 from maep.train.objectives import Losses
+
+if TYPE_CHECKING:
+    from maep.train.loop.step import TrainingStep
+
+_EVERY = 16
+"""A GPU times one step in so many."""
+
+
+class Stopwatch:
+    """Seconds of each phase of a step: `start`, then `lap` at the end of each phase.
+
+    A CPU times every step by the clock. A GPU runs asynchronously: every sixteenth step records events in its stream,
+    which `read` evaluates; time in which the GPU waits for data counts as `data`.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self.steps = self.timed = 0
+        self.totals: dict[str, float] = {}
+        self._last = 0.0
+        self._event: torch.cuda.Event | None = None
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    def start(self) -> None:
+        """Starts a step."""
+        due = not self.on_gpu or self.steps % _EVERY == 0
+        self.steps += 1
+        self.timed += due
+        self._event = _recorded() if self.on_gpu and due else None
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """Counts the time since the last call as `phase`; laps of one phase add up."""
+        if not self.on_gpu:
+            now = time.perf_counter()
+            self.totals[phase] = self.totals.get(phase, 0.0) + now - self._last
+            self._last = now
+        elif self._event is not None:
+            event = _recorded()
+            self._events.append((phase, self._event, event))
+            self._event = event
+
+    def read(self) -> dict[str, float]:
+        """Mean seconds of each phase per timed step since the last call; empty where none was timed."""
+        for phase, start, end in self._events:
+            end.synchronize()
+            self.totals[phase] = self.totals.get(phase, 0.0) + start.elapsed_time(end) / 1000
+        means = {phase: total / self.timed for phase, total in self.totals.items()}
+        self.totals, self._events, self.timed = {}, [], 0
+        return means
 
 
 class TrainingMeter:
@@ -69,3 +118,9 @@ class TrainingMeter:
             split["communication_s"] = min(waited, split["backward_s"])
             split["backward_s"] -= split["communication_s"]
         return split
+
+
+def _recorded() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event

@@ -32,9 +32,8 @@ from maep.train.checkpoint.store import CHECKPOINTS, MODEL, Checkpoints, snapsho
 from maep.train.config import LoopConfig
 from maep.train.loop import nonfinite
 from maep.train.loop.callback import Callback
-from maep.train.loop.meter import TrainingMeter
+from maep.train.loop.meter import Stopwatch, TrainingMeter
 from maep.train.loop.step import TrainingStep, check_shares, learning_rate
-from maep.train.loop.stopwatch import Stopwatch
 from maep.train.loop.termination import Notice, StopVote, never
 from maep.train.objectives import Losses, Objective
 

@@ -25,9 +25,9 @@ from maep.errors import ConfigError
 from maep.models.layers import ResidualBlock
 from maep.train.batch import Batch
 from maep.train.config import LoopConfig
+from maep.train.loop.meter import Stopwatch
 from maep.train.loop.nonfinite import OF_ALL
 from maep.train.loop.sharding import like, shard, whole
-from maep.train.loop.stopwatch import Stopwatch
 from maep.train.loop.weight_average import MovingAverage
 from maep.train.objectives import Losses, Objective
 

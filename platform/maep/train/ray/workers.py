@@ -161,6 +161,7 @@ def _fit(settings: Settings, output: str, make_callbacks: MakeCallbacks, lent: s
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     workers = settings.workers
+    system, path = s3.arrow(output) if storage.is_remote(output) else (None, output)
     patience = workers.start_timeout_s / (workers.max_failures + 1)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(patience)
     trainer = TorchTrainer(
@@ -180,7 +181,8 @@ def _fit(settings: Settings, output: str, make_callbacks: MakeCallbacks, lent: s
         ),
         run_config=RunConfig(
             name="ray",
-            **_ray_storage(output),
+            storage_path=path,
+            storage_filesystem=system,
             callbacks=[fault_callback(output)],
             failure_config=FailureConfig(
                 max_failures=workers.max_failures, controller_failure_limit=workers.max_failures
@@ -204,14 +206,6 @@ def _lent(resume: Artifact, output: str, mirror: Mirror | None) -> str:
     if not artifact.is_valid(Path(output) / name):
         shutil.copytree(resume.folder, Path(output) / name, dirs_exist_ok=True)
     return name
-
-
-def _ray_storage(output: str) -> dict[str, Any]:
-    """Ray's own storage of a run; each process takes the S3 keys from its environment."""
-    if not storage.is_remote(output):
-        return {"storage_path": output}
-    system, path = s3.arrow(output)
-    return {"storage_path": path, "storage_filesystem": system}
 
 
 def _worker(values: dict[str, Any]) -> UserError | FloatingPointError | Stopped | None:

@@ -15,7 +15,7 @@ from typing import Any
 from maep.tune.metrics import estimates
 from maep.tune.metrics.estimates import Estimate, finished, metric
 from maep.tune.record import TrialRecord
-from maep.tune.search.space import Axis
+from maep.tune.search.space import Axis, value_text
 from maep.tune.trial.trial import NAMES
 
 PREFERRED = ("mask_ratio", "patch_size")
@@ -143,11 +143,12 @@ def map_axis(key: str, kind: Axis, trials: Sequence[TrialRecord]) -> MapAxis:
     tried = [trial.settings[key] for trial in trials]
     values = kind.values
     if values is not None and (kind.choice is not None or len(values) <= MOST_VALUES):
-        return MapAxis(key, tuple(Bin(_written(value), value) for value in choice([*values, *tried]).choice or ()))
+        return MapAxis(key, tuple(Bin(value_text(value), value) for value in choice([*values, *tried]).choice or ()))
     bounds = kind.uniform or kind.log_uniform or kind.integer
     assert bounds is not None
     low, high = min(bounds[0], *tried), max(bounds[1], *tried)
-    edges = [_between(low, high, i / _NUM_BINS, kind.log_uniform is not None) for i in range(_NUM_BINS + 1)]
+    shares = [i / _NUM_BINS for i in range(_NUM_BINS + 1)]
+    edges = [low * (high / low) ** share if kind.log_uniform else low + share * (high - low) for share in shares]
     labels = [f"{start:.2g}–{end:.2g}" for start, end in pairwise(edges)]
     ends = pairwise([*edges[:-1], math.nextafter(high, math.inf)])
     return MapAxis(key, tuple(Bin(label, *each) for label, each in zip(labels, ends, strict=True)))
@@ -206,15 +207,6 @@ def _cell(trials: Sequence[TrialRecord], objective: str, chosen: bool) -> Cell:
         sign = 1 if metric(objective).lower_is_better else -1
         able = [min(able, key=lambda trial: (sign * trial.objectives[objective], trial.number))]
     return Cell(estimates.pooled(able, objective) if able else None, tuple(able), tuple(trials))
-
-
-def _between(low: float, high: float, share: float, over_log: bool) -> float:
-    return low * (high / low) ** share if over_log else low + share * (high - low)
-
-
-def _written(value: Any) -> str:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return f"{value:.4g}" if is_number else str(value)
 
 
 def _differ(trials: Sequence[TrialRecord]) -> bool:

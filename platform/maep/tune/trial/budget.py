@@ -20,9 +20,9 @@ from maep.data.stream.plan import Sampling
 from maep.errors import ConfigError
 from maep.train.build_tasks import pretraining, purification
 from maep.train.config import FinetuneConfig, PretrainConfig
+from maep.train.loop.meter import Stopwatch
 from maep.train.loop.run import Task, batch_of, open_loader, pick_device
 from maep.train.loop.step import TrainingStep
-from maep.train.loop.stopwatch import Stopwatch
 from maep.tune.config import BudgetConfig
 
 Phase = PretrainConfig | FinetuneConfig
