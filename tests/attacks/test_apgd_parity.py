@@ -123,7 +123,7 @@ def compare(model: nn.Module, images: Tensor, labels: Tensor, config: AttackConf
 @pytest.mark.timeout(1800)
 @pytest.mark.shared_data
 @pytest.mark.parametrize("config", RESNET, ids=name)
-def test_the_same_images_of_cifar_fall(shared_data: Path, config: AttackConfig) -> None:
+def test_apgd_breaks_the_same_cifar10_images_as_the_authors_code(shared_data: Path, config: AttackConfig) -> None:
     pytest.importorskip("pyautoattack", reason="the authors' code is not installed")
     classifier = load_classifier("cifar10_resnet20", shared_data)
     named = lists.named("cifar10-dev-500")
@@ -137,7 +137,7 @@ def test_the_same_images_of_cifar_fall(shared_data: Path, config: AttackConfig) 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 @pytest.mark.parametrize("attack_name", THEIR_LOSS)
-def test_the_same_images_of_a_linear_model_fall(attack_name: str, norm: str) -> None:
+def test_apgd_breaks_the_same_images_of_a_linear_model(attack_name: str, norm: str) -> None:
     pytest.importorskip("pyautoattack", reason="the authors' code is not installed")
     torch.manual_seed(0)
     linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10)).requires_grad_(False)
@@ -148,7 +148,7 @@ def test_the_same_images_of_a_linear_model_fall(attack_name: str, norm: str) -> 
 
 
 @pytest.mark.parametrize("targeted", [False, True])
-def test_dlr_is_the_authors(targeted: bool) -> None:
+def test_dlr_matches_the_authors_code(targeted: bool) -> None:
     base = pytest.importorskip("pyautoattack.autopgd_base", reason="the authors' code is not installed")
     torch.manual_seed(0)
     logits, labels, targets = torch.randn(50, 10), torch.arange(50) % 10, (torch.arange(50) + 3) % 10
@@ -163,7 +163,7 @@ def test_dlr_is_the_authors(targeted: bool) -> None:
 
 @pytest.mark.parametrize("eps", [0.5, 3.0, 50.0])
 @pytest.mark.parametrize("scale", [0.01, 0.3])
-def test_l1_projection_is_the_authors(eps: float, scale: float) -> None:
+def test_l1_projection_matches_the_authors_code(eps: float, scale: float) -> None:
     pytest.importorskip("pyautoattack", reason="the authors' code is not installed")
     torch.manual_seed(0)
     images = torch.rand(8, 3, 16, 16)

@@ -99,7 +99,7 @@ def test_the_iterate_of_highest_loss_is_kept(model: nn.Module, recipe: AttackCon
     assert len(recorder.seen) == recipe.steps + 1
 
 
-def test_the_last_iterate_is_looked_at() -> None:
+def test_last_iterate_is_evaluated() -> None:
     """On a linear model every step helps, so the best is the one after the last step."""
     linear = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     images, labels = torch.full((2, 3, 2, 2), 0.5), torch.tensor([0, 1])
@@ -108,7 +108,7 @@ def test_the_last_iterate_is_looked_at() -> None:
     torch.testing.assert_close((attacked - images).abs().amax(dim=(1, 2, 3)), torch.full((2,), 0.04))
 
 
-def test_fgsm_is_its_formula(model: nn.Module) -> None:
+def test_fgsm_matches_its_formula(model: nn.Module) -> None:
     images, labels = images_and_labels(model, side=16)
     point = images.clone().requires_grad_()
     (slope,) = torch.autograd.grad(F.cross_entropy(model(point), labels), point)
@@ -130,7 +130,7 @@ def test_fgsm_keeps_its_step_where_that_lowers_the_loss() -> None:
 
 
 @every_attack
-def test_stopping_leaves_what_is_broken_alone(recipe: AttackConfig) -> None:
+def test_stopping_leaves_misclassified_images_unchanged(recipe: AttackConfig) -> None:
     model = curved(torch.float64)  # in float32 the order of a batch's sums is noise that a sign can blow up
     images, labels = images_and_labels(model, side=16)
     wrong = model(images).argmax(dim=1) != labels
@@ -163,7 +163,7 @@ def test_stopping_on_a_model_that_is_always_wrong_takes_one_pass(recipe: AttackC
 
 @every_attack
 @pytest.mark.parametrize("stop", [False, True])
-def test_an_image_is_attacked_alike_in_any_batch(model: nn.Module, recipe: AttackConfig, stop: bool) -> None:
+def test_result_is_independent_of_batch_composition(model: nn.Module, recipe: AttackConfig, stop: bool) -> None:
     """In float64: in float32 the order of a batch's sums is noise that a sign can blow up."""
     exact = fold_batch_norm(Classifier(CifarResNet(8, width=4), "e").eval()).double()
     images, labels = images_and_labels(model, 6, side=16)
@@ -175,7 +175,7 @@ def test_an_image_is_attacked_alike_in_any_batch(model: nn.Module, recipe: Attac
         assert ((alone - together[part]).abs() < 1e-6).float().mean() > 0.999
 
 
-def test_apgd_looks_at_its_progress_when_the_authors_do() -> None:
+def test_apgd_checkpoints_match_the_authors_code() -> None:
     assert [step for step in checkpoints(100) if step <= 100] == [22, 41, 57, 70, 80, 87, 93, 99]
     assert 1 in checkpoints(1)
 
@@ -204,7 +204,7 @@ def test_keys_decide_the_start(model: nn.Module) -> None:
     ],
     ids=lambda a: a.label,
 )
-def test_the_closed_form_optimum_of_a_linear_model(recipe: AttackConfig) -> None:
+def test_linear_model_reaches_its_closed_form_optimum(recipe: AttackConfig) -> None:
     """Two classes: the worst point of the ball is a corner of it, x - eps sign(w_y - w_other), cut to [0, 1]."""
     torch.manual_seed(0)
     linear = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
@@ -231,7 +231,7 @@ def test_more_budget_never_lowers_the_loss_of_the_start(model: nn.Module, recipe
 
 @every_attack
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_logits_that_are_not_finite_are_an_error(recipe: AttackConfig, value: float) -> None:
+def test_non_finite_logits_are_an_error(recipe: AttackConfig, value: float) -> None:
     linear = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     with torch.no_grad():
         linear[1].bias[1] = value
@@ -239,7 +239,7 @@ def test_logits_that_are_not_finite_are_an_error(recipe: AttackConfig, value: fl
         attack(linear, torch.rand(2, 3, 2, 2), torch.tensor([0, 1]), with_eps(recipe, EPS), keys(2))
 
 
-def test_attacks_leave_no_gradient_behind(model: nn.Module) -> None:
+def test_attacks_leave_no_gradients(model: nn.Module) -> None:
     linear = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     with torch.no_grad():  # also where the caller records nothing
         attack(linear, torch.rand(2, 3, 2, 2), torch.tensor([0, 1]), AttackConfig("pgd", EPS, 3), keys(2))
@@ -256,7 +256,7 @@ def test_attacks_leave_no_gradient_behind(model: nn.Module) -> None:
         ({"name": "pdg"}, "did you mean 'pgd'"),
     ],
 )
-def test_configurations_that_do_not_fit(values: dict[str, Any], message: str) -> None:
+def test_inconsistent_configurations_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config.build(AttackConfig, values, "attack")
 

@@ -51,13 +51,13 @@ def test_batches_stay_full_while_images_wait() -> None:
     assert set(model.sizes) <= {8, 6, 4, 3, 2, 1}
 
 
-def test_the_full_budget_takes_one_shape_and_no_pass_too_many() -> None:
+def test_full_budget_uses_one_batch_shape_and_no_extra_pass() -> None:
     model = Toy()
     run(model, False, SLOTS)
     assert model.sizes == [SLOTS] * (NUM // SLOTS * (STEPS + 1))
 
 
-def test_targets_follow_each_other_in_the_slot() -> None:
+def test_targets_of_an_image_share_its_slot() -> None:
     """An image leaves at the first target that breaks it; one that never falls goes through both."""
     model = Toy()
     attacked = run(model, True, 1, "apgd-t")

@@ -20,7 +20,7 @@ def nearest(model: torch.nn.Sequential, images: torch.Tensor) -> torch.Tensor:
     return wins / along.abs().sum(dim=1)
 
 
-def test_the_radius_is_the_closed_form_of_a_linear_model() -> None:
+def test_radius_matches_the_closed_form_of_a_linear_model() -> None:
     model, images = linear(), inner_images(16)
     labels, wanted = gap(model, images)[0], nearest(model, images)
     search = _RayS(AttackTask(model, images, labels, AttackConfig("hard-label", 0.5, queries=1500), keys(16)))
@@ -29,7 +29,7 @@ def test_the_radius_is_the_closed_form_of_a_linear_model() -> None:
     assert (search.radius <= wanted * 1.02 + 1e-3 / 48**0.5).all()
 
 
-def test_images_within_eps_of_the_boundary_fall_and_no_others() -> None:
+def test_only_images_within_eps_of_the_boundary_are_broken() -> None:
     model, images = linear(), inner_images(16)
     labels, distance = gap(model, images)[0], nearest(model, images)
     eps = float(distance.median())
@@ -46,7 +46,7 @@ def test_images_within_eps_of_the_boundary_fall_and_no_others() -> None:
             assert (changed[distance < 0.5 * eps] < eps).all()
 
 
-def test_it_looks_at_decisions_alone() -> None:
+def test_only_the_predicted_class_is_used() -> None:
     model = curved()
     images, labels = images_and_labels(model)
     for stop in (False, True):

@@ -34,7 +34,7 @@ def nearest(model: nn.Sequential, images: Tensor, norm: str) -> tuple[Tensor, Te
 
 
 @pytest.mark.parametrize(("name", "norm", "steps"), CASES)
-def test_the_distance_is_the_closed_form_of_a_linear_model(name: Any, norm: str, steps: int) -> None:
+def test_distance_matches_the_closed_form_of_a_linear_model(name: Any, norm: str, steps: int) -> None:
     images = inner_images(16, low=0.45, high=0.55)
     model = balanced(images)
     labels, wanted = nearest(model, images, norm)
@@ -50,7 +50,7 @@ def test_the_distance_is_the_closed_form_of_a_linear_model(name: Any, norm: str,
 
 @pytest.mark.parametrize(("name", "norm", "steps"), CASES)
 @pytest.mark.parametrize("stop", [False, True])
-def test_images_within_eps_of_the_boundary_fall_and_others_stay(name: Any, norm: str, steps: int, stop: bool) -> None:
+def test_images_beyond_eps_are_returned_unchanged(name: Any, norm: str, steps: int, stop: bool) -> None:
     images = inner_images(16, low=0.45, high=0.55)
     model = balanced(images)
     labels, distance = nearest(model, images, norm)
@@ -62,7 +62,7 @@ def test_images_within_eps_of_the_boundary_fall_and_others_stay(name: Any, norm:
     assert torch.equal(attacked[~broken], images[~broken])
 
 
-def test_fab_aims_at_as_many_classes_as_it_is_told() -> None:
+def test_fab_aims_at_the_configured_number_of_classes() -> None:
     model, images = linear(classes=4), inner_images(8)
     with torch.no_grad():
         model[1].weight[3] *= 8
@@ -90,7 +90,7 @@ def test_fab_stops_at_the_first_target_that_succeeds() -> None:
     assert sum(stopping.batches) < 0.5 * sum(full.batches)
 
 
-def test_cw_is_foolboxs() -> None:
+def test_cw_matches_foolbox() -> None:
     """The same constants, steps and starts: the same distances. Foolbox stops a batch early unless told not to."""
     foolbox = pytest.importorskip("foolbox", reason="the oracle is not installed")
     model = curved()

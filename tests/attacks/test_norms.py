@@ -67,7 +67,7 @@ def test_budget_and_range_are_held(model: nn.Module, name: str, norm: str, rando
 
 @every_norm
 @every_name
-def test_the_kept_iterate_is_the_best_that_was_seen(model: nn.Module, name: str, norm: str) -> None:
+def test_best_iterate_is_returned(model: nn.Module, name: str, norm: str) -> None:
     """By the loss; by the margin where runs aim at several classes; among those within the budget."""
     images, labels = images_and_labels(model, 7)
     seen = Seen(model)
@@ -85,7 +85,7 @@ def test_the_kept_iterate_is_the_best_that_was_seen(model: nn.Module, name: str,
 @every_norm
 @every_name
 @pytest.mark.parametrize("stop", [False, True])
-def test_an_image_gets_the_same_in_any_company(model: nn.Module, name: str, norm: str, stop: bool) -> None:
+def test_result_is_independent_of_other_images(model: nn.Module, name: str, norm: str, stop: bool) -> None:
     images, labels = images_and_labels(model, 7)
     config = recipe(name, norm, steps=10 if norm == "L1" else 4)
     together = attack(model, images, labels, config, keys(7), stop)
@@ -144,7 +144,7 @@ def test_projection_leaves_what_is_inside_and_is_idempotent(norm: str) -> None:
 @every_norm
 @every_name
 @pytest.mark.parametrize("classes", [2, 3, 4])
-def test_few_classes_are_enough(name: str, norm: str, classes: int) -> None:
+def test_losses_work_with_few_classes(name: str, norm: str, classes: int) -> None:
     """DLR needs three of them and its targeted form four; below, the margin takes their place."""
     torch.manual_seed(0)
     linear = nn.Sequential(nn.Flatten(), nn.Linear(12, classes)).requires_grad_(False)

@@ -21,14 +21,14 @@ def _each(value: float, num: int = 2) -> Tensor:
 
 
 @pytest.mark.parametrize("degrees", [-150.0, -30.0, 12.5, 90.0])
-def test_rotation_is_torchvisions(degrees: float) -> None:
+def test_rotation_matches_torchvision(degrees: float) -> None:
     images = torch.rand(2, 3, 12, 18)
     found = spatial.moved(images, _each(degrees), _each(0), _each(0))
     wanted = reference.rotate(images, degrees, interpolation=reference.InterpolationMode.BILINEAR)
     torch.testing.assert_close(found, wanted, rtol=0, atol=2e-4)
 
 
-def test_a_shift_of_whole_pixels_copies_them_and_leaves_black() -> None:
+def test_shift_by_whole_pixels_is_exact_and_fills_with_black() -> None:
     images = torch.rand(2, 3, 8, 10)
     found = spatial.moved(images, _each(0), _each(2 / 8), _each(-3 / 10))
     wanted = torch.zeros_like(images)
@@ -58,7 +58,7 @@ def test_spatial_moves_an_object_as_far_as_it_may() -> None:
             assert torch.equal(counter.seen[0], images)
 
 
-def test_the_patch_is_one_square_where_the_model_looks_most() -> None:
+def test_patch_is_one_square_at_the_largest_gradient() -> None:
     model, images = linear(side=8), inner_images(8, side=8)
     with torch.no_grad():
         model[1].weight.view(2, 3, 8, 8)[..., 4:7, 1:4] *= 5
@@ -81,7 +81,7 @@ def test_the_patch_covers_at_least_a_pixel_and_at_most_the_image() -> None:
         assert ((attacked != images).any(dim=1).sum(dim=(1, 2)) == side**2).all()
 
 
-def test_squares_lie_where_they_are_put() -> None:
+def test_squares_are_placed_exactly() -> None:
     inside = squares(torch.Size((5, 6)), torch.tensor([1, 0]), torch.tensor([2, 5]), torch.tensor([3, 1]))
     assert inside.shape == (2, 1, 5, 6)
     assert inside[0, 0, 1:4, 2:5].all()
@@ -90,7 +90,7 @@ def test_squares_lie_where_they_are_put() -> None:
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.1), ("L2", 0.5)])
-def test_noise_lies_on_the_surface_and_the_worst_draw_is_kept(norm: str, eps: float) -> None:
+def test_noise_is_on_the_surface_and_the_worst_draw_is_kept(norm: str, eps: float) -> None:
     model, images = linear(side=8), inner_images(16, side=8)
     labels = gap(model, images)[0]
     margins = []

@@ -75,7 +75,7 @@ def test_budget_and_range_are_held(model: nn.Module, recipe: AttackConfig, stop:
 
 
 @every_attack
-def test_no_budget_leaves_the_images(model: nn.Module, recipe: AttackConfig) -> None:
+def test_zero_budget_returns_the_images(model: nn.Module, recipe: AttackConfig) -> None:
     images, labels = images_and_labels(model, 4)
     counter = Counter(model)
     assert torch.equal(attack(counter, images, labels, replace(recipe, eps=0.0), keys(4)), images)
@@ -83,7 +83,7 @@ def test_no_budget_leaves_the_images(model: nn.Module, recipe: AttackConfig) -> 
 
 
 @every_search
-def test_the_full_budget_is_spent_and_never_more(model: nn.Module, recipe: AttackConfig) -> None:
+def test_full_budget_is_spent_exactly(model: nn.Module, recipe: AttackConfig) -> None:
     images, labels = images_and_labels(model, 5)
     counter = Counter(model)
     attack(counter, images, labels, recipe, keys(5))
@@ -108,7 +108,7 @@ def test_batches_stay_full_while_images_leave(model: nn.Module, recipe: AttackCo
 
 @every_attack
 @pytest.mark.parametrize("stop", [False, True])
-def test_an_image_is_attacked_alike_in_any_batch(recipe: AttackConfig, stop: bool) -> None:
+def test_result_is_independent_of_batch_composition(recipe: AttackConfig, stop: bool) -> None:
     """In float64: in float32 the order of a batch's sums is noise that a comparison can blow up."""
     exact = curved(torch.float64)
     images, labels = images_and_labels(exact, 6)
@@ -151,7 +151,7 @@ def test_stopping_finds_what_the_full_budget_finds(recipe: AttackConfig) -> None
 
 @every_attack
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_logits_that_are_not_finite_are_an_error(recipe: AttackConfig, value: float) -> None:
+def test_non_finite_logits_are_an_error(recipe: AttackConfig, value: float) -> None:
     damaged = linear(3, 8)
     with torch.no_grad():
         damaged[1].bias[1] = value
@@ -160,9 +160,7 @@ def test_logits_that_are_not_finite_are_an_error(recipe: AttackConfig, value: fl
 
 
 @every_attack
-def test_attacks_leave_no_gradient_behind_and_say_nothing(
-    recipe: AttackConfig, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_attacks_leave_no_gradients_and_print_nothing(recipe: AttackConfig, capsys: pytest.CaptureFixture[str]) -> None:
     trained = linear(3, 8).requires_grad_(True)
     images = torch.rand(2, 3, 8, 8)
     with torch.no_grad():  # also where the caller records nothing

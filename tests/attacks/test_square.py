@@ -22,14 +22,14 @@ EPS = 8 / 255  # where a good part of the images survives so few queries
 
 
 @pytest.mark.parametrize("queries", [40, 1000, 5000])
-def test_the_schedule_is_the_authors(queries: int) -> None:
+def test_schedule_matches_the_authors_code(queries: int) -> None:
     authors = pytest.importorskip("pyautoattack.square").SquareAttack(None, n_queries=queries, resc_schedule=False)
     for query in range(queries):
         assert square.share(query) == authors.p_selection(query)
 
 
 @pytest.mark.parametrize("side", [3, 5, 6, 9, 29])
-def test_bumps_are_the_authors(side: int) -> None:
+def test_bumps_match_the_authors_code(side: int) -> None:
     authors = pytest.importorskip("pyautoattack.square").SquareAttack(None, norm="L2", device="cpu")
     halves = [authors.eta_rectangles(side // 2, side), -authors.eta_rectangles(side - side // 2, side)]
     wanted = torch.cat(halves)
@@ -80,7 +80,7 @@ def test_images_of_any_shape() -> None:
 @pytest.mark.slow
 @pytest.mark.shared_data
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", EPS), ("L2", 1.5)])
-def test_as_many_images_fall_as_by_the_authors_code(shared_data: Path, norm: str, eps: float) -> None:
+def test_square_breaks_as_many_images_as_the_authors_code(shared_data: Path, norm: str, eps: float) -> None:
     """Random search breaks other images with every seed, so 98 % the same images cannot be asked of it.
 
     What can be: three seeds each, mean survivors within 0.5 points and twice the standard error (known from how far

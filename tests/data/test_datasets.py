@@ -14,7 +14,7 @@ from maep.data.image_set import to_float, to_uint8
 from maep.errors import ConfigError, DataError
 
 
-def test_the_root_is_the_configured_one_then_the_environments_then_data(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_root_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAEP_DATA", "/somewhere")
     assert data_root(DataConfig()) == Path("/somewhere")
     assert data_root(DataConfig(root="~/mine")) == Path("~/mine").expanduser()
@@ -31,7 +31,7 @@ def test_the_root_is_the_configured_one_then_the_environments_then_data(monkeypa
         ({"name": "imagenet", "image_size": 0}, "image_size"),
     ],
 )
-def test_what_cannot_be_configured_is_refused(values: dict[str, object], message: str) -> None:
+def test_invalid_data_configuration_is_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(DataConfig, values, "data")
 
@@ -45,7 +45,7 @@ def test_selecting_takes_integers_masks_and_tensors() -> None:
     assert dev.batch([])[0].shape == (0, 3, 16, 16)
 
 
-def test_a_batch_is_float_in_0_1_and_goes_back_to_the_same_bytes() -> None:
+def test_batch_to_float_and_back_is_exact() -> None:
     dev = load(DataConfig(), "dev")
     images, labels = dev.batch(np.arange(8))
     assert images.dtype == torch.float32
@@ -65,7 +65,7 @@ def test_the_fingerprint_tells_sets_apart() -> None:
     assert dev.fingerprint != dev.select(np.arange(len(dev))[::-1]).fingerprint
 
 
-def test_getting_needs_a_name_that_is_known_and_free_to_download(tmp_path: Path) -> None:
+def test_get_refuses_unknown_and_restricted_sets(tmp_path: Path) -> None:
     assert get("digits", tmp_path) == tmp_path
     with pytest.raises(ConfigError, match="cifar10"):
         get("cifar", tmp_path)

@@ -25,7 +25,7 @@ SIZES = {
 }
 
 
-def test_these_are_the_lists() -> None:
+def test_image_list_names_and_lengths() -> None:
     assert {name: len(lists.named(name)) for name in lists.names()} == SIZES
     assert all(len(set(lists.named(name).indices)) == size for name, size in SIZES.items())
     assert len({lists.named(name).sha256 for name in SIZES}) == len(SIZES)
@@ -40,7 +40,7 @@ def test_the_shorter_list_is_the_beginning_of_the_longer(short: str, long: str) 
     assert few.sha256 != many.sha256
 
 
-def test_the_sha256_stands_for_split_and_order() -> None:
+def test_list_sha256_covers_split_and_order() -> None:
     one = lists.make("a", "digits", "dev", (1, 2))
     assert one.sha256 == lists.make("b", "digits", "dev", (1, 2)).sha256
     assert one.sha256 != lists.make("a", "digits", "dev", (2, 1)).sha256
@@ -60,7 +60,7 @@ def test_picking_keeps_the_order_of_the_list() -> None:
     assert (picked.pixels([1]) == dev.pixels([3])).all()
 
 
-def test_picking_what_is_not_there_names_it() -> None:
+def test_pick_names_missing_images() -> None:
     dev, test = load(DataConfig("digits"), "dev"), load(DataConfig("digits"), "test")
     with pytest.raises(DataError, match="99999"):
         lists.pick(dev, lists.make("mine", "digits", "dev", (int(dev.indices[0]), 99_999)))
@@ -69,7 +69,7 @@ def test_picking_what_is_not_there_names_it() -> None:
 
 
 @pytest.mark.shared_data
-def test_the_lists_are_balanced_lossless_and_made_again_alike(shared_data: Path, tmp_path: Path) -> None:
+def test_lists_are_balanced_lossless_and_reproducible(shared_data: Path, tmp_path: Path) -> None:
     folder = resources.files("maep.data").joinpath("lists")
     for made in make_lists.make_all(shared_data):
         assert made == lists.named(made.name)

@@ -87,7 +87,7 @@ def packing(source: Path, root: Path, until: Callable[[int], bool]) -> tuple[int
     return process.returncode, said, seen
 
 
-def test_ten_thousand_images_at_a_steady_memory_and_through_a_kill(source: Path, tmp_path: Path) -> None:
+def test_packing_ten_thousand_images_is_bounded_in_memory_and_survives_a_kill(source: Path, tmp_path: Path) -> None:
     root, folder = tmp_path / "data", tmp_path / "data" / "imagenet"
     status, _, _ = packing(source, root, lambda finished: finished >= KILL_AT)
     assert status == -signal.SIGKILL

@@ -35,7 +35,7 @@ def written(tmp_path: Path, noise: Any, encode: Any) -> Path:
 
 @pytest.mark.stack
 @pytest.mark.timeout(300)
-def test_shards_on_s3_give_the_bits_of_the_files(s3_server: S3, written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_on_s3_match_local_files(s3_server: S3, written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     client = boto3.session.Session().client("s3", endpoint_url=s3_server.endpoint)
@@ -62,7 +62,7 @@ def test_shards_on_s3_give_the_bits_of_the_files(s3_server: S3, written: Path, m
         imagenet.train_shards(root)
 
 
-def test_a_store_that_does_not_answer_is_given_up_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unresponsive_store_fails_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")

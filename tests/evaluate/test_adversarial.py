@@ -56,7 +56,7 @@ def test_rounding_keeps_the_budget(eps: float) -> None:
     assert torch.allclose(on_grid, (original + 8 / 255).clamp(0, 1), atol=1e-6)
 
 
-def test_made_once_and_read_back(
+def test_set_is_made_once_and_read_back(
     classifier: Classifier, digits: ImageSet, image_list: lists.ImageList, tmp_path: Path
 ) -> None:
     calls = 0
@@ -85,7 +85,7 @@ def test_made_once_and_read_back(
     ],
     ids=["fgsm", "pgd", "apgd"],
 )
-def test_what_a_set_took_is_kept_beside_it(
+def test_cost_is_stored_beside_the_set(
     classifier: Classifier,
     digits: ImageSet,
     image_list: lists.ImageList,
@@ -105,7 +105,7 @@ def test_what_a_set_took_is_kept_beside_it(
 
 
 @pytest.mark.parametrize("damage", ["tampered", "missing", "manifest"])
-def test_damage_is_found_and_named(
+def test_damaged_sets_are_refused(
     classifier: Classifier, digits: ImageSet, image_list: lists.ImageList, tmp_path: Path, damage: str
 ) -> None:
     attacked = wanted(classifier, digits, image_list, tmp_path)

@@ -40,7 +40,7 @@ def test_an_attack_by_its_name(classifier: Classifier) -> None:
         maep.attack(classifier, images, labels, AttackConfig("pgd"), eps=8 / 255)
 
 
-def test_a_module_is_evaluated_as_its_artifact_is(
+def test_module_and_artifact_are_evaluated_alike(
     small: EvaluateConfig, result: Result, purifier: artifact.Artifact, classifier: Classifier, tmp_path: Path
 ) -> None:
     module = load_purifier_artifact(purifier)

@@ -38,7 +38,7 @@ def test_shape_range_and_gradient(name: str, images: Tensor) -> None:
     assert not module.randomised
 
 
-def test_jpeg_is_pillows(images: Tensor) -> None:
+def test_jpeg_matches_pillow(images: Tensor) -> None:
     pixels = to_uint8(images).numpy()[1]
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=75)
@@ -58,7 +58,7 @@ def test_blur_keeps_constants_and_lowers_contrast(images: Tensor) -> None:
     assert blur(images).std() < 0.7 * images.std()
 
 
-def test_identity_stands_for_what_has_no_gradient(images: Tensor) -> None:
+def test_bpda_passes_the_gradient_through_unchanged(images: Tensor) -> None:
     module = baselines.build("jpeg-q50")
     point = images.clone().requires_grad_(True)
     through = BackwardIdentity(module)(point)

@@ -52,7 +52,7 @@ def failed(checks: list[Check]) -> dict[str, str]:
     ],
     ids=["steep sigmoid", "saturated loss", "shattered", "undeclared noise"],
 )
-def test_what_masks_its_gradient_is_flagged(digits: ImageBatch, model: nn.Module, name: str) -> None:
+def test_masked_gradients_fail_the_battery(digits: ImageBatch, model: nn.Module, name: str) -> None:
     images, labels, indices = digits
     attacked = attack(model, images, labels, AttackConfig("pgd", EPS, 20), indices, stop_at_success=True)
     with torch.no_grad():  # what must not be believed: more stand than the undefended model can keep
@@ -61,7 +61,7 @@ def test_what_masks_its_gradient_is_flagged(digits: ImageBatch, model: nn.Module
     assert {name, "unconstrained attack failure"} <= found.keys()
 
 
-def test_what_has_no_gradient_belongs_under_bpda(digits: ImageBatch) -> None:
+def test_defence_without_gradient_belongs_under_bpda(digits: ImageBatch) -> None:
     jpeg = baselines.build("jpeg-q50")
     found = failed(sanity.battery(DefendedModel(defend(Linear(), jpeg)), digits, "adaptive", EPS))
     assert found.keys() == {"unavailable gradients"}
@@ -76,7 +76,7 @@ def test_honest_defences_are_not_flagged(digits: ImageBatch, defence: Any) -> No
 
 
 @pytest.mark.parametrize("name", ["pgd", "pgd-cw", "apgd-ce"])
-def test_linear_model_is_left_what_no_change_can_turn(digits: ImageBatch, name: Any) -> None:
+def test_linear_model_keeps_exactly_its_robust_images(digits: ImageBatch, name: Any) -> None:
     images, labels, indices = digits
     for kept, model in ((1.0, Linear().eval()), (Contrast.KEPT, defend(Linear(), Contrast()))):
         seen = 0.5 + kept * (images - 0.5)

@@ -118,14 +118,14 @@ def counts(
     }  # type: ignore[return-value]
 
 
-def test_the_three_agree_on_a_deterministic_purifier(
+def test_evaluation_validation_and_search_agree_on_a_deterministic_purifier(
     images: ImageSet, purifier: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     found = counts(Plain(), purifier, images, monkeypatch, tmp_path / "out", EOT)
     assert set(found.values()) == {(3 * COUNT, COUNT, COUNT)}
 
 
-def test_the_three_agree_on_a_randomised_purifier_and_take_noise_for_none(
+def test_evaluation_validation_and_search_agree_on_a_randomised_purifier(
     images: ImageSet, purifier: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The gradient of one pass leaves the middle images right, which no attacker with EOT does."""

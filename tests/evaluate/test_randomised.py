@@ -105,7 +105,7 @@ def test_expectation_is_the_mean_over_draws() -> None:
     assert float(slope.std()) == pytest.approx(20 / math.sqrt(2 * 400), rel=0.2)  # of one draw: 14
 
 
-def test_enough_draws_meet_the_known_answer(linear: EvaluateConfig, tmp_path: Path) -> None:
+def test_enough_draws_reach_the_known_accuracy(linear: EvaluateConfig, tmp_path: Path) -> None:
     found = evaluate(replace(linear, baselines=("smooth",)), {}, tmp_path / "out")
     assert not found.unreliable
     assert known(EPS) < known(32 / 255) < known(0)
@@ -127,7 +127,7 @@ def test_too_few_draws_are_flagged(linear: EvaluateConfig, tmp_path: Path) -> No
     assert "adaptive is not above oblivious" in reasons
 
 
-def test_draws_that_are_not_said_are_flagged(linear: EvaluateConfig, tmp_path: Path) -> None:
+def test_undeclared_draws_are_flagged(linear: EvaluateConfig, tmp_path: Path) -> None:
     found = evaluate(replace(linear, baselines=("unsaid",)), {}, tmp_path / "out")
     assert any(reason.startswith("draws nothing") for reason in found.unreliable["unsaid"])
     assert set(found.rows().to_pandas()["eot"]) == {1}

@@ -45,7 +45,7 @@ def test_the_readme_shows_the_table_recomputed_from_the_per_image_rows() -> None
     assert " ".join(table.markdown(table.headline(result), table.notes(result)).split()) in README
 
 
-def test_the_readme_says_in_words_what_the_rows_say_of_rivals() -> None:
+def test_readme_prose_matches_the_rows() -> None:
     result = recomputed(summary.read(bundled_folder() / "evaluation"))
     ahead = {}
     for rival in ("jpeg-q50", "conv"):
@@ -67,7 +67,7 @@ def right(result: Result, classifier: str, purifier: str) -> np.ndarray:
     return found
 
 
-def test_the_readme_says_what_the_published_page_measured() -> None:
+def test_readme_matches_the_published_page() -> None:
     result = recomputed(summary.read(STANDARD))
     ours, theirs = (percent(result, name, "oblivious") for name in ("maep", "conv"))
     assert f"({ours} on ResNet-56, U-Net {theirs})" in README
@@ -76,7 +76,7 @@ def test_the_readme_says_what_the_published_page_measured() -> None:
     assert f"takes no gradient, {percent(result, 'maep', 'black-box')} at 8/255" in README
 
 
-def test_the_shipped_evaluation_is_of_what_ships() -> None:
+def test_bundled_evaluation_is_of_the_bundled_purifiers() -> None:
     figures = summary.read(bundled_folder() / "evaluation").figures
     for name, purifier in (("cifar10", "maep"), ("cifar10-conv", "conv")):
         shipped = artifact.read(bundled_folder().parent / name)

@@ -34,7 +34,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("width", [360, 1200])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_opens_clean_and_needs_no_sideways_scrolling(
+def test_page_opens_without_errors_or_horizontal_scrolling(
     browser: playwright.Browser, file: Path, scheme: str, width: int
 ) -> None:
     with browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme) as context:
@@ -56,7 +56,7 @@ def test_it_opens_clean_and_needs_no_sideways_scrolling(
         assert watch.outside(file.as_uri()) == []
 
 
-def test_text_is_told_from_its_ground(browser: playwright.Browser, file: Path) -> None:
+def test_text_has_enough_contrast(browser: playwright.Browser, file: Path) -> None:
     """WCAG 2.1 contrast of 4.5 in both schemes for words of every kind."""
     kinds = ["p", ".lead", "td", "caption", "a", ".good", ".bad", ".alarm li", ".alarm h2", "pre", "figcaption"]
     for scheme in ("light", "dark"):
@@ -66,7 +66,7 @@ def test_text_is_told_from_its_ground(browser: playwright.Browser, file: Path) -
             assert faint(page, kinds) == {}
 
 
-def test_on_paper_the_closed_parts_are_there(browser: playwright.Browser, file: Path) -> None:
+def test_printing_expands_collapsed_sections(browser: playwright.Browser, file: Path) -> None:
     with browser.new_context() as context:
         page = context.new_page()
         page.goto(file.as_uri())

@@ -19,7 +19,7 @@ from maep.evaluate.results.summary import Result
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_killed_worker_costs_no_row(
+def test_killed_worker_loses_no_row(
     small: EvaluateConfig, purifier: artifact.Artifact, result: Result, tmp_path: Path
 ) -> None:
     killed: list[int] = []
@@ -44,7 +44,7 @@ def test_no_cluster_is_one_line(small: EvaluateConfig, tmp_path: Path) -> None:
         evaluate(replace(small, num_workers=2, address="127.0.0.1:9"), {}, tmp_path / "out")
 
 
-def test_batches_decide_next_to_nothing(
+def test_batch_size_barely_changes_results(
     small: EvaluateConfig, purifier: artifact.Artifact, result: Result, tmp_path: Path
 ) -> None:
     """Other batches sum in another order: at most one image in 50 may fall on the other side of a boundary."""

@@ -35,7 +35,7 @@ def line(classifier: Path, tmp_path: Path, make_purifier: Callable[[int], Artifa
     return ["evaluate", "--config", "tiny.yaml", "--output", "out", *purifiers]
 
 
-def test_a_page_stands_beside_the_result(maep: Any, line: list[str], tmp_path: Path) -> None:
+def test_report_is_written_beside_the_result(maep: Any, line: list[str], tmp_path: Path) -> None:
     ran = maep(*line)
     assert ran.status == 0, ran.err
     assert ran.out.endswith("result: out\nreport: out/report.html\n")
@@ -62,7 +62,7 @@ def test_two_purifiers_side_by_side(maep: Any, everything: Callable[[], set[str]
     assert everything() == set()
 
 
-def test_what_cannot_be_compared_is_one_line(maep: Any, tmp_path: Path) -> None:
+def test_incomparable_results_are_one_line_errors(maep: Any, tmp_path: Path) -> None:
     assert maep("evaluate", "--compare", WHOLE, WHOLE).is_mistake("FOLDER:maep")
     assert maep("evaluate", "--compare", "nowhere", WHOLE).is_mistake("nowhere", "result.json")
     assert maep("evaluate", "--compare", f"{WHOLE}:mape", f"{WHOLE}:conv").is_mistake("'maep'")

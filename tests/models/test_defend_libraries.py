@@ -118,7 +118,7 @@ def secml(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("attack", [autoattack, foolbox, art, secml], ids=lambda attack: attack.__name__)
-def test_the_library_attacks_through_the_purifier(
+def test_library_attacks_through_the_purifier(
     defended: nn.Module, purifier: Watched, images: Tensor, attack: Attack
 ) -> None:
     labels = defended(images).argmax(dim=1)

@@ -22,7 +22,7 @@ def small(**values: object) -> MaskedAutoencoder:
 @pytest.mark.parametrize(
     ("size", "patch"), [((32, 32), 4), ((16, 48), 8), ((6, 9), 3), ((10, 4), 1), ((224, 128), 32), ((35, 21), 7)]
 )
-def test_any_rectangle_and_patch(size: tuple[int, int], patch: int) -> None:
+def test_any_rectangle_and_patch_size(size: tuple[int, int], patch: int) -> None:
     model = small(image_size=size, patch_size=patch)
     images = torch.rand(2, 3, *size)
     output = model(images, 0.5)
@@ -51,7 +51,7 @@ def test_mask_counts(mask_ratio: float) -> None:
     assert set(output.mask.unique().tolist()) <= {0.0, 1.0}
 
 
-def test_the_patches_of_highest_noise_are_hidden() -> None:
+def test_patches_of_highest_noise_are_hidden() -> None:
     noise = torch.rand(2, 64)
     mask = small().encode(torch.rand(2, 3, 32, 32), 0.75, noise).mask
     for row in range(2):
@@ -76,7 +76,7 @@ def test_loss_is_the_error_of_the_hidden_patches() -> None:
 
 
 @pytest.mark.parametrize("mask_ratio", [0.25, 0.75])
-def test_the_loss_alone_is_the_same_loss_with_the_same_gradient(mask_ratio: float) -> None:
+def test_masked_loss_matches_forward_in_value_and_gradient(mask_ratio: float) -> None:
     """`masked_loss` embeds only what is seen and predicts only what is hidden; `forward` does both for all."""
     model = small(decoder_depth=2).double()
     images, target = torch.rand(2, 3, 32, 32, dtype=torch.float64), torch.rand(2, 3, 32, 32, dtype=torch.float64)
@@ -92,7 +92,7 @@ def test_the_loss_alone_is_the_same_loss_with_the_same_gradient(mask_ratio: floa
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-def test_features_are_in_image_order_whatever_is_hidden() -> None:
+def test_features_are_in_image_order() -> None:
     """A decoder without blocks gives each seen patch a feature of its own; its place must be the patch's."""
     model = small(decoder_depth=0)
     images, noise = torch.rand(2, 3, 32, 32), torch.rand(2, 64)
@@ -105,7 +105,7 @@ def test_features_are_in_image_order_whatever_is_hidden() -> None:
         assert (features[row][~places] - hidden[~places]).abs().amax(dim=1).min() > 1e-4
 
 
-def test_attention_takes_the_fused_path() -> None:
+def test_attention_is_fused() -> None:
     """PyTorch's scaled_dot_product_attention, and none of it written out."""
     from torch.profiler import ProfilerActivity, profile
 
@@ -125,14 +125,14 @@ def test_hidden_pixels_do_not_reach_the_prediction() -> None:
     assert torch.equal(changed.patches, output.patches)
 
 
-def test_every_patch_has_its_own_place() -> None:
+def test_positions_are_distinct() -> None:
     """The prediction of an image whose patches are all alike differs only by place; two equal places do not exist."""
     table = sincos_positions(16, (5, 7))[0]
     assert table.shape == (35, 16)
     assert torch.cdist(table, table).add(torch.eye(35)).min() > 0.05
 
 
-def test_positions_of_other_sizes_keep_their_fraction_of_the_picture() -> None:
+def test_positions_scale_with_the_image() -> None:
     trained = (4, 6)
     table = sincos_positions(16, trained).view(4, 6, 16)
     doubled = sincos_positions(16, (8, 12), trained).view(8, 12, 16)
@@ -145,7 +145,7 @@ def test_positions_of_other_sizes_keep_their_fraction_of_the_picture() -> None:
     torch.testing.assert_close(tripled[3::6, 3::6], doubled[2::4, 2::4])
 
 
-def test_other_sizes_than_trained_run() -> None:
+def test_untrained_sizes_run() -> None:
     model = small(image_size=(16, 16))
     for size in [(32, 32), (16, 40), (8, 4)]:
         output = model(torch.rand(1, 3, *size), 0.5)
@@ -182,7 +182,7 @@ def test_gradients_reach_every_parameter() -> None:
         ({"patchsize": 4}, "did you mean 'patch_size'"),
     ],
 )
-def test_configurations_that_do_not_fit(values: dict[str, object], message: str) -> None:
+def test_inconsistent_configurations_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         config.build(MaeConfig, SMALL | values, "model")
     assert "\n" not in str(caught.value)
@@ -201,7 +201,7 @@ def _purifier(folder: Path, change: object = None) -> artifact.Artifact:
     return artifact.write(folder, "purifier", {"model": values}, weights, "card")
 
 
-def test_a_purifier_artifact_loads_frozen_and_equal(tmp_path: Path) -> None:
+def test_purifier_artifact_loads_frozen_and_equal(tmp_path: Path) -> None:
     written = _purifier(tmp_path / "p")
     model = load_purifier_artifact(written)
     assert not model.training
@@ -218,7 +218,7 @@ def test_a_purifier_artifact_loads_frozen_and_equal(tmp_path: Path) -> None:
         (lambda w: w | {"stem.bias": torch.full((4,), torch.nan)}, "'stem.bias' hold NaN"),
     ],
 )
-def test_weights_that_do_not_fit_the_configuration(tmp_path: Path, change: object, message: str) -> None:
+def test_weights_unlike_the_configuration_are_refused(tmp_path: Path, change: object, message: str) -> None:
     with pytest.raises(ArtifactError, match=message) as caught:
         load_purifier_artifact(_purifier(tmp_path / "p", change))
     assert "\n" not in str(caught.value)

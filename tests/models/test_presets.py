@@ -35,7 +35,7 @@ def decoder(made: MaeConfig) -> tuple[int, int, int]:
 @pytest.mark.parametrize(
     ("image_size", "patch", "wanted"), [(32, 4, (128, 2, 4)), (64, 8, (256, 4, 8)), (224, 16, (512, 8, 16))]
 )
-def test_a_preset_is_a_vit_and_a_decoder_by_the_image(
+def test_preset_sets_the_encoder_and_a_decoder_by_image_size(
     size: str, image_size: int, patch: int, wanted: tuple[int, int, int]
 ) -> None:
     made = mae(f"{size}/{patch}", image_size)
@@ -43,7 +43,7 @@ def test_a_preset_is_a_vit_and_a_decoder_by_the_image(
     assert decoder(made) == wanted
 
 
-def test_what_is_stored_is_explicit_and_builds_the_same() -> None:
+def test_stored_configuration_is_explicit_and_builds_the_same() -> None:
     values = {"model": {"preset": "S/16", "image_size": 224, "decoder_width": 256}, "loop": {"samples": 128}}
     made = config.build(PretrainConfig, values)
     stored = config.to_dict(made)
@@ -82,7 +82,7 @@ SIZES = [
 
 
 @pytest.mark.parametrize(("made", "mask_ratio"), SIZES)
-def test_operations_are_those_that_torch_counts(made: MaeConfig, mask_ratio: float) -> None:
+def test_operations_match_the_counter_of_torch(made: MaeConfig, mask_ratio: float) -> None:
     """With attention as plain products, which the counter knows; recomputing in a fused backward pass is left out."""
     model, images = MaskedAutoencoder(made), torch.rand(2, 3, *made.image_size)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
@@ -94,7 +94,7 @@ def test_operations_are_those_that_torch_counts(made: MaeConfig, mask_ratio: flo
 
 
 @pytest.mark.parametrize("made", [made for made, _ in SIZES])
-def test_parameters_are_counted(made: MaeConfig) -> None:
+def test_parameter_count(made: MaeConfig) -> None:
     assert flops.parameters(made) == sum(parameter.numel() for parameter in MaskedAutoencoder(made).parameters())
 
 

@@ -80,7 +80,7 @@ def test_rectangular_training_size_and_odd_patches() -> None:
 
 
 @every_variant
-def test_randomised_says_whether_two_calls_differ(variant: str) -> None:
+def test_randomised_declares_whether_two_calls_differ(variant: str) -> None:
     model = purifier(**VARIANTS[variant])
     assert model.randomised == variant.startswith("masked")
     assert torch.equal(model(batch()), model(batch())) != model.randomised
@@ -96,7 +96,7 @@ def test_the_global_seed_decides_the_masks(variant: str) -> None:
     assert torch.equal(*results)
 
 
-def test_num_masks_are_averaged_before_the_range_is_cut() -> None:
+def test_num_masks_are_averaged_before_clamping() -> None:
     model = purifier(**STEM, mask_ratio=0.5, num_masks=3)
     torch.manual_seed(5)
     averaged = model(batch())
@@ -126,7 +126,7 @@ def test_hidden_patches_do_not_leak(variant: str) -> None:
         assert torch.equal(found, wanted) != leaks
 
 
-def test_hidden_patches_are_painted_by_the_autoencoder() -> None:
+def test_hidden_patches_are_filled_in_by_the_autoencoder() -> None:
     """At the start the change is zero: what is seen comes out as it was, what is hidden as the MAE paints it."""
     model = purifier(moved=False, **STEM, mask_ratio=0.5)
     images = batch()
@@ -140,7 +140,7 @@ def test_hidden_patches_are_painted_by_the_autoencoder() -> None:
 
 
 @every_variant
-def test_gradients_reach_every_parameter_that_takes_part(variant: str) -> None:
+def test_gradients_reach_every_parameter_in_use(variant: str) -> None:
     model = purifier(**VARIANTS[variant])
     model.unclamped(batch()).square().mean().backward()
     without = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()}
@@ -171,7 +171,7 @@ def test_unet_levels_shape_and_range(channels: list[int]) -> None:
 
 
 @pytest.mark.parametrize("model", [purifier(**STEM), purifier(residual=False), conv()], ids=["stem", "pixels", "conv"])
-def test_each_image_is_purified_by_itself(model: nn.Module) -> None:
+def test_output_is_independent_of_batch_composition(model: nn.Module) -> None:
     together = model(batch())
     alone = torch.cat([model(image[None]) for image in batch()])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
@@ -234,7 +234,7 @@ def test_gradient_of_a_purifier_is_its_derivative() -> None:
         ({"stem_chanels": []}, "did you mean 'stem_channels'"),
     ],
 )
-def test_purifier_configurations_that_do_not_fit(values: dict[str, Any], message: str) -> None:
+def test_inconsistent_purifier_configurations_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         config.build(PurifierConfig, values, "model")
     assert "\n" not in str(caught.value)
@@ -250,12 +250,12 @@ def test_purifier_configurations_that_do_not_fit(values: dict[str, Any], message
         ({"image_size": 0}, "image_size"),
     ],
 )
-def test_unet_configurations_that_do_not_fit(values: dict[str, Any], message: str) -> None:
+def test_inconsistent_unet_configurations_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config.build(ConvConfig, values, "model")
 
 
-def test_stem_is_not_asked_to_fit_where_there_is_none() -> None:
+def test_levels_are_not_checked_without_a_stem() -> None:
     """`residual: false` uses no stem, so its default levels must not refuse an odd patch."""
     model = purifier(residual=False, mae=MAE | {"image_size": [9, 9], "patch_size": 3})
     assert model(batch(9, 9)).shape == (2, 3, 9, 9)

@@ -33,14 +33,14 @@ def test_padding_reflects_and_crops_back(height, width):
     assert torch.equal(padded[..., :height, :width], image)
 
 
-def test_padding_is_a_mirror():
+def test_padding_mirrors_the_edge():
     row = torch.arange(1.0, 7.0).expand(1, 1, 4, 6)
     assert tiles.pad(row, 4)[0, 0, 0].tolist() == [1, 2, 3, 4, 5, 6, 5, 4]
     pair = torch.tensor([1.0, 2.0]).expand(1, 1, 1, 2)  # mirrored again and again
     assert tiles.pad(pair, 8)[0, 0, 0].tolist() == [1, 2, 1, 2, 1, 2, 1, 2]
 
 
-def test_what_fits_is_one_tile_untouched():
+def test_single_tile_is_unchanged():
     image = torch.rand(1, 3, 32, 20)
     places = tiles.corners(32, 20, 32)
     assert places == [(0, 0)]
@@ -59,7 +59,7 @@ def test_tiles_cover_overlap_and_blend_back(height, width):
     assert all(after - before <= 24 for before, after in itertools.pairwise(starts))
 
 
-def test_the_side_is_a_multiple_of_the_stride():
+def test_tile_side_is_a_multiple_of_the_stride():
     assert tiles.tile_side((32, 32), 4, None) == 256
     assert tiles.tile_side((32, 32), 4, 30) == 32
     assert tiles.tile_side((32, 32), 16, 1) == 16
@@ -116,7 +116,7 @@ def one_by_one(purifier: nn.Module, images: Tensor, side: int) -> Tensor:
 
 @pytest.mark.parametrize("make", [vit, conv])
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (16, 40), (61, 37), (17, 64)])
-def test_a_batch_of_tiles_is_purified_as_one_by_one(make, height, width):
+def test_batch_of_tiles_matches_tile_by_tile(make, height, width):
     purifier = make()
     images = torch.rand(3, 3, height, width)
     tiled = Tiled(purifier, 16, max_tiles=5)
@@ -125,7 +125,7 @@ def test_a_batch_of_tiles_is_purified_as_one_by_one(make, height, width):
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (5, 16), (15, 90), (224, 224), (1, 1)])
-def test_the_purifier_sees_its_own_size_only_in_bounded_chunks(height, width):
+def test_purifier_gets_tiles_of_its_size_in_bounded_chunks(height, width):
     seen = Seen()
     images = torch.rand(2, 3, height, width)
     images[0] = 1.0  # whose blend may not come out above 1
@@ -146,7 +146,7 @@ def test_tiles_need_not_be_square():
 
 
 @pytest.mark.parametrize("max_tiles", [1, 4, 1000])
-def test_a_gradient_reaches_every_pixel_and_is_that_of_one_by_one(max_tiles):
+def test_gradient_matches_tile_by_tile(max_tiles):
     """Whether chunks are computed anew on the way back (1, 4) or kept (1000)."""
     purifier = vit()
     images = torch.rand(2, 3, 40, 28, requires_grad=True)
@@ -157,7 +157,7 @@ def test_a_gradient_reaches_every_pixel_and_is_that_of_one_by_one(max_tiles):
     assert bool((found != 0).all())
 
 
-def test_what_autograd_keeps_does_not_grow_with_the_number_of_tiles():
+def test_autograd_memory_does_not_grow_with_the_number_of_tiles():
     def kept(max_tiles: int) -> int:
         """Numbers that autograd saves for the way back."""
         sizes: list[int] = []
@@ -187,7 +187,7 @@ class Draws(nn.Module):
 
 
 @pytest.mark.parametrize("max_tiles", [1, 2])
-def test_a_randomised_purifier_stays_one_and_its_gradient_is_of_the_masks_it_drew(max_tiles):
+def test_recomputed_chunks_reuse_their_draws(max_tiles):
     assert for_size(vit(mask_ratio=0.5), (40, 40), "tiles").randomised
     purifier = Draws()
     tiled = Tiled(purifier, 16, max_tiles)
@@ -203,7 +203,7 @@ def test_a_randomised_purifier_stays_one_and_its_gradient_is_of_the_masks_it_dre
     torch.testing.assert_close((gradient * images).sum(), output.sum())  # the output is linear under the drawn factors
 
 
-def test_its_own_size_is_the_purifier_itself():
+def test_training_size_returns_the_purifier():
     purifier = vit()
     for how in ("tiles", "interpolate"):
         assert for_size(purifier, (16, 16), how) is purifier  # type: ignore[arg-type]
@@ -211,7 +211,7 @@ def test_its_own_size_is_the_purifier_itself():
     assert for_size(anything, (224, 224), "tiles") is anything
 
 
-def test_interpolated_positions_take_what_the_stride_divides():
+def test_interpolation_takes_multiples_of_the_stride():
     purifier = vit()
     interpolated = for_size(purifier, (24, 40), "interpolate")
     images = torch.rand(2, 3, 24, 40, requires_grad=True)
@@ -224,12 +224,12 @@ def test_interpolated_positions_take_what_the_stride_divides():
         for_size(purifier, (25, 40), "interpolate")
 
 
-def test_a_tile_is_a_multiple_of_the_stride():
+def test_tile_unlike_the_stride_is_refused():
     with pytest.raises(ConfigError, match="tiles: 18 must be a multiple of the purifier's stride, 4"):
         Tiled(vit(), 18)
 
 
-def test_it_is_in_the_mode_and_as_frozen_as_its_purifier():
+def test_tiled_keeps_mode_and_frozen_weights():
     tiled = for_size(vit(), (40, 40), "tiles")
     assert not any(module.training for module in tiled.modules())
     assert not any(parameter.requires_grad for parameter in tiled.parameters())

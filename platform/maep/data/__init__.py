@@ -1,1 +1,1 @@
-"""Data sets by name, their splits, named image lists and augmentation."""
+"""Data sets by name, their splits, named image lists, loaders and augmentation."""

@@ -1,4 +1,4 @@
-"""Which images to use and how they reach the training steps. Imports neither torch nor numpy."""
+"""Configuration of data sets and loaders. Imports neither torch nor numpy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LoaderKind = Literal["auto", "resident", "stream", "ray", "synthetic"]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """A data set and its location."""
+    """A data set and where it is."""
 
     name: str = config.key("digits", "Data set.", decides=True, choices=registry.datasets.names)
     root: str | None = config.key(
@@ -32,7 +32,7 @@ class DataConfig:
     )
     max_corrupt_share: float = config.key(
         0.0,
-        "Streamed images: share in [0, 1) of an epoch that may be corrupt and is replaced by other images.",
+        "Streamed images: largest share in [0, 1) of an epoch that may be corrupt; other images replace them.",
         decides=False,
     )
     read_timeout_s: float = config.key(
@@ -56,7 +56,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    """How images reach the training steps."""
+    """How images are loaded for training."""
 
     kind: LoaderKind = config.key(
         "auto",

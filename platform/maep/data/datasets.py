@@ -20,7 +20,7 @@ def data_uri(config: DataConfig) -> str:
 
 
 def data_root(config: DataConfig) -> Path:
-    """The same, if it must be a folder, which holds classifier weights too. Raises ConfigError for s3://."""
+    """The same as a local folder, which also holds classifier weights. Raises ConfigError for s3://."""
     uri = data_uri(config)
     if storage.is_remote(uri):
         raise ConfigError(f"data.root: {uri}: only the training images of imagenet can be on S3: name a folder")
@@ -37,7 +37,7 @@ def inventory(config: DataConfig) -> list[tuple[str, int]]:
 def load(config: DataConfig, split: Split) -> ImageSet:
     """One split of a data set (maep.data.sets), uint8 [N, H, W, 3] in memory or decoded on access.
 
-    `test` is for reported figures only: training and choosing load `train` and `dev`.
+    `test` is for reported figures only; training and every choice use `train` and `dev`.
     Raises DataError when the data is missing or empty, or when more than `max_corrupt` images cannot be used.
     """
     loaded: ImageSet = registry.datasets.get(config.name)(config, split)

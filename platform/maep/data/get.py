@@ -1,4 +1,4 @@
-"""Fetch a data set: what `maep data get NAME` does."""
+"""Fetches a data set, for `maep data get NAME`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROWS_PER_GROUP = 1_000
 
 
 def get(name: str, root: Path) -> Path:
-    """Fetch data set `name` to `root`, unless it is there, and return the folder that holds it.
+    """Fetches data set `name` to `root`, unless it is there already. Returns the folder that holds it.
 
     cifar10 is downloaded by torchvision (which checks the official md5 sums) and kept as Parquet; digits needs nothing.
     Raises ConfigError for an unknown name, DataError for a data set that cannot be downloaded, UnavailableError if a
@@ -41,7 +41,7 @@ def get(name: str, root: Path) -> Path:
                 f"train/SYNSET/*.JPEG and val/SYNSET/*.JPEG (or train*.parquet, val*.parquet) into {root / 'imagenet'}"
             )
     registry.datasets.require([name], "data set")
-    raise DataError(f"{name} cannot be fetched by maep: put its files where the package that adds it looks for them")
+    raise DataError(f"maep cannot fetch {name}: put its files where the package that provides it looks for them")
 
 
 def _cifar10(root: Path) -> Path:
@@ -66,7 +66,7 @@ def _cifar10(root: Path) -> Path:
 
 
 def write_cifar10(images: NDArray[np.uint8], labels: NDArray[np.int64], official: str, folder: Path) -> None:
-    """Write `train-K-of-5.parquet` or `test.parquet`: columns image (PNG bytes), label, index, lossless.
+    """Writes `train-K-of-5.parquet` or `test.parquet`: columns image (PNG bytes), label, index, lossless.
 
     images uint8 [N, H, W, 3] and labels int64 [N], in official order.
     """
@@ -93,14 +93,14 @@ def _unwritable(folder: Path, error: OSError) -> DataError:
 def _is_complete(folder: Path) -> bool:
     try:
         return all(find_parquet("cifar10", CLASSES, [str(folder)], official) for official in ("train", "test"))
-    except DataError:  # a part is missing: an earlier call was cut off
+    except DataError:  # a part is missing: an earlier call was interrupted
         return False
 
 
 def _official(work: Path, folder: Path, official: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     from torchvision.datasets import CIFAR10
 
-    target = folder if (folder / BATCHES).is_dir() else work  # whole archives there are not downloaded again
+    target = folder if (folder / BATCHES).is_dir() else work  # torchvision downloads only what is missing there
     try:
         source = CIFAR10(str(target), train=official == "train", download=True)
     except (URLError, TimeoutError, ConnectionError, RuntimeError) as error:

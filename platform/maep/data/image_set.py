@@ -25,9 +25,9 @@ Positions = Sequence[int] | NDArray[np.integer] | NDArray[np.bool_] | torch.Tens
 class ImageSet:
     """The images of one split of a data set.
 
-    images    uint8 [N, H, W, 3] RGB array, or EncodedImages, which gives such arrays when it is indexed
+    images    uint8 [N, H, W, 3] RGB array, or EncodedImages, which returns such arrays when indexed
     labels    int64 [N], positions in `classes`
-    indices   int64 [N], the official index of each image in its data set; image lists and augmentation use it
+    indices   int64 [N], official index of each image in its data set, used by image lists and augmentation
     lossless  bool [N], False where only a lossy copy of the official pixels was available
     corrupt   one line for each image that was left out: file, row, reason
     """
@@ -94,7 +94,7 @@ class ImageSet:
 
 def to_float(images: torch.Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> torch.Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [0, 1] in a memory format, on the same device."""
-    # One pass: bytes are permuted, not floats; they are channels_last already.
+    # Permutes bytes rather than floats, in one pass; the bytes are channels_last already.
     return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=memory_format).div_(255)
 
 
@@ -104,7 +104,7 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
 
 
 def refuse_corrupt(corrupt: Sequence[str], max_corrupt: int, where: str) -> None:
-    """Raise DataError if more than `max_corrupt` images had to be left out, naming the first three."""
+    """Raises DataError, naming the first few, if more than `max_corrupt` images had to be left out."""
     if len(corrupt) > max_corrupt:
         raise DataError(
             f"{where}: {corrupt_images(corrupt)}: repair the files, or leave them out with --data.max_corrupt "

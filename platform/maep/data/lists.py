@@ -1,7 +1,7 @@
-"""Named lists of images, so that figures can be compared image by image.
+"""Named image lists, so that figures can be compared image by image.
 
-Each is a file in lists/: one header line, `DATASET SPLIT`, and then official indices, in order. The files never change;
-tests/support/make_lists.py says how they were made.
+Each is a file in lists/: a header line, `DATASET SPLIT`, then official indices in order. The files never change;
+tests/support/make_lists.py made them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FOLDER = "lists"
 
 @dataclass(frozen=True)
 class ImageList:
-    """Official indices of one split of a data set, in a fixed order; `sha256` is of exactly that content."""
+    """Official indices of one split of a data set, in a fixed order; `sha256` identifies data set, split and order."""
 
     name: str
     dataset: str
@@ -44,7 +44,7 @@ def names() -> list[str]:
 
 @functools.cache
 def named(name: str) -> ImageList:
-    """The list called `name`, such as 'cifar10-test-1000'. Raises ConfigError, which names the nearest list."""
+    """The list called `name`, such as 'cifar10-test-1000'. Raises ConfigError for an unknown one."""
     if name not in names():
         raise ConfigError(f"there is no image list {name!r}: {nearest(name, names())}")
     text = resources.files(PACKAGE).joinpath(FOLDER, f"{name}.txt").read_text(encoding="ascii")
@@ -62,7 +62,7 @@ def make(name: str, dataset: str, split: Split, indices: tuple[int, ...]) -> Ima
 
 
 def pick(image_set: ImageSet, image_list: ImageList) -> ImageSet:
-    """The images of the list, in its order. Raises DataError if the set lacks one or is of another split."""
+    """The images of the list, in its order. Raises DataError if the set lacks one or belongs to another split."""
     if (image_set.name, image_set.split) != (image_list.dataset, image_list.split):
         raise DataError(
             f"image list {image_list.name} is of {image_list.dataset} {image_list.split}, "

@@ -70,7 +70,7 @@ def packed(folder: Path) -> Files:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def test_what_was_packed_is_what_the_loader_reads(tmp_path: Path, files: Files) -> None:
+def test_loader_reads_what_was_packed(tmp_path: Path, files: Files) -> None:
     root = tmp_path / "data"
     shards = pack(planned(in_folder(tmp_path / "raw", files), root))
     config = DataConfig("imagenet", str(root), image_size=28)
@@ -91,7 +91,7 @@ def test_what_was_packed_is_what_the_loader_reads(tmp_path: Path, files: Files) 
             assert row["image"] == files[f"{row['synset']}/{row['name']}"]
 
 
-def test_each_shard_and_row_group_is_a_sample_of_the_whole(tmp_path: Path, files: Files) -> None:
+def test_shards_and_row_groups_are_random_samples(tmp_path: Path, files: Files) -> None:
     root = tmp_path / "data"
     pack(planned(in_folder(tmp_path / "raw", files), root, num_shards=1))
     file = pq.ParquetFile(root / "imagenet" / "train-00000-of-00001.parquet")
@@ -152,7 +152,7 @@ pack(plan_pack(open_archive(source), root, "train", 5), tick=tick)
 """
 
 
-def test_a_killed_run_goes_on_and_makes_the_same(tmp_path: Path, files: Files) -> None:
+def test_killed_run_resumes_to_the_same_bytes(tmp_path: Path, files: Files) -> None:
     source, root = in_folder(tmp_path / "raw", files), tmp_path / "data"
     done = subprocess.run([sys.executable, "-c", KILLED, str(source), str(root)], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -175,7 +175,7 @@ def test_a_killed_run_goes_on_and_makes_the_same(tmp_path: Path, files: Files) -
     assert packed(folder) == packed(tmp_path / "whole" / "imagenet")
 
 
-def test_a_finished_packing_is_verified_and_mended(tmp_path: Path, files: Files) -> None:
+def test_finished_packing_is_verified_and_repaired(tmp_path: Path, files: Files) -> None:
     source, folder = in_folder(tmp_path / "raw", files), tmp_path / "data" / "imagenet"
     shards = pack(planned(source, tmp_path / "data"))
     before = packed(folder)
@@ -215,7 +215,7 @@ def test_an_image_in_cmyk_is_left_out_and_reported(tmp_path: Path, files: Files)
     assert pack(planned(source, tmp_path / "data")) == shards
 
 
-def test_an_image_that_vanishes_meanwhile_is_named(tmp_path: Path, files: Files) -> None:
+def test_image_that_disappears_is_named(tmp_path: Path, files: Files) -> None:
     source = in_folder(tmp_path / "raw", files)
     plan = planned(source, tmp_path / "data")
     (source / "n01440764" / "000.JPEG").unlink()
@@ -223,7 +223,7 @@ def test_an_image_that_vanishes_meanwhile_is_named(tmp_path: Path, files: Files)
         pack(plan)
 
 
-def test_a_source_that_is_none_is_refused(tmp_path: Path, files: Files) -> None:
+def test_invalid_sources_are_refused(tmp_path: Path, files: Files) -> None:
     with pytest.raises(DataError, match="missing"):
         open_archive(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
@@ -244,13 +244,13 @@ def test_a_source_that_is_none_is_refused(tmp_path: Path, files: Files) -> None:
             planned(in_folder(tmp_path / "raw", files), tmp_path, num_shards=shards)
 
 
-def test_two_runs_do_not_work_in_one_place(tmp_path: Path, files: Files) -> None:
+def test_concurrent_runs_are_refused(tmp_path: Path, files: Files) -> None:
     plan = planned(in_folder(tmp_path / "raw", files), tmp_path / "data")
     with lock_folder(plan.work), pytest.raises(UnavailableError, match=str(plan.work)):
         pack(plan)
 
 
-def test_a_full_disk_is_one_line_and_the_same_line_goes_on(tmp_path: Path, files: Files) -> None:
+def test_full_disk_is_a_one_line_error_and_resumes(tmp_path: Path, files: Files) -> None:
     source = in_folder(tmp_path / "raw", files)
     with mounted(tmp_path / "small", "size=1m") as root:
         filler = root / "filler"
@@ -273,7 +273,7 @@ def test_a_full_disk_is_one_line_and_the_same_line_goes_on(tmp_path: Path, files
         assert len(load(DataConfig("imagenet", str(root), image_size=28), "train")) == NUM
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, files: Files) -> None:
+def test_unwritable_root_is_named(tmp_path: Path, files: Files) -> None:
     source = in_folder(tmp_path / "raw", files)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(WriteError, match=r"file/imagenet.*--root"):
@@ -283,7 +283,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, files: Files) -
     assert os.listdir(tmp_path / "fixed") == []
 
 
-def test_a_member_of_negative_size_is_one_line_and_no_endless_loop(tmp_path: Path) -> None:
+def test_tar_member_of_negative_size_is_a_one_line_error(tmp_path: Path) -> None:
     path = tmp_path / "crafted.tar"
     with tarfile.open(path, "w") as tar:
         for name in ("n01440764/a.JPEG", "n01440764/b.JPEG"):

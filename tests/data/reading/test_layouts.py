@@ -71,7 +71,7 @@ def test_hidden_files_and_folders_change_no_label(tmp_path: Path, noise: Any, en
     assert set(packed.synsets) == set(SYNSETS)
 
 
-def test_an_empty_class_and_a_class_of_the_other_part_are_numbered(tmp_path: Path, noise: Any, encode: Any) -> None:
+def test_classes_are_numbered_over_all_parts(tmp_path: Path, noise: Any, encode: Any) -> None:
     for k, pixels in enumerate(noise(4, 16, 16)):
         write(tmp_path, f"train/{'bd'[k % 2]}/{k}.png", encode(pixels))
     (tmp_path / "imagenet" / "train" / "a").mkdir()
@@ -82,7 +82,7 @@ def test_an_empty_class_and_a_class_of_the_other_part_are_numbered(tmp_path: Pat
     assert classes == (("a", "b", "c", "d"),) * 2
 
 
-def test_a_folder_without_images_is_refused_alike(tmp_path: Path) -> None:
+def test_folder_without_images_is_refused_by_both_readers(tmp_path: Path) -> None:
     (tmp_path / "imagenet" / "train" / "a").mkdir(parents=True)
     data = DataConfig("imagenet", str(tmp_path), image_size=16)
     for opened in (lambda: load(data, "train"), lambda: streamed(data)):
@@ -92,7 +92,7 @@ def test_a_folder_without_images_is_refused_alike(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("indexed", [(True, True), (True, False), (False, False)])
 @pytest.mark.parametrize("column", ["image", "img"])
-def test_parquet_gives_the_same_images_by_either_path(
+def test_parquet_gives_the_same_images_by_both_readers(
     column: str, indexed: tuple[bool, bool], tmp_path: Path, noise: Any, encode: Any, write_parquet: Any
 ) -> None:
     """Of the hub's columns and ours; an index counts only where every file has one."""

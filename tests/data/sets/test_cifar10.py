@@ -31,7 +31,7 @@ def hub_columns(images: Any, encode: Any) -> dict[str, Any]:
     return {"img": [{"bytes": encode(each), "path": f"{k}.png"} for k, each in enumerate(images)], "label": labels}
 
 
-def test_our_layout_is_read_bit_for_bit(cifar_root: Callable[..., Path], noise: Any) -> None:
+def test_maep_layout_is_read_bit_for_bit(cifar_root: Callable[..., Path], noise: Any) -> None:
     root = cifar_root()
     train, dev, test = (load(config(root), split) for split in ("train", "dev", "test"))
     assert (train.images == noise(20, seed=1)).all()
@@ -47,7 +47,7 @@ def test_our_layout_is_read_bit_for_bit(cifar_root: Callable[..., Path], noise: 
 
 
 @pytest.mark.parametrize("folder", ["", "plain_text", "data"])
-def test_the_hubs_layout_is_read_too(tmp_path: Path, folder: str, noise: Any, encode: Any, write_parquet: Any) -> None:
+def test_hub_layout_is_read(tmp_path: Path, folder: str, noise: Any, encode: Any, write_parquet: Any) -> None:
     images = noise(40)
     where = tmp_path / "cifar10" / folder
     write_parquet(where / "test-00000-of-00001.parquet", hub_columns(images, encode))
@@ -68,7 +68,7 @@ def test_a_test_set_without_indices_in_another_order_is_refused(
         load(config(tmp_path), "test")
 
 
-def test_torchvisions_folder_is_not_unpickled_unless_it_is_the_official_one(tmp_path: Path) -> None:
+def test_torchvision_folder_is_unpickled_only_if_official(tmp_path: Path) -> None:
     folder = tmp_path / "cifar10" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     for name in ("test_batch", "batches.meta", *(f"data_batch_{k}" for k in range(1, 6))):
@@ -86,7 +86,7 @@ class _Bomb:
         return (Path.touch, (self.path,))
 
 
-def test_what_data_get_writes_is_what_was_read(tmp_path: Path, noise: Any) -> None:
+def test_data_get_round_trip(tmp_path: Path, noise: Any) -> None:
     (tmp_path / "cifar10").mkdir()
     images, labels = noise(50), np.arange(50) % 10
     write_cifar10(images, labels, "train", tmp_path / "cifar10")
@@ -148,13 +148,13 @@ def test_empty_data_is_refused(tmp_path: Path, write_parquet: Any, encode: Any, 
         load(config(tmp_path), "train")
 
 
-def test_a_missing_part_is_noticed(tmp_path: Path, noise: Any, encode: Any, write_parquet: Any) -> None:
+def test_missing_part_is_refused(tmp_path: Path, noise: Any, encode: Any, write_parquet: Any) -> None:
     write_parquet(tmp_path / "cifar10" / "train-0-of-5.parquet", {"image": [encode(noise(1)[0])], "label": [0]})
     with pytest.raises(DataError, match=r"train-0-of-5\.parquet"):
         load(config(tmp_path), "train")
 
 
-def test_files_that_are_no_such_parquet_are_named(tmp_path: Path, write_parquet: Any) -> None:
+def test_foreign_parquet_files_are_named(tmp_path: Path, write_parquet: Any) -> None:
     file = write_parquet(tmp_path / "cifar10" / "test.parquet", {"picture": [b"x"], "label": [0]})
     with pytest.raises(DataError, match=r"test\.parquet: .*image.*label.*picture"):
         load(config(tmp_path), "test")
@@ -166,7 +166,7 @@ def test_files_that_are_no_such_parquet_are_named(tmp_path: Path, write_parquet:
         load(config(tmp_path), "test")
 
 
-def test_a_failed_download_says_so_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_download_is_reported_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The address is one that nothing listens at: the real downloader fails as it does without a network.
     monkeypatch.setattr("torchvision.datasets.CIFAR10.url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
     with pytest.raises(UnavailableError, match="CIFAR-10"):

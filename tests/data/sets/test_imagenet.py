@@ -44,7 +44,7 @@ def test_a_folder_of_classes_is_decoded_on_access(tmp_path: Path, noise: Any, en
     assert part.fingerprint != test.fingerprint
 
 
-def test_removing_a_file_moves_no_other_image_to_another_split(tmp_path: Path, noise: Any, encode: Any) -> None:
+def test_removing_a_file_keeps_the_split_of_the_others(tmp_path: Path, noise: Any, encode: Any) -> None:
     write_folder(tmp_path, "val", SYNSETS, noise(40, 30, 30), encode)
     before = load(config(tmp_path), "test")
     (tmp_path / "imagenet" / "val" / SYNSETS[0] / "000.JPEG").unlink()
@@ -61,9 +61,7 @@ def test_own_classes_are_labelled_in_sorted_order(tmp_path: Path, noise: Any, en
     assert train.corrupt == ()
 
 
-def test_the_crop_is_central_and_only_larger_or_too_small_images_are_resized(
-    tmp_path: Path, noise: Any, encode: Any
-) -> None:
+def test_centre_crop_resizes_only_if_needed(tmp_path: Path, noise: Any, encode: Any) -> None:
     images = noise(1, 30, 31)
     write_folder(tmp_path, "train", ("a",), images, encode, ".png")
     assert (load(config(tmp_path), "train").pixels([0])[0] == images[0, 1:29, 1:29]).all()

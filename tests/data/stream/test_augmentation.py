@@ -25,7 +25,7 @@ def pictures(num: int, height: int = 12, width: int = 10) -> torch.Tensor:
     return torch.randint(0, 256, (num, height, width, 3), dtype=torch.uint8, generator=generator)
 
 
-def test_an_image_is_augmented_alike_in_any_batch() -> None:
+def test_augmentation_is_independent_of_the_batch() -> None:
     images, indices = pictures(40), torch.arange(1000, 1040)
     whole = crop_and_flip(images, indices, seed=3, epoch=2)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
@@ -44,7 +44,7 @@ def test_seed_epoch_and_index_each_change_the_draw() -> None:
     assert (crop_and_flip(images, indices, 0, 0) == base).all()
 
 
-def test_each_result_is_a_window_of_the_padded_image_and_all_are_drawn() -> None:
+def test_crops_are_windows_of_the_padded_image_and_all_occur() -> None:
     num, pad = 2000, 2
     images, indices = pictures(1).expand(num, -1, -1, -1), torch.arange(num)
     wide = np.pad(images[0].numpy(), ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
@@ -91,7 +91,7 @@ def test_the_order_of_an_epoch_is_a_fixed_permutation() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_augments_as_the_cpu_does() -> None:
+def test_gpu_and_cpu_augment_alike() -> None:
     images, indices = pictures(64), torch.arange(64)
     there = crop_and_flip(images.cuda(), indices.cuda(), 1, 2)
     assert (there.cpu() == crop_and_flip(images, indices, 1, 2)).all()
@@ -100,7 +100,7 @@ def test_a_gpu_augments_as_the_cpu_does() -> None:
 SIZE = (375, 500)
 
 
-def test_the_box_is_drawn_for_seed_epoch_and_index_alone() -> None:
+def test_box_depends_on_seed_epoch_and_index_alone() -> None:
     boxes = [crop_box(index, 3, 7, SIZE) for index in range(100)]
     assert len(set(boxes)) == 100
     assert [crop_box(index, 3, 7, SIZE) for index in reversed(range(100))] == boxes[::-1]
@@ -118,7 +118,7 @@ def test_single_draws_are_those_of_the_tensors() -> None:
 
 
 @pytest.mark.parametrize("size", [SIZE, (500, 375), (160, 480)])
-def test_the_boxes_are_distributed_as_torchvisions(size: tuple[int, int]) -> None:
+def test_boxes_are_distributed_as_in_torchvision(size: tuple[int, int]) -> None:
     """Two-sample Kolmogorov-Smirnov on area, ratio and place; the third size often comes to the central box."""
     num = 3000
     torch.manual_seed(0)
@@ -179,7 +179,7 @@ def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.usefixtures("decoder")
 @pytest.mark.shared_data
-def test_a_crop_is_torchvisions_to_the_bit(shared_data: Path) -> None:
+def test_crop_matches_torchvision_bit_for_bit(shared_data: Path) -> None:
     for index, pixels in enumerate(photographs(shared_data, 16)):
         data = jpeg(pixels, (500, 375))
         crop = decode_crop(data, 224, lambda size, index=index: crop_box(index, 0, 0, size))
@@ -190,7 +190,7 @@ def test_a_crop_is_torchvisions_to_the_bit(shared_data: Path) -> None:
 
 @pytest.mark.usefixtures("decoder")
 @pytest.mark.shared_data
-def test_a_large_image_is_decoded_smaller_and_looks_the_same(shared_data: Path) -> None:
+def test_reduced_decoding_of_large_images_is_close(shared_data: Path) -> None:
     """Within 1.5 grey levels on average of the whole image decoded."""
     for index, pixels in enumerate(photographs(shared_data, 8)):
         data = jpeg(pixels, (1603, 1203))
@@ -200,7 +200,7 @@ def test_a_large_image_is_decoded_smaller_and_looks_the_same(shared_data: Path) 
 
 
 @pytest.mark.usefixtures("decoder")
-def test_what_is_no_colour_jpeg_is_cropped_too(noise: Any) -> None:
+def test_other_formats_are_cropped(noise: Any) -> None:
     (pixels,) = noise(1, 60, 80)
     for options in ({"format": "PNG"}, {"mode": "L"}, {"progressive": True}):
         data = jpeg(pixels, (80, 60), **options)
@@ -209,7 +209,7 @@ def test_what_is_no_colour_jpeg_is_cropped_too(noise: Any) -> None:
 
 
 @pytest.mark.usefixtures("decoder")
-def test_what_does_not_decode_is_undecodable(noise: Any) -> None:
+def test_damaged_images_raise_undecodable(noise: Any) -> None:
     (pixels,) = noise(1, 60, 80)
     whole = jpeg(pixels, (80, 60))
     for data in (b"", b"<html>", whole[: len(whole) // 2], jpeg(pixels, (80, 60), format="PNG")[:200]):

@@ -25,7 +25,7 @@ def test_an_epoch_takes_each_image_at_most_once_and_drops_less_than_a_batch() ->
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8])
-def test_workers_take_the_same_batch_between_them(size: int) -> None:
+def test_workers_partition_each_batch(size: int) -> None:
     """As equally as it divides: of 8 images, three workers take 3, 3 and 2."""
     for step in (0, 3, 5, 6, 100):
         parts = [plan(rank=rank, size=size) for rank in range(size)]
@@ -38,7 +38,7 @@ def test_workers_take_the_same_batch_between_them(size: int) -> None:
         assert np.concatenate([part.places() for part in parts]).tolist() == plan().places().tolist()
 
 
-def test_a_worker_has_places_in_every_part_of_a_batch() -> None:
+def test_places_of_a_worker_are_spread_over_the_batch() -> None:
     """An objective that attacks the first 40 % one way finds about as many of them at each worker."""
     for rank in range(4):
         places = plan(batch_size=64, rank=rank, size=4).places()

@@ -88,7 +88,7 @@ def test_every_image_comes_once_an_epoch_with_its_label(packed: Make) -> None:
     assert [part.epoch for part in parts(images, 2, 5)] == [0, 1, 1]
 
 
-def test_a_run_goes_on_at_any_step_with_the_same_bits(packed: Make) -> None:
+def test_run_resumes_at_any_step_with_the_same_bits(packed: Make) -> None:
     images = opened(packed())
     whole = parts(images, 0, 8)
     assert same(parts(images, 5, 8, threads=1), whole[5:])
@@ -96,7 +96,7 @@ def test_a_run_goes_on_at_any_step_with_the_same_bits(packed: Make) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_workers_share_the_batches_of_one(size: int, packed: Make) -> None:
+def test_workers_partition_the_batches_of_one_worker(size: int, packed: Make) -> None:
     images = opened(packed())
     for step, whole in enumerate(parts(images, 0, 5)):
         shared = [parts(images, step, step + 1, rank=rank, size=size)[0] for rank in range(size)]
@@ -127,7 +127,7 @@ def test_a_corrupt_image_is_replaced_by_the_next_one_and_counted(packed: Make) -
     assert same(parts(opened(data), 0, 3, threads=1), given)
 
 
-def test_more_corrupt_images_than_may_be_are_named_with_the_cure(packed: Make) -> None:
+def test_too_many_corrupt_images_are_an_error(packed: Make) -> None:
     with pytest.raises(DataError, match=r"train-0-of-2\.parquet row [34]: .*epoch 0.*max_corrupt_share"):
         parts(opened(packed(damaged=(3, 4))), 0, 3)
     with pytest.raises(DataError, match=r"row \d+"):
@@ -226,7 +226,7 @@ def test_the_manifest_of_these_files_is_the_fingerprint(packed: Make, tmp_path: 
     assert opened(data).fingerprint == before
 
 
-def test_a_shard_that_is_not_as_it_was_packed_is_named(packed: Make, tmp_path: Path) -> None:
+def test_shard_that_differs_from_the_manifest_is_named(packed: Make, tmp_path: Path) -> None:
     data = packed()
     folder = tmp_path / "imagenet"
     sizes = {file.name: {"size": file.stat().st_size} for file in folder.glob("*.parquet")}
@@ -244,7 +244,7 @@ def test_a_shard_that_is_not_as_it_was_packed_is_named(packed: Make, tmp_path: P
     assert len(opened(asked_for)) == 56
 
 
-def test_what_is_corrupt_in_a_stream_goes_by_a_share() -> None:
+def test_streamed_corruption_is_limited_by_share() -> None:
     data = DataConfig("imagenet", max_corrupt=3)
     with pytest.warns(UserWarning, match=r"data\.max_corrupt: 3 .*max_corrupt_share"):
         resolved(LoaderConfig("stream"), data, on_ray=False)
@@ -252,7 +252,7 @@ def test_what_is_corrupt_in_a_stream_goes_by_a_share() -> None:
     resolved(LoaderConfig("resident"), data, on_ray=False)
 
 
-def test_the_kind_follows_from_data_and_place() -> None:
+def test_auto_kind_depends_on_data_and_ray() -> None:
     auto, cifar, net = LoaderConfig(), DataConfig("cifar10"), DataConfig("imagenet")
     assert resolved(auto, cifar, on_ray=True).kind == "resident"
     assert resolved(auto, net, on_ray=True).kind == "ray"
@@ -265,7 +265,7 @@ def test_the_kind_follows_from_data_and_place() -> None:
         resolved(LoaderConfig("resident"), DataConfig("imagenet", train_files="a.parquet"), on_ray=False)
 
 
-def test_a_set_that_does_not_fit_in_memory_is_refused_with_the_other_loaders(packed: Make) -> None:
+def test_set_larger_than_memory_is_refused(packed: Make) -> None:
     images = datasets.load(packed(), "train")
     with pytest.raises(DataError, match=r"loader\.kind stream"):
         ResidentLoader(images, Sampling(8), CPU, memory_share=1e-9)
@@ -274,7 +274,7 @@ def test_a_set_that_does_not_fit_in_memory_is_refused_with_the_other_loaders(pac
     assert (first.pixels.numpy() == images.pixels(loader.positions(0))).all()
 
 
-def test_synthetic_reads_nothing_and_its_rate_is_told() -> None:
+def test_synthetic_loader_reads_nothing() -> None:
     images = open_images(LoaderConfig("synthetic"), DataConfig("imagenet", "nowhere"))
     assert isinstance(images, SyntheticImages)
     assert images.image_shape == (224, 224)

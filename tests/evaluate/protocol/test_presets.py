@@ -51,7 +51,7 @@ def test_standard_has_autoattack_through_the_purifier() -> None:
     assert all(column.num_images == 256 for column in of("adaptive", PURIFIER) + of("black-box", PURIFIER))
 
 
-def test_a_randomised_purifier_gets_more_draws_and_its_masks_known() -> None:
+def test_randomised_purifier_gets_eot_and_fixed_masks() -> None:
     headline = next(column for column in of("adaptive", RANDOM) if column.eps == 8 / 255)
     assert names(headline) == ["PGD-200", "APGD-CE-100", "APGD-DLR-100"]
     assert headline.eot == 20
@@ -61,7 +61,7 @@ def test_a_randomised_purifier_gets_more_draws_and_its_masks_known() -> None:
     assert not of("adaptive-eot", PURIFIER)
 
 
-def test_what_has_no_gradient_is_never_called_adaptive() -> None:
+def test_defence_without_gradient_is_never_adaptive() -> None:
     assert not of("adaptive", JPEG)
     assert [names(column) for column in of("bpda", JPEG)] == [["PGD-20", "APGD-CE-50"]] * 2
     assert of("black-box", JPEG, replace(STANDARD, preset="full"))
@@ -79,7 +79,7 @@ def test_transfer_comes_from_other_purifiers_and_other_classifiers() -> None:
     assert not of("transfer", JPEG)
 
 
-def test_full_adds_norms_seeds_and_decisions() -> None:
+def test_full_adds_norms_seeds_and_hard_label() -> None:
     full = replace(STANDARD, preset="full")
     norms = {column.norm for column in of("adaptive", PURIFIER, full)}
     assert norms == {"Linf", "L2", "L1", "spatial", "patch"}

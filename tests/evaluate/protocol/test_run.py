@@ -54,7 +54,7 @@ def test_oblivious_images_are_the_same_for_every_defence(result: Result) -> None
     assert (changes.nunique(axis=1) == 1).all()
 
 
-def test_cascade_attacks_only_what_still_stands(result: Result) -> None:
+def test_cascade_attacks_only_images_still_right(result: Result) -> None:
     table = result.rows().to_pandas()
     keyed = table[(table["purifier"] == "none") & (table["eps"] == 2 / 255)].set_index(["attack", "index"])
     clean = table[(table["purifier"] == "none") & (table["threat"] == "clean")].set_index("index")["correct"]
@@ -64,7 +64,7 @@ def test_cascade_attacks_only_what_still_stands(result: Result) -> None:
     assert not (second["correct"] & ~first.loc[second.index, "correct"]).any()
 
 
-def test_interrupted_evaluation_goes_on_and_repeats_nothing(
+def test_interrupted_evaluation_resumes_and_repeats_nothing(
     small: EvaluateConfig, purifier: artifact.Artifact, result: Result, tmp_path: Path
 ) -> None:
     class Stop(Exception):
@@ -182,14 +182,14 @@ def test_masked_gradients_are_flagged_by_the_oblivious_figure(
     assert f" {count['oblivious']} " in reason
 
 
-def test_answers_that_hang_on_the_batch_are_flagged(small: EvaluateConfig, tmp_path: Path) -> None:
+def test_dependence_on_batch_size_is_flagged(small: EvaluateConfig, tmp_path: Path) -> None:
     """The rows are made 12 at a time, the battery's 7 at a time."""
     spec = "import:evaluate_toys:CountsItsBatch"
     found = evaluate(replace(small, classifiers=(spec,), baselines=("none",), num_probes=7), {}, tmp_path / "out")
     assert any(reason.startswith("eps 0 is clean") for reason in found.unreliable["none"])
 
 
-def test_cost_counts_the_oblivious_images_whoever_made_them(small: EvaluateConfig, tmp_path: Path) -> None:
+def test_cost_includes_cached_attacked_images(small: EvaluateConfig, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     few = replace(small, num_images=12, baselines=("none",), eps=(8 / 255,), cache=str(cache))
     made, cached = (evaluate(few, {}, tmp_path / name).values for name in ("made", "cached"))
@@ -206,7 +206,7 @@ def test_cost_counts_the_oblivious_images_whoever_made_them(small: EvaluateConfi
     assert old["thread_seconds"] > 0
 
 
-def test_images_that_the_patches_do_not_divide_are_one_line(small: EvaluateConfig, tmp_path: Path) -> None:
+def test_indivisible_image_size_is_a_one_line_error(small: EvaluateConfig, tmp_path: Path) -> None:
     mae = MaeConfig(image_size=(20, 20), patch_size=5, width=8, depth=1, num_heads=2, decoder_width=8, decoder_heads=2)
     described = PurifierConfig(mae=mae, stem_channels=(4,), stem_blocks=1)
     weights = Purifier(described).state_dict()
@@ -239,7 +239,7 @@ def test_folder_of_another_configuration_is_refused(small: EvaluateConfig, resul
         ({"images": "cifar10-dev-500"}, DataError, "is of cifar10 dev, not of digits dev"),
     ],
 )
-def test_what_cannot_be_evaluated_is_one_line(
+def test_invalid_evaluations_are_one_line_errors(
     small: EvaluateConfig, tmp_path: Path, change: dict[str, object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message) as caught:
@@ -269,7 +269,7 @@ def test_config_in_plain_values() -> None:
             config.build(EvaluateConfig, wrong)
 
 
-def test_a_part_keeps_rows_and_cost(result: Result) -> None:
+def test_part_round_trip(result: Result) -> None:
     part = result.rows().slice(0, 5)
     table, cost = rows.decode_part(rows.encode_part(part, Cost(12, 0.5)))
     assert table.equals(part)

@@ -53,7 +53,7 @@ def test_honest_purifier_raises_none(classifier: Classifier, purifier: Artifact,
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_what_is_unusual_is_flagged(classifier: Classifier, digits: ImageBatch) -> None:
+def test_each_flag_is_raised(classifier: Classifier, digits: ImageBatch) -> None:
     assert raised(defend(classifier, Noise()), digits) == {"randomised"}
     assert not raised(defend(classifier, Noise()), digits, randomised=True)  # it says so
     assert raised(defend(classifier, Rounding()), digits) == {"zero gradients"}

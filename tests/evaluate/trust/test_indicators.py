@@ -41,12 +41,12 @@ def fired(checks: list[Check]) -> dict[str, str]:
     return {check.name: check.detail for check in checks if not check.passed}
 
 
-def test_a_sound_attack_on_an_honest_model_fires_none(digits: ImageBatch) -> None:
+def test_sound_attack_on_an_honest_model_passes(digits: ImageBatch) -> None:
     for eps in (EPS, 40 / 255):  # of which one breaks no image and the other a quarter
         assert not fired(indicators(Linear().eval(), digits, eps))
 
 
-def test_six_of_them_in_the_order_of_the_paper(digits: ImageBatch) -> None:
+def test_six_indicators_in_the_order_of_the_paper(digits: ImageBatch) -> None:
     names = [check.name for check in indicators(Linear().eval(), digits)]
     assert names == [
         "unavailable gradients",
@@ -63,7 +63,7 @@ def test_six_of_them_in_the_order_of_the_paper(digits: ImageBatch) -> None:
     [(baselines.build("jpeg-q50"), "not differentiable"), (NotANumber(), "51 NaN")],
     ids=["detached", "nan"],
 )
-def test_unavailable_gradients_and_no_attack_without(digits: ImageBatch, defence: nn.Module, seen: str) -> None:
+def test_unavailable_gradients_stop_before_the_attack(digits: ImageBatch, defence: nn.Module, seen: str) -> None:
     found = indicators(defend(Linear(), defence), digits)
     assert [check.name for check in found] == ["unavailable gradients"]
     assert not found[0].passed
@@ -134,7 +134,7 @@ def test_transfer_failure(digits: ImageBatch) -> None:
     assert not fired(indicators(model, digits, eps, surrogate=Linear().eval()))
 
 
-def test_an_answer_that_hangs_on_the_batch_does_not_transfer(digits: ImageBatch) -> None:
+def test_dependence_on_the_batch_is_a_transfer_failure(digits: ImageBatch) -> None:
     """An attack drops what is broken: the model that it saw then is not the one that answers."""
 
     class Crowded(Linear):

@@ -145,14 +145,14 @@ def test_wrong_models_are_flagged(make: Callable[[], nn.Module], name: str, prob
     assert name in failed(sanity.battery(DefendedModel(model), probes, "bpda", 8 / 255))
 
 
-def test_draws_that_only_a_gradient_meets_are_flagged(classifier: Classifier, probes: ImageBatch) -> None:
+def test_draws_made_only_under_autograd_are_flagged(classifier: Classifier, probes: ImageBatch) -> None:
     model = defend(classifier, NoisyInGradient())
     with torch.no_grad():
         assert torch.equal(model(probes[0]), model(probes[0]))
     assert "draws nothing" in failed(sanity.battery(DefendedModel(model), probes, "bpda", 8 / 255))
 
 
-def test_battery_leaves_the_generator_and_asks_nothing_of_it(classifier: Classifier, probes: ImageBatch) -> None:
+def test_battery_restores_and_ignores_the_global_generator(classifier: Classifier, probes: ImageBatch) -> None:
     class Faint(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return (images + 0.02 * torch.randn_like(images)).clamp(0, 1)
@@ -169,12 +169,12 @@ def test_battery_leaves_the_generator_and_asks_nothing_of_it(classifier: Classif
     assert found[0] == found[1]
 
 
-def test_no_image_right_means_nothing_to_attack(probes: ImageBatch) -> None:
+def test_no_right_image_fails_as_unattackable(probes: ImageBatch) -> None:
     wrong = probes.where(probes.labels > 1)
     assert "attackable" in failed(sanity.battery(DefendedModel(linear().eval()), wrong, "adaptive", 8 / 255))
 
 
-def test_an_attack_that_leaves_the_ball_is_flagged(
+def test_attack_outside_the_norm_ball_is_flagged(
     classifier: Classifier, probes: ImageBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wide(target: nn.Module, batch: ImageBatch, config: AttackConfig, *rest: Any) -> Tensor:
@@ -184,7 +184,7 @@ def test_an_attack_that_leaves_the_ball_is_flagged(
     assert "budget and range" in failed(sanity.battery(DefendedModel(classifier), probes, "bpda", 8 / 255))
 
 
-def test_an_attack_that_is_weaker_than_noise_is_flagged(
+def test_attack_weaker_than_noise_is_flagged(
     classifier: Classifier, probes: ImageBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("maep.evaluate.trust.probes.attack_images", lambda target, batch, *rest: batch.images.clone())

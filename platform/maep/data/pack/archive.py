@@ -1,10 +1,10 @@
-"""ILSVRC2012's images as they are distributed, in a folder or a tar: listed once, then read by position.
+"""ILSVRC2012's images as distributed, in a folder or a tar: listed once, then read by position.
 
   folder  SYNSET/NAME.JPEG; or NAME.JPEG and a file of labels
   tar     SYNSET.tar (the official training images), SYNSET/NAME.JPEG; or NAME.JPEG (the official validation images) and
           a file of labels
 
-A tar is not unpacked: one pass over its headers notes where each image begins.
+A tar is not unpacked: one pass over its headers records the offset of each image.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from maep.data.reading.decoding import SUFFIXES
 from maep.errors import DataError, few
 
 Tick = Callable[[int, int, float | None], None]
-"""Called with the work done, all work (in any unit) and, if known, the seconds left."""
+"""Called with the work done, the total work (in any unit) and the seconds left, if known."""
 
 
 class ArchivedImage(NamedTuple):
-    """One image: path in the folder or tar, synset ('' if the path does not say), where it begins, bytes."""
+    """One image: path in the folder or tar, synset ('' if the path has none), offset and size in bytes."""
 
     path: str
     synset: str
@@ -45,7 +45,7 @@ class Archive:
 
     paths    in the folder or tar
     synsets  the class of each
-    starts   int64 [N], where each begins in the tar; 0 in a folder
+    starts   int64 [N], offsets in the tar; 0 in a folder
     sizes    int64 [N], bytes
     """
 
@@ -59,12 +59,12 @@ class Archive:
         return len(self.paths)
 
     def name(self, row: int) -> str:
-        """SYNSET/NAME: the same for an image in any form."""
+        """SYNSET/NAME, the same in every layout."""
         return f"{self.synsets[row]}/{PurePosixPath(self.paths[row]).name}"
 
     @contextmanager
     def reader(self) -> Iterator[Callable[[int], bytes]]:
-        """A thread-safe function from row to bytes, which raises OSError for what cannot be read."""
+        """A thread-safe function from row to bytes; raises OSError for images that cannot be read."""
         if self.source.is_dir():
             yield lambda row: (self.source / self.paths[row]).read_bytes()
             return
@@ -80,9 +80,9 @@ class Archive:
 
 
 def open_archive(source: Path, labels: Path | None = None, tick: Tick | None = None) -> Archive:
-    """List the images of a folder or tar; `labels` gives their synsets, one a line, where no folder does.
+    """Lists the images of a folder or tar. `labels` gives their synsets, one per line, if folders do not.
 
-    Raises DataError when there are none, for a file that is no whole tar, and for labels that do not fit.
+    Raises DataError if there are none, for a damaged tar, and for labels that do not fit.
     """
     if not source.exists():
         raise DataError(f"{source} does not exist: name the folder or the tar that holds the images")
@@ -148,7 +148,7 @@ def _members(file: BinaryIO, source: Path, end: int, start: int = 0) -> Iterator
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None and member.offset < end:
-                # Otherwise it keeps every header: a gigabyte for ImageNet.
+                # tarfile would keep every header in memory: a gigabyte for ImageNet
                 tar.members.clear()  # type: ignore[attr-defined]
                 if member.size < 0:
                     raise DataError(
@@ -165,7 +165,7 @@ def _members(file: BinaryIO, source: Path, end: int, start: int = 0) -> Iterator
 
 
 def _labelled(found: list[ArchivedImage], labels: Path, source: Path) -> list[ArchivedImage]:
-    """`found` with the synsets of the file, which are in the order of the names."""
+    """`found` with the synsets of the file `labels`, which is in the order of the names."""
     if any(each.synset for each in found):
         raise DataError(f"{source} has class folders, which give the labels already: omit --labels")
     try:

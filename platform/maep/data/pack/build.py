@@ -1,11 +1,12 @@
-"""Pack ImageNet's archives into Parquet shards: what `maep data pack` does.
+"""Packs ImageNet's archives into Parquet shards, for `maep data pack`.
 
   <root>/imagenet/train-00000-of-00512.parquet ...  columns image (the original bytes), label, index, synset, name
   <root>/imagenet/train-manifest.json               the plan, and for each shard rows, size, sha256, images left out
 
-An image's place among all rows is a hash of its name and the seed, so that each shard and each row group is a sample of
-the whole, and a folder and a tar of the same images make the same bytes. Finished shards stay in a work folder until
-all are done: what `<root>/imagenet` holds is complete. The work folder records them, so that a killed run resumes.
+A hash of name and seed decides the position of an image among all rows. So each shard and each row group is a random
+sample of the whole, and a folder and a tar of the same images give the same bytes. Finished shards stay in a work
+folder until all are done, so `<root>/imagenet` is always complete. The work folder records them, so that a killed run
+resumes.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ Read = Callable[[int], bytes]
 """Row of an archive -> the bytes of the image."""
 SCHEMA, KIND, RECORD = 1, "imagenet-shards", "packed.json"
 NUM_READERS = 16
-"""Threads that read and check images: on a network file system each waits most of the time."""
+"""Threads that read and check images; on a network file system they mostly wait."""
 COLUMNS = pa.schema(
     {"image": pa.binary(), "label": pa.int64(), "index": pa.int64(), "synset": pa.string(), "name": pa.string()}
 )
@@ -46,7 +47,7 @@ COLUMNS = pa.schema(
 
 @dataclass(frozen=True)
 class PackedShard:
-    """One finished file: its rows, size in bytes, hex sha256, and a line for each image that was left out of it.
+    """One finished file: rows, size in bytes, hex sha256, and one line per image left out.
 
     corrupt      images that do not decode
     unsupported  sound images that the pixel rule refuses: ImageNet-1k has 22 in CMYK
@@ -64,13 +65,13 @@ PackedShards = dict[str, PackedShard]
 
 
 def pack(plan: PackPlan, max_corrupt: int = 0, tick: Tick | None = None) -> PackedShards:
-    """Make the shards that are missing, then the manifest; return all shards.
+    """Makes the missing shards, then the manifest. Returns all shards.
 
-    Every image's header and end are read, and what looks damaged is decoded. Images that do not decode or are not
-    supported are left out. More than `max_corrupt` that do not decode raise DataError at the end, when all are known
-    and the shards are kept, so that allowing them takes no second reading. One row group is held in memory.
-    Also raises DataError where another packing is in the way, WriteError for a disk that is full or not writable,
-    UnavailableError while another process packs into the same folder.
+    It checks the header and the end of every image, and decodes those that look damaged. Corrupt and unsupported images
+    are left out. It holds one row group in memory. If more than `max_corrupt` images are corrupt, it raises DataError
+    at the end and keeps the shards, so that a run with a higher limit need not read the images again. Also raises
+    DataError if the folder holds another packing, WriteError for a disk that is full or not writable, UnavailableError
+    while another process packs into the same folder.
     """
     _refuse_others(plan)
     try:
@@ -94,12 +95,12 @@ def pack(plan: PackPlan, max_corrupt: int = 0, tick: Tick | None = None) -> Pack
 
 
 def left_out(shards: Mapping[str, PackedShard]) -> list[str]:
-    """A line for each image that is in no shard: SYNSET/NAME: reason."""
+    """One line per image that is in no shard: SYNSET/NAME: reason."""
     return sorted(line for shard in shards.values() for line in (*shard.corrupt, *shard.unsupported))
 
 
 class _Pace:
-    """Reports to `tick` how many images are done, and the time left at the pace since `start`."""
+    """Reports to `tick` the number of images done, and the time left at the rate since `start`."""
 
     def __init__(self, total: int, tick: Tick | None) -> None:
         self._total, self._tick = total, tick
@@ -119,7 +120,7 @@ class _Pace:
 
 
 def _make(plan: PackPlan, name: str, read: Read, pool: ThreadPoolExecutor, pace: _Pace) -> PackedShard:
-    """Write one shard."""
+    """Writes one shard."""
     corrupt: list[str] = []
     unsupported: list[str] = []
     num_rows = 0
@@ -146,7 +147,7 @@ def _make(plan: PackPlan, name: str, read: Read, pool: ThreadPoolExecutor, pace:
 
 
 def _writer(file: BinaryIO) -> pq.ParquetWriter:
-    # JPEG is compressed already, and no two images are alike, so neither compression nor a dictionary would help.
+    # JPEG is compressed and no two images are equal, so neither compression nor a dictionary helps.
     return pq.ParquetWriter(
         file, COLUMNS, compression="none", use_dictionary=False, write_statistics=["label", "index"]
     )
@@ -179,9 +180,9 @@ def _load(read: Read, row: int) -> bytes | Undecodable:
 
 
 def _resume(plan: PackPlan, pace: _Pace) -> PackedShards:
-    """The shards of an earlier run that are as it recorded them. Raises DataError if it had another plan."""
+    """The shards of an earlier run that match its record. Raises DataError if it had another plan."""
     recorded: dict[str, dict[str, Any]] = {}
-    for record in (plan.manifest, plan.work / RECORD):  # a shard remade after it was published is in the second
+    for record in (plan.manifest, plan.work / RECORD):  # the second holds shards that were remade after publication
         held = _read_json(record)
         begun = held.get("plan", plan.identity)
         if begun != plan.identity:
@@ -193,7 +194,7 @@ def _resume(plan: PackPlan, pace: _Pace) -> PackedShards:
                 f"{record if record == plan.manifest else plan.work}"
             )
         recorded |= held.get("files", {})
-    for torn in plan.work.glob(".*.parquet.*"):  # of a run that was killed
+    for torn in plan.work.glob(".*.parquet.*"):  # left by a killed run
         torn.unlink()
     kept = {}
     for name, rows in plan.shards.items():
@@ -211,7 +212,7 @@ def _resume(plan: PackPlan, pace: _Pace) -> PackedShards:
 
 
 def _refuse_others(plan: PackPlan) -> None:
-    """Raise DataError for files of another packing: loaders read every PART*.parquet of the folder."""
+    """Raises DataError for files of another packing, because loaders read every PART*.parquet of the folder."""
     others = sorted({file.name for file in plan.folder.glob(f"{plan.part}*.parquet")} - set(plan.shards))
     if others:
         raise DataError(
@@ -221,7 +222,7 @@ def _refuse_others(plan: PackPlan) -> None:
 
 
 def _refuse_full_disk(plan: PackPlan, done: PackedShards) -> None:
-    """Raise WriteError now if the missing shards do not fit, not after hours."""
+    """Raises WriteError at the start if the disk has no room for the missing shards."""
     needed = sum(int(plan.archive.sizes[rows].sum()) for name, rows in plan.shards.items() if name not in done)
     free = shutil.disk_usage(plan.work).free
     if needed > free:
@@ -241,7 +242,7 @@ def _refuse_corrupt(plan: PackPlan, shards: PackedShards, max_corrupt: int) -> N
 
 
 def _publish(plan: PackPlan, shards: PackedShards) -> None:
-    """Move the shards to where loaders look for them, then write the manifest."""
+    """Moves the shards to the folder that loaders read, then writes the manifest."""
     for name in shards:
         if (plan.work / name).exists():
             os.replace(plan.work / name, plan.folder / name)
@@ -250,13 +251,13 @@ def _publish(plan: PackPlan, shards: PackedShards) -> None:
 
 
 def _place(plan: PackPlan, name: str) -> Path:
-    """Where a finished shard is; one that was remade counts before the published one."""
+    """Path of a finished shard; a remade one takes precedence over the published one."""
     beside = plan.work / name
     return beside if beside.exists() else plan.folder / name
 
 
 def _write_record(path: Path, plan: PackPlan, shards: PackedShards) -> None:
-    """The manifest, or in the work folder the record of what is done so far."""
+    """Writes the manifest, or in the work folder the record of finished shards."""
     files = {name: asdict(shard) for name, shard in shards.items()}
     images = sum(shard.rows for shard in shards.values())
     record = {"schema": SCHEMA, "kind": KIND, "images": images, "plan": plan.identity, "files": files}
@@ -264,7 +265,7 @@ def _write_record(path: Path, plan: PackPlan, shards: PackedShards) -> None:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    """A record; {} if there is none, or it is damaged."""
+    """A record; {} if it is missing or damaged."""
     try:
         held = json.loads(file.read_bytes())
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""Which of ImageNet's images goes into which Parquet shard, decided before any is read."""
+"""Decides which of ImageNet's images goes into which Parquet shard, before any is read."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ OfficialPart = Literal["train", "val"]
 OFFICIAL = {"train": 1_281_167, "val": 50_000}
 """Number of images in ILSVRC2012."""
 SHARD_BYTES = 256 * 2**20
-"""Approximate size of a shard: some 550 for all of train, enough for many workers, few enough to list."""
+"""Approximate size of a shard. It gives about 550 for train: enough for many workers, few enough to list."""
 ROWS_PER_GROUP = 32
-"""A streaming loader reads and shuffles whole row groups: 32 images are about 3.5 MB, enough to be worth the latency
-of a read, and few enough for the groups that a worker holds at a time to mix well."""
+"""A streaming loader reads and shuffles whole row groups. 32 images are about 3.5 MB: large enough to amortise the
+latency of a read, small enough that a worker mixes many groups."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class PackPlan:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What two runs must share for their shards to be mixed."""
+        """What two runs must share to use each other's shards."""
         return {
             "part": self.part,
             "seed": self.seed,
@@ -77,7 +77,7 @@ class PackPlan:
 def plan_pack(
     archive: Archive, root: Path, part: OfficialPart, num_shards: int | None = None, seed: int = 0
 ) -> PackPlan:
-    """Plan the packing of `archive` into `root`/imagenet, by default into shards of about SHARD_BYTES.
+    """Plans the packing of `archive` into `root`/imagenet, by default into shards of about SHARD_BYTES.
 
     Raises DataError for a class that ImageNet-1k does not have, ConfigError for more shards than images.
     """

@@ -1,7 +1,7 @@
-"""Read a class folder: ROOT/PART/CLASS/NAME.JPEG, one image a file, labels by class name.
+"""Reads class folders: ROOT/PART/CLASS/NAME.JPEG, one image per file, labels by class name.
 
-The classes are the folders of all parts together, so that a part which lacks a class numbers the others alike. Hidden
-folders and files (names that begin with a dot), deeper folders and other endings than SUFFIXES are skipped.
+The classes are the folders of all parts together, so labels agree even where a part lacks a class. It skips hidden
+folders and files (names that begin with a dot), deeper folders, and suffixes other than SUFFIXES.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ClassFolder(Shards):
         return np.ones(len(self.files), dtype=np.bool_)
 
     def read(self, group: int) -> EncodedGroup:
-        """One file; a local one that cannot be read has no bytes, and counts as a corrupt image."""
+        """One file. A local file that cannot be read gives no bytes and counts as corrupt."""
         try:
             data = self.image(group)
         except Undecodable:
@@ -64,7 +64,7 @@ class ClassFolder(Shards):
             raise Undecodable(f"cannot be read: {error.strerror}") from None
 
     def identity(self, row: int) -> bytes:
-        """Name and size, not the content: hashing 140 GB before training would take too long."""
+        """Name and size; hashing the content of 140 GB before training would take too long."""
         return f"{self.files[row]} {self.num_bytes[row]}\n".encode()
 
 
@@ -79,7 +79,7 @@ def find_class_folder(
     """The images of `part` below `root`, local or s3://; None if there are none.
 
     parts        all parts, whose class folders are numbered together
-    label_order  from the sorted class names to the classes in label order, which may be more
+    label_order  maps the sorted class names to all classes in label order, which may be more
     """
     folder = storage.join(root, part)
     found = [file for file in store.list_files(folder, timeout_s, recursive=True) if _is_image_of_class(file.name)]
@@ -104,12 +104,12 @@ def find_class_folder(
 
 def index_of(name: str) -> int:
     """The official index of a file CLASS/NAME: a hash, in [0, 2**63)."""
-    # Not its position: removing a file would move every later image to another index, and some from test to dev.
+    # Not the position: removing a file would then change later indices, and move images from test to dev.
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) >> 1
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is skipped for its name, such as `.ipynb_checkpoints`."""
+    """Whether a file or folder is hidden by its name, such as `.ipynb_checkpoints`."""
     return name.startswith(".")
 
 

@@ -17,12 +17,12 @@ from torch.nn import functional
 from maep.data.reading.decoding import MAX_PIXELS, Undecodable, decode, open_image, orientation, to_rgb
 
 RESIZE = 256 / 224
-"""Short side before the centre crop, over the side of the crop: what ImageNet classifiers are evaluated with."""
+"""Ratio of the short side before the centre crop to the side of the crop, as ImageNet classifiers are evaluated."""
 _ORIENTATION_MARKS = (b"Exif\0\0", b"tiff:Orientation")
 
 
 class CropBox(NamedTuple):
-    """The part of an image to cut out, in pixels of the whole image, and whether to mirror it left to right."""
+    """The box to crop, in pixels of the whole image, and whether to mirror it left to right."""
 
     top: int
     left: int
@@ -32,21 +32,21 @@ class CropBox(NamedTuple):
 
 
 BoxOf = Callable[[tuple[int, int]], CropBox]
-"""From the whole image's (height, width), upright, to a box of it."""
+"""Maps the (height, width) of the upright image to a box."""
 Decoded = tuple[NDArray[np.uint8], CropBox, int]
-"""uint8 [H, W, 3] of the whole image divided by the integer at the end, and the box, in pixels of the whole image."""
+"""The image reduced by an integer factor, uint8 [H, W, 3]; the box, in pixels of the full image; the factor."""
 
 
 def decode_crop(data: bytes, side: int, box_of: BoxOf) -> NDArray[np.uint8]:
     """uint8 [side, side, 3], RGB: a box of the image, resized (bicubic, antialiased) and mirrored if the box says so.
 
-    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that still leaves `side` pixels in each direction of the box:
-    half a grey level off on average. Otherwise the result is, bit for bit, that of torchvision's resized_crop.
-    simplejpeg, where it is installed, decodes the same pixels faster than Pillow. Raises Undecodable.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the box then still has `side` pixels in each direction; that
+    changes values by half a grey level on average. Otherwise the result equals torchvision's resized_crop bit for bit.
+    simplejpeg, if installed, decodes the same pixels faster than Pillow. Raises Undecodable.
     """
     pixels, box, shrink = _decode_fast(data, side, box_of) or _decode_by_pillow(data, side, box_of)
     edges = (box.left, box.top, box.left + box.width, box.top + box.height)
-    if shrink > 1:  # the edges need not fall on whole pixels, which only Pillow supports
+    if shrink > 1:  # edges may fall between pixels, which only Pillow supports
         whole = Image.fromarray(pixels)
         part = (edges[0] / shrink, edges[1] / shrink, edges[2] / shrink, edges[3] / shrink)
         resized = np.array(whole.resize((side, side), Image.Resampling.BICUBIC, box=part))
@@ -59,8 +59,8 @@ def decode_crop(data: bytes, side: int, box_of: BoxOf) -> NDArray[np.uint8]:
 def decode_centre(data: bytes, side: int) -> NDArray[np.uint8]:
     """uint8 [side, side, 3], RGB: the central square.
 
-    The short side is first resized to side * 256/224 (bicubic, antialiased) if it is larger than that or smaller than
-    `side`. Raises Undecodable.
+    The short side is first resized to side * 256/224 (bicubic, antialiased) if it exceeds that or is less than `side`.
+    Raises Undecodable.
     """
     image = decode(data)
     short, wanted = min(image.size), round(side * RESIZE)
@@ -73,7 +73,7 @@ def decode_centre(data: bytes, side: int) -> NDArray[np.uint8]:
 
 
 def _decode_fast(data: bytes, side: int, box_of: BoxOf) -> Decoded | None:
-    """By simplejpeg; None if it is not installed, does not apply (PNG, CMYK, not upright) or reports damage."""
+    """Decodes by simplejpeg; None if it is not installed, does not apply (PNG, CMYK, not upright) or reports damage."""
     library = _simplejpeg()
     if library is None:
         return None
@@ -92,7 +92,7 @@ def _decode_fast(data: bytes, side: int, box_of: BoxOf) -> Decoded | None:
 
 
 def _decode_by_pillow(data: bytes, side: int, box_of: BoxOf) -> Decoded:
-    """By Pillow, which alone decides what is damaged. Raises Undecodable."""
+    """Decodes by Pillow, which alone decides what is damaged. Raises Undecodable."""
     image = open_image(data)
     on_its_side = orientation(image) > 4
     box = box_of((image.width, image.height) if on_its_side else (image.height, image.width))
@@ -103,7 +103,7 @@ def _decode_by_pillow(data: bytes, side: int, box_of: BoxOf) -> Decoded:
 
 
 def _resize(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] -> [side, side, 3]: Pillow's result within one grey level, four times as fast."""
+    """uint8 [H, W, 3] -> [side, side, 3]: Pillow's result to within one grey level, in a quarter of the time."""
     images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]  # else it transposes twice
     resized = functional.interpolate(images, (side, side), mode="bicubic", antialias=True)[0]
     made: NDArray[np.uint8] = resized.permute(1, 2, 0).contiguous().numpy()
@@ -111,7 +111,7 @@ def _resize(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 
 def _shrink(box: CropBox, side: int) -> int:
-    """The largest reduction that libjpeg does fast and that leaves `side` pixels in each direction of the box."""
+    """The largest factor by which libjpeg can reduce and still leave `side` pixels in each direction of the box."""
     return next(factor for factor in (8, 4, 2, 1) if factor == 1 or min(box.height, box.width) >= factor * side)
 
 

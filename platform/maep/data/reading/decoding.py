@@ -24,9 +24,9 @@ from PIL.WebPImagePlugin import WebPImageFile
 from maep.data.reading import webp
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
-"""File name endings, lower-case, of the formats accepted."""
+"""Lower-case file name suffixes of the accepted formats."""
 MAX_PIXELS = 50_000_000
-"""Data sets: images with more pixels are refused, because a few kB of PNG can unpack to gigabytes."""
+"""Limit for data sets: a few kB of PNG can decode to gigabytes."""
 PNG_START, JPEG_START = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
@@ -38,7 +38,7 @@ Refusal = Literal["not-an-image", "too-many-pixels", "unsupported-image"]
 
 
 class Undecodable(Exception):
-    """An image that is refused. The message is the reason in a few words, `code` the kind of refusal."""
+    """An image is refused. The message gives the reason, `code` the kind of refusal."""
 
     def __init__(self, reason: str, code: Refusal = "not-an-image") -> None:
         super().__init__(reason)
@@ -46,7 +46,7 @@ class Undecodable(Exception):
 
 
 def open_image(data: bytes, max_pixels: int | None = None) -> ImageFile:
-    """The image with its header read and checked, pixels not decoded. Raises Undecodable.
+    """Opens an image and checks its header without decoding pixels. Raises Undecodable.
 
     max_pixels  limit on width x height; None: MAX_PIXELS
     """
@@ -58,7 +58,7 @@ def open_image(data: bytes, max_pixels: int | None = None) -> ImageFile:
     image = _guarded(lambda: _reader(data)(io.BytesIO(data)), "damaged header")
     _check_size(*image.size, limit)
     _refuse_animation(getattr(image, "n_frames", 1) > 1)
-    # Pillow reads 16-bit RGB as 8-bit without saying so: byte 24, in the IHDR chunk, is the bit depth.
+    # Pillow silently reads 16-bit RGB as 8-bit. Byte 24, in the IHDR chunk, is the bit depth.
     if image.mode not in _MODES or (data.startswith(PNG_START) and data[24] > 8):
         reason = f"mode {image.mode}: convert it to grey, palette, RGB or RGBA with 8 bits a channel"
         raise Undecodable(reason, "unsupported-image")
@@ -66,7 +66,7 @@ def open_image(data: bytes, max_pixels: int | None = None) -> ImageFile:
 
 
 def to_rgb(image: ImageFile) -> Image.Image:
-    """An opened image decoded, upright, opaque and RGB. Raises Undecodable where it is damaged; may change `image`."""
+    """Decodes an opened image to upright, opaque RGB. Raises Undecodable if it is damaged; may change `image`."""
     return _guarded(lambda: _converted(image), "damaged")
 
 
@@ -84,7 +84,7 @@ def decode_exact(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def check_label(label: int, num_classes: int) -> None:
-    """Raise Undecodable for a label that is out of range: such an image is as unusable as a damaged one."""
+    """Raises Undecodable for a label out of range: such an image is as unusable as a damaged one."""
     if not 0 <= label < num_classes:
         raise Undecodable(f"label {label} is not in 0..{num_classes - 1}")
 
@@ -93,12 +93,12 @@ def orientation(image: ImageFile) -> int:
     """The EXIF orientation, 1 to 8; 1 (upright) where the metadata cannot be read."""
     try:
         return int(image.getexif().get(Base.Orientation, 1))
-    except Exception:  # damaged metadata raises many types, and says nothing about the pixels
+    except Exception:  # damaged metadata raises many types; the pixels may be sound
         return 1
 
 
 def verify(data: bytes) -> None:
-    """Check that an image is accepted and whole, by its header and its end; in doubt decode it. Raises Undecodable."""
+    """Raises Undecodable unless an image is accepted and whole. Decodes it only if its end looks damaged."""
     open_image(data)
     if not any(end in data[-_TAIL:] for end in _ENDS):
         decode(data)
@@ -112,14 +112,14 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _reader(data: bytes) -> type[ImageFile]:
-    """Pillow's reader for the first bytes, so that no other format is ever tried."""
+    """Pillow's reader for these first bytes; no other format is ever tried."""
     if data.startswith(PNG_START):
         return PngImageFile
     if data.startswith(JPEG_START):
         return JpegImageFile
     if webp.is_webp(data):
         return WebPImageFile
-    raise Undecodable("starts like none of PNG, JPEG and WebP" if data else "no bytes")
+    raise Undecodable("is not a PNG, JPEG or WebP" if data else "no bytes")
 
 
 def _converted(image: ImageFile) -> Image.Image:
@@ -146,7 +146,7 @@ def _refuse_animation(animated: bool) -> None:
 
 
 def _guarded(action: Callable[[], T], what: str) -> T:
-    """What `action` gives, or Undecodable: damaged bytes make Pillow raise a dozen unrelated types."""
+    """The result of `action`; turns the many unrelated errors that Pillow raises for damaged bytes into Undecodable."""
     try:
         return action()
     except Undecodable:

@@ -1,4 +1,4 @@
-"""Image sets whose images stay encoded, in memory or as files, and are decoded and cropped on access."""
+"""Image sets that keep images encoded, in memory or as files, and decode and crop them on access."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from maep.errors import DataError
 
 
 class RowsInMemory:
-    """All groups of a collection, read at once and kept encoded."""
+    """All groups of a collection, read into memory and kept encoded."""
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
@@ -34,11 +34,11 @@ class RowsInMemory:
         self._ends = np.cumsum(shards.sizes)
 
     def image(self, row: int) -> bytes:
-        """All bytes of one image; empty for a null."""
+        """The bytes of one image; empty for a null."""
         return self._images[row]
 
     def place(self, row: int) -> str:
-        """As the collection names it."""
+        """The name of the image in the collection."""
         group = int(np.searchsorted(self._ends, row, side="right"))
         return self._shards.place(group, row - int(self._ends[group] - self._shards.sizes[group]))
 
@@ -53,7 +53,7 @@ Rows = ClassFolder | RowsInMemory
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """LazyImages over some `positions` (int64 [N]) of `rows`, as central squares (`decode_centre`)."""
+    """The images at `positions` (int64 [N]) of `rows`, decoded on access to central squares (`decode_centre`)."""
 
     rows: Rows
     positions: NDArray[np.int64]
@@ -68,7 +68,7 @@ class EncodedImages:
         return len(self.positions)
 
     def __getitem__(self, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """uint8 [B, image_size, image_size, 3]. Raises DataError for an image that does not decode after all."""
+        """uint8 [B, image_size, image_size, 3]. Raises DataError for an image that does not decode."""
         rows = self.positions[positions].tolist()
         if not rows:
             return np.empty((0, *self.shape[1:]), dtype=np.uint8)
@@ -105,12 +105,12 @@ def open_image_set(
 ) -> ImageSet:
     """The images of `rows` that `is_in_split` (bool [N]) marks, decoded on access.
 
-    Every image's header and end are read now, and whatever looks damaged is decoded, so that a truncated file is named
-    at once and not after hours of training. Raises DataError for a repeated index, for more than `max_corrupt` images
-    that do not decode or have a label out of range, and where none is left.
+    It checks the header and the end of every image at once, and decodes those that look damaged, so that a truncated
+    file is reported now and not after hours of training. Raises DataError for a repeated index, for more than
+    `max_corrupt` images that do not decode or have a label out of range, and if no image is left.
     """
     if len(np.unique(rows.indices)) < len(rows.indices):
-        raise DataError(f"{shards.root}: an index is there twice: number the rows of all files without repeats")
+        raise DataError(f"{shards.root}: an index occurs twice: number the rows of all files without repeats")
     mine = np.flatnonzero(is_in_split)
     with ThreadPoolExecutor(max_workers=16) as pool:  # most of the time is reading
         reasons = list(pool.map(functools.partial(_damage, rows, len(shards.classes)), mine.tolist()))
@@ -136,7 +136,7 @@ def open_image_set(
 def first_images(
     shards: Shards, count: int, side: int, keep: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None
 ) -> NDArray[np.uint8]:
-    """The first images, at most `count`, whose indices `keep` marks: uint8 [n, side, side, 3]; for a picture.
+    """The first images whose indices `keep` marks, at most `count`, for an example image: uint8 [n, side, side, 3].
 
     Reads no more groups than needed, and skips corrupt images. Raises DataError if there is none, and as `Shards.read`.
     """

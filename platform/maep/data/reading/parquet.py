@@ -1,12 +1,12 @@
-"""Read Parquet files of encoded images: our own columns and those of the Hugging Face hub.
+"""Reads Parquet files of encoded images, with maep's columns or those of the Hugging Face hub.
 
   image or img  bytes, or the hub's struct<bytes, path>
   label         integer
   index         optional integer: the official index; if any file lacks it, the row number over all files
   lossless      optional bool: False where only a lossy copy of the official pixels was available
 
-A row group is read in one go. Files of some hundred MB with row groups of 32 to 100 images in shuffled order stream
-best: the images of a group share a batch.
+A row group is read at once and its images share a batch. Files of some hundred MB with row groups of 32 to 100 images
+in shuffled order stream best.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class ParquetShards(Shards):
         return starts
 
     def read(self, group: int) -> EncodedGroup:
-        """One row group: as a rule one request to storage."""
+        """One row group, usually in one request to storage."""
         file, inside, first, rows = map(int, self.groups[group])
         path = storage.join(self.root, self.files[file].name)
 
@@ -72,7 +72,7 @@ class ParquetShards(Shards):
 
         table = store.within(self.timeout_s, path, columns)
         if len(table["label"]) != rows:
-            raise DataError(f"{path} was changed since it was opened: start the run again")
+            raise DataError(f"{path} has changed since it was opened: re-run the command to resume")
         return EncodedGroup(
             [image or b"" for image in table["image"].to_pylist()],
             _integers(table["label"]),
@@ -81,7 +81,7 @@ class ParquetShards(Shards):
         )
 
     def place(self, group: int, row: int) -> str:
-        """FILE row R, counted from 0 inside the file."""
+        """FILE row R, counted from 0 within the file."""
         file, _, first, _ = map(int, self.groups[group])
         return f"{self.files[file].name} row {first + row}"
 
@@ -89,9 +89,9 @@ class ParquetShards(Shards):
 def find_parquet(
     name: str, classes: tuple[str, ...], folders: Sequence[str], part: str, timeout_s: float = 60.0
 ) -> ParquetShards | None:
-    """The files PART*.parquet of the first of `folders` that has any; None if there are none.
+    """The files PART*.parquet in the first of `folders` that has any; None if none has.
 
-    Raises DataError as `open_parquet` does, and for files that are not those of the manifest beside them.
+    Raises DataError as `open_parquet` does, and for files that differ from the manifest beside them.
     """
     for folder in folders:
         found = store.list_files(folder, timeout_s, f"{part}*.parquet")
@@ -106,9 +106,9 @@ def find_parquet(
 def open_parquet(
     name: str, classes: tuple[str, ...], root: str, found: Sequence[StoredFile], timeout_s: float
 ) -> ParquetShards:
-    """The Parquet files `found` below `root`: their footers are read, nothing else.
+    """Opens the Parquet files `found` below `root`; reads only their footers.
 
-    Raises DataError for a file without rows or that is no Parquet file of images, and for one that is missing.
+    Raises DataError for a missing or empty file, and for one that is not a Parquet file of images.
     """
     _refuse_missing_parts(root, [file.name for file in found])
 
@@ -123,7 +123,7 @@ def open_parquet(
             raise DataError(f"{path} has no rows: remove the file, or fetch it again")
         return [(number, k, sum(rows[:k]), count) for k, count in enumerate(rows) if count], "index" in names
 
-    with ThreadPoolExecutor(max_workers=16) as pool:  # most of the time is waiting for storage
+    with ThreadPoolExecutor(max_workers=16) as pool:  # mostly waits for storage
         each = list(pool.map(opened, range(len(found))))
     table = np.array([group for groups, _ in each for group in groups], dtype=np.int64)
     identity = repr([(file.name, file.size) for file in found]).encode() + np.ascontiguousarray(table, "<i8").tobytes()
@@ -204,18 +204,18 @@ def _integers(column: pa.ChunkedArray) -> NDArray[np.int64]:
 
 
 def _refuse_missing_parts(folder: str, names: Sequence[str]) -> None:
-    """Raise DataError when names such as train-2-of-5.parquet say that a part is missing."""
+    """Raises DataError if names such as train-2-of-5.parquet show that a part is missing."""
     parts = [match for name in names if (match := PART.search(name.removesuffix(".parquet")))]
     if not parts:
         return
     present, total = {int(match[1]) for match in parts}, int(parts[0][2])
-    # The hub counts parts from 0, and so do we; a set counted from 1 is complete too.
+    # The hub and maep count parts from 0; a set counted from 1 is complete too.
     if len(present) < total:
-        raise DataError(f"{folder}: {len(present)} of the {total} parts of {names[0]} are there: fetch the rest")
+        raise DataError(f"{folder}: {len(present)} of the {total} parts of {names[0]} are present: fetch the rest")
 
 
 @functools.lru_cache(maxsize=8192)
 def _footer(path: str, size: int, timeout_s: float) -> pq.FileMetaData:
-    """Read once a process: a file of another size is another file."""
+    """Read once per process; a changed size counts as another file."""
     with store.open_parquet(path) as source:
         return source.metadata

@@ -1,4 +1,4 @@
-"""A collection of encoded images, read in groups: what every layout gives to the loaders."""
+"""A collection of encoded images, read in groups: the interface of every layout to the loaders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class EncodedGroup:
     """The images of one group, still encoded."""
 
     images: list[bytes]
-    """Empty where the file holds a null or cannot be read."""
+    """Empty bytes for a null and for a file that cannot be read."""
     labels: NDArray[np.int64]
     """int64 [n]; -1 for a null."""
     indices: NDArray[np.int64]
@@ -25,16 +25,16 @@ class EncodedGroup:
 
 @dataclass(frozen=True, eq=False)
 class Shards(ABC):
-    """A collection of encoded images. The object is small, and is sent to other processes."""
+    """A collection of encoded images. The object itself is small and can be sent to other processes."""
 
     name: str
-    """Of the data set."""
+    """Name of the data set."""
     classes: tuple[str, ...]
     """In label order."""
     root: str
     """The folder, local or s3://, that the files are in."""
     fingerprint: str
-    """Hex sha256 of the manifest, else of names, sizes and row counts: cheap, and not of the content."""
+    """Hex sha256 of the manifest, else of names, sizes and row counts; never of the content, which would be slow."""
     timeout_s: float
     """Deadline of one read from S3, retries included."""
 
@@ -49,4 +49,4 @@ class Shards(ABC):
 
     @abstractmethod
     def place(self, group: int, row: int) -> str:
-        """Where image `row` of the group is, for messages."""
+        """The name of image `row` of the group, for messages."""

@@ -1,4 +1,4 @@
-"""Files of a data set, local or s3://, listed and read by Arrow. Reads from S3 have a deadline."""
+"""Lists and reads files of a data set, local or s3://, by Arrow. Reads from S3 have a deadline."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def read_bytes(path: str, timeout_s: float) -> bytes:
 
 
 def open_parquet(path: str, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
-    """A Parquet file, whose `footer` may be known. Call it, and read, inside `within`."""
+    """A Parquet file; `footer` saves reading it again. Call this and read inside `within`."""
     system, inside = _system(path)
     return pq.ParquetFile(inside, filesystem=system, metadata=footer, pre_buffer=True)
 
 
 def within(timeout_s: float, path: str, action: Callable[[], T]) -> T:
-    """The result of `action`, which reads `path`. A read from S3 must end within `timeout_s`, retries included.
+    """Runs `action`, which reads `path`. A read from S3 must finish within `timeout_s`, retries included.
 
     Raises DataError for a file that is missing or damaged, and UnavailableError where S3 fails.
     """

@@ -1,4 +1,4 @@
-"""The header of a WebP file (RFC 9649), read before any decoder sees it: Pillow allocates two frames on opening."""
+"""The header of a WebP file (RFC 9649), read before Pillow opens the file, which allocates two frames."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""One file a data set: its layouts on disk, its splits and its fingerprint."""
+"""Data sets, one file each: layouts on disk and splits."""

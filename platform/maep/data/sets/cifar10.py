@@ -1,4 +1,4 @@
-"""CIFAR-10 (A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009) in any of three layouts.
+"""CIFAR-10 (A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009) in one of three layouts.
 
 Under <root>/cifar10:
   our Parquet          train*.parquet and test*.parquet with the columns image (PNG), label, index, lossless
@@ -35,7 +35,7 @@ BATCHES = "cifar-10-batches-py"
 
 @registry.dataset("cifar10", num_classes=10, side=32)
 def load(config: DataConfig, split: Split) -> ImageSet:
-    """The split, decoded: uint8 [N, 32, 32, 3]. Raises DataError when it is missing, empty or damaged."""
+    """The split, decoded: uint8 [N, 32, 32, 3]. Raises DataError if it is missing, empty or damaged."""
     folder = data_root(config) / "cifar10"
     official = "train" if split == "train" else "test"
     shards = find_parquet("cifar10", CLASSES, [str(folder / name) for name in ("", "plain_text", "data")], official)
@@ -90,7 +90,7 @@ def _from_parquet(shards: ParquetShards, split: Split, official: str) -> ImageSe
             if not 0 <= index < NUM_OFFICIAL[official]:
                 raise Undecodable(f"index {index} is not in 0..{NUM_OFFICIAL[official] - 1}")
             if index in seen:
-                raise Undecodable(f"index {index} is there twice")
+                raise Undecodable(f"index {index} occurs twice")
             check_label(int(rows.labels[row]), len(CLASSES))
             images[len(kept)] = decode_exact(rows.image(int(row)), SIZE)
         except Undecodable as reason:
@@ -112,11 +112,11 @@ def _from_parquet(shards: ParquetShards, split: Split, official: str) -> ImageSe
 
 
 def _check_official_order(labels: NDArray[np.int64], folder: str) -> None:
-    """Raise DataError if row numbers cannot stand for official test indices, which the files do not give.
+    """Raises DataError unless row numbers are official test indices, where the files have no column index.
 
-    They do in the hub's test set; in another order, the split would mix images that choices were made on with those
-    that are reported. (In the hub's training set the five batches are in another order, which matters only to the
-    draws of the augmentation.)
+    They are in the hub's test set. In any other order, `dev` and `test` would mix images used for choices with images
+    used for reporting. (The hub's training set orders the five batches differently, which affects only the draws of
+    the augmentation.)
     """
     here = dev_indices()[dev_indices() < len(labels)]
     if not np.array_equal(labels[here], dev_labels()[: len(here)]):
@@ -127,8 +127,7 @@ def _check_official_order(labels: NDArray[np.int64], folder: str) -> None:
 
 
 def _from_batches(folder: Path, split: Split, official: str) -> ImageSet:
-    # The batches are pickles, which can run code when read. torchvision compares each with the md5 sum of the official
-    # file before it unpickles it.
+    # The batches are pickles, which can run code when read. torchvision checks the md5 sum of each before unpickling.
     from torchvision.datasets import CIFAR10
 
     try:

@@ -39,7 +39,7 @@ def load(config: DataConfig, split: Split) -> ImageSet:
 
 
 def labels() -> NDArray[np.int64]:
-    """int64 [1797]: the labels of all images in scikit-learn's order, which the indices count."""
+    """int64 [1797]: the labels of all images in scikit-learn's order, which defines the official indices."""
     return _everything()[1]
 
 
@@ -52,7 +52,7 @@ def _indices(split: Split, num: int) -> NDArray[np.int64]:
 
 @functools.cache
 def _everything() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    from sklearn.datasets import load_digits  # imported here: training on CIFAR-10 needs no scikit-learn
+    from sklearn.datasets import load_digits  # imported here: other data sets do not need scikit-learn
 
     raw = load_digits()
     grey = np.round(raw.images * (255 / 16)).astype(np.uint8)  # stored as 0..16

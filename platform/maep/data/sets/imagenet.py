@@ -3,10 +3,10 @@
   Parquet        {train,val}*.parquet in <root>/imagenet, else in <root>/imagenet_slice: columns image, label
   class folders  <root>/imagenet/{train,val}/<synset>/*.JPEG; label order is sorted-synset order
 
-train comes from train; dev and test are the two parts (2/9 and 7/9) of val, told apart by a hash of the image's index,
-so that an image never changes sides. The index is the column `index`, else the row; of a file, a hash of SYNSET/NAME.
-`load` holds Parquet in memory, encoded (the 50,000 of val are about 6.7 GB); training on the whole set streams it from
-either layout, local or on S3 (`train_shards`). `maep data pack` makes such Parquet files of the official archives.
+`train` is train; `dev` and `test` are 2/9 and 7/9 of val, separated by a hash of the image's index, so that an image
+never changes sides. The index is the column `index`, else the row; for a file, it is a hash of SYNSET/NAME.
+`load` holds Parquet in memory, encoded (about 6.7 GB for the 50,000 of val). Training on the whole set streams it from
+either layout, local or on S3 (`train_shards`). `maep data pack` makes such Parquet files from the official archives.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def load(config: DataConfig, split: Split) -> ImageSet:
 
 
 def train_shards(root: str, files: str | None = None, timeout_s: float = 60.0) -> Shards:
-    """The training images, to be streamed: the part train, or the Parquet files of pattern `files` (below `root`).
+    """The training images, for streaming: the part train, or the Parquet files that match `files` (below `root`).
 
-    `root` may be s3://; a read from there may take `timeout_s`. Images are not checked before they are read.
-    Raises DataError when there are none or a file is damaged, UnavailableError where S3 fails.
+    `root` may be s3://, with a deadline of `timeout_s` per read. Images are checked only when they are read.
+    Raises DataError if there are none or a file is damaged, UnavailableError if S3 fails.
     """
     if files is None:
         return _part_shards(root, "train", timeout_s)
@@ -65,7 +65,7 @@ def train_shards(root: str, files: str | None = None, timeout_s: float = 60.0) -
 
 
 def first_of_dev(root: str, count: int, image_size: int = IMAGE_SIZE, timeout_s: float = 60.0) -> NDArray[np.uint8]:
-    """The first images of dev, for a picture: uint8 [n, image_size, image_size, 3], n <= `count`.
+    """The first images of dev, for an example image: uint8 [n, image_size, image_size, 3], n <= `count`.
 
     `root` may be s3://: only the groups that hold them are read, and no image of test is decoded. Corrupt images are
     skipped. Raises as `train_shards` does, and DataError where there are none.
@@ -108,7 +108,7 @@ def of_split(indices: NDArray[np.int64], split: Split) -> NDArray[np.bool_]:
 
 
 def label_order(classes: list[str]) -> list[str]:
-    """The folder names in label order: all of ImageNet-1k's for a part of them, so that its classifiers still fit."""
+    """Class names in label order: all of ImageNet-1k's even if only some are present, so that its classifiers fit."""
     if len(classes) == NUM_CLASSES:
         return classes
     official = synsets()

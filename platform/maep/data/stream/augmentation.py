@@ -1,7 +1,7 @@
 """Random crops and flips, and the order of an epoch, as pure functions of (seed, epoch, image).
 
-An image is augmented alike whatever images share its batch, on one worker or eight, resumed or not. So there is no
-generator; the draws are hashes (maep.seeding).
+An image is augmented identically in any batch, on any number of workers, resumed or not. So there is no generator; the
+draws are hashes (maep.seeding).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from maep import seeding
 from maep.data.reading.cropping import CropBox
 
-CROP, ORDER, RESIZED_CROP = 1, 2, 3  # separate the draws for one purpose from those for another
+CROP, ORDER, RESIZED_CROP = 1, 2, 3  # keep draws for different purposes apart
 SCALE = (0.2, 1.0)
 """Share of the image's area that a random resized crop takes (He et al., Masked Autoencoders, 2022, appendix A.1)."""
 RATIO = (3 / 4, 4 / 3)
@@ -31,12 +31,12 @@ def crop_and_flip(
     epoch: int,
     pad: int = 4,
 ) -> torch.Tensor:
-    """Pad each image by `pad`, crop it back at random, and mirror it left to right with probability 1/2.
+    """Pads each image by `pad`, crops it back at random, and mirrors it left to right with probability 1/2.
 
     images   uint8 [B, H, W, 3], on any device; any other dtype works too
     indices  int64 [B], each image's official index, on the same device
     Returns the same shape, dtype and device. Offsets are uniform on -pad..pad in each direction. Padding is by
-    reflection (without repeating the edge), because a purifier that learns pixels would learn black borders as well.
+    reflection (without repeating the edge), because a purifier would learn to reproduce black borders.
     """
     num, height, width = images.shape[:3]
     assert 0 <= pad < min(height, width), f"pad {pad} must be smaller than the images, {height}x{width}"
@@ -48,11 +48,11 @@ def crop_and_flip(
     place = _reflect(rows, height)[:, :, None] * width + _reflect(columns, width)[:, None, :]
     start = torch.arange(num, device=images.device)[:, None, None] * (height * width)
     flat = images.reshape(num * height * width, -1)
-    return flat.index_select(0, (start + place).reshape(-1)).reshape(images.shape)  # a third of the time of []
+    return flat.index_select(0, (start + place).reshape(-1)).reshape(images.shape)  # three times as fast as indexing
 
 
 def crop_box(index: int, seed: int, epoch: int, size: tuple[int, int]) -> CropBox:
-    """The box of an image that is resized to a square, and whether it is mirrored: MAE's augmentation at 224 px.
+    """A random box to be resized to a square, and whether to mirror it: MAE's augmentation at 224 px.
 
     index   the image's official index
     size    (height, width) of the image, in pixels
@@ -86,9 +86,9 @@ def _draws(places: torch.Tensor, seed: int, epoch: int, purpose: int) -> torch.T
     return seeding.draws(_key(seed, epoch, purpose), places)
 
 
-@functools.lru_cache(maxsize=64)  # it is computed for each image of an epoch
+@functools.lru_cache(maxsize=64)  # called for each image of an epoch
 def _key(seed: int, epoch: int, purpose: int) -> torch.Tensor:
-    return seeding.mix(seeding.mix(seed, epoch, purpose))  # twice, for ever: resumed runs rely on the values
+    return seeding.mix(seeding.mix(seed, epoch, purpose))  # mixed twice; keep it so, as resumed runs rely on the values
 
 
 def _reflect(positions: torch.Tensor, size: int) -> torch.Tensor:

@@ -1,11 +1,11 @@
-"""Choose a loader, which brings the images of each step, augmented, to the device.
+"""Chooses a loader, which brings the augmented images of each step to the device.
 
   resident   the whole set decoded in memory, on the device where it fits; crop and flip on the device
-  stream     groups of encoded images, read and decoded ahead of need by threads of this process
+  stream     groups of encoded images, prefetched and decoded by threads of this process
   ray        the same parts, read and decoded outside the training processes (maep.train.ray.loader)
-  synthetic  random images made once, for the rate of training without input: the upper bound
+  synthetic  random images made once, to measure training without input
 
-`stream` and `ray` give the same bits. A run is input-bound if it waits for its data (`data_s` in its metrics).
+`stream` and `ray` give the same bits. The metric `data_s` shows how long a run waits for its data.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Loader(Protocol):
         """Number of whole batches."""
 
     def parts(self, first_step: int, stop_step: int) -> Generator[BatchPart, None, None]:
-        """The parts of steps first_step..stop_step-1. Closing the generator stops the work ahead.
+        """The parts of steps first_step..stop_step-1. Closing the generator stops prefetching.
 
-        Raises DataError when more images are corrupt than may be, UnavailableError where storage fails.
+        Raises DataError if too many images are corrupt, UnavailableError if storage fails.
         """
 
 
@@ -53,8 +53,8 @@ Images = ImageSet | StreamedImages | SyntheticImages
 def resolved(loader: LoaderConfig, data: DataConfig, on_ray: bool) -> LoaderConfig:
     """`loader` with its kind chosen. Raises ConfigError for a kind that does not fit the data or the machine.
 
-    Small data sets are resident and ImageNet is streamed on any machine: how images are augmented must not depend on
-    how much memory there is.
+    Small data sets are resident and ImageNet is streamed on every machine, because augmentation must not depend on the
+    size of the memory.
     """
     kind, is_streamed = loader.kind, registry.datasets.declared(data.name).streamed
     if kind == "auto":
@@ -75,7 +75,7 @@ def resolved(loader: LoaderConfig, data: DataConfig, on_ray: bool) -> LoaderConf
 
 
 def open_images(loader: LoaderConfig, data: DataConfig) -> Images:
-    """The training images for `loader` (resolved). Raises DataError when it is missing, empty or damaged."""
+    """The training images for `loader` (resolved). Raises DataError if they are missing, empty or damaged."""
     declared = registry.datasets.declared(data.name)
     side = data.image_size or declared.side
     match loader.kind:

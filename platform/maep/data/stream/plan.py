@@ -1,8 +1,8 @@
-"""Which images a step takes, as pure functions of (seed, step): no state to save, no dependence on the workers.
+"""The images of each step, as pure functions of (seed, step): no state to save, no dependence on workers.
 
-Each epoch visits the groups of a collection in a fresh order and the images of a group in sequence, cut into whole
-batches; the remainder of an epoch is dropped. So the position of a run is its step, and a run that is resumed, with the
-same or another number of workers, continues with exactly the images that were due.
+Each epoch visits the groups of a collection in a new order and the images of a group in sequence, in whole batches; the
+remainder of an epoch is dropped. The step alone gives the position in the data, so a resumed run continues with exactly
+the images that were due, on any number of workers.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ class Sampling:
     """How batches are drawn and split between workers."""
 
     batch_size: int
-    """Images of a step, over all workers together."""
+    """Images per step, over all workers."""
     seed: int = 0
-    """Of order and augmentation."""
+    """Seed of order and augmentation."""
     augment: bool = True
     rank: int = 0
     size: int = 1
-    """Number of workers that share each batch, at most batch_size; the first ones take the remainder."""
+    """Number of workers that share each batch, at most batch_size; the first workers take the remainder."""
 
     @property
     def share(self) -> int:
-        """Images of a step that this worker takes."""
+        """Images per step of this worker."""
         return len(range(self.rank, self.batch_size, self.size))
 
     @property
     def start(self) -> int:
-        """Images of a step that the workers of lower rank take."""
+        """Images per step of all workers of lower rank."""
         return self.rank * (self.batch_size // self.size) + min(self.rank, self.batch_size % self.size)
 
 
@@ -80,7 +80,7 @@ class BatchPlan:
     def images(self, step: int) -> list[tuple[int, int]]:
         """(group, row in it) of this worker's images of the step, in order.
 
-        They are consecutive in the epoch, so that a worker reads few groups, and none that another worker reads.
+        They are consecutive in the epoch, so that a worker reads few groups and shares almost none with others.
         """
         order, ends = self._order(self.epoch(step))
         first = step % self.steps_per_epoch * self.sampling.batch_size + self.sampling.start
@@ -93,8 +93,8 @@ class BatchPlan:
     def places(self) -> NDArray[np.int64]:
         """int64 [share]: the positions of this worker's images in the batch of all workers.
 
-        They are scattered over the batch (by the golden ratio, so that any run of them is spread evenly): an objective
-        that treats the first positions differently from the last ones then gives every worker its part of each.
+        They are spread evenly over the batch by the golden ratio, so that an objective that treats the first positions
+        of a batch differently from the last gives every worker its share of both.
         """
         sampling, stride = self.sampling, max(1, round(self.sampling.batch_size * GOLDEN))
         while math.gcd(stride, sampling.batch_size) > 1:
@@ -102,7 +102,7 @@ class BatchPlan:
         return np.arange(sampling.start, sampling.start + sampling.share) * stride % sampling.batch_size
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The groups in the order of an epoch, and where each ends in it."""
+        """The groups in the order of an epoch, and the position after the last image of each."""
         if self._latest is None or self._latest[0] != epoch:
             order = epoch_order(len(self.sizes), self.sampling.seed, epoch)
             self._latest = (epoch, order, np.cumsum(self.sizes[order]))

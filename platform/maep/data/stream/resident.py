@@ -1,4 +1,4 @@
-"""Loaders of images in memory: a whole data set, decoded once, and random images that nothing is read for."""
+"""Loaders of images in memory: a whole data set, decoded once, or random images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CHUNK = 1024
 
 
 class ResidentLoader:
-    """A whole set in memory: each epoch in a fresh order; this worker takes every n-th image of a batch."""
+    """A whole set in memory, in a new order each epoch; of n workers, each takes every n-th image of a batch."""
 
     def __init__(self, images: ImageSet, sampling: Sampling, device: torch.device, memory_share: float = 0.5) -> None:
         self.images, self.sampling, self.device = images, sampling, device
@@ -61,13 +61,13 @@ class ResidentLoader:
         return BatchPart(pixels, labels, indices, places, epoch)
 
     def parts(self, first_step: int, stop_step: int) -> Generator[BatchPart, None, None]:
-        """The parts of steps first_step..stop_step-1, each made when it is asked for."""
+        """The parts of steps first_step..stop_step-1, each made on demand."""
         yield from map(self.part, range(first_step, stop_step))
 
 
 @dataclass(frozen=True)
 class SyntheticImages:
-    """Random images in place of a data set, which is not read."""
+    """Random images in place of a data set."""
 
     name: str
     image_shape: tuple[int, int]
@@ -97,7 +97,7 @@ class SyntheticLoader:
 
 
 def _in_memory(images: ImageSet, memory_share: float) -> NDArray[np.uint8]:
-    """All pixels of a set, decoded once. Raises DataError where they take more of the free memory than the share."""
+    """All pixels of a set, decoded. Raises DataError if they exceed `memory_share` of the free memory."""
     if isinstance(images.images, np.ndarray):
         return images.images
     shape = images.images.shape
@@ -115,7 +115,7 @@ def _in_memory(images: ImageSet, memory_share: float) -> NDArray[np.uint8]:
 
 
 def _free_memory() -> int:
-    """Bytes that this process may still allocate: of the machine, or of its container where that has fewer."""
+    """Bytes that this process may still allocate: the less of the machine's and the container's."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):

@@ -1,4 +1,4 @@
-"""Loaders of images that do not fit in memory: groups of encoded images, read, decoded and augmented ahead of need."""
+"""Loaders of images that do not fit in memory: groups of encoded images are prefetched, decoded and augmented."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ATTEMPTS = 16
 
 @dataclass(frozen=True)
 class StreamedImages:
-    """Images of a collection as squares of `side` pixels."""
+    """The images of a collection, as squares of `side` pixels."""
 
     shards: Shards
     side: int
@@ -46,17 +46,17 @@ class StreamedImages:
 
     @property
     def name(self) -> str:
-        """Of the data set."""
+        """Name of the data set."""
         return self.shards.name
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """In label order."""
+        """Class names in label order."""
         return self.shards.classes
 
     @property
     def fingerprint(self) -> str:
-        """Of the collection."""
+        """Fingerprint of the collection."""
         return self.shards.fingerprint
 
     @property
@@ -68,8 +68,8 @@ class StreamedImages:
 def assemble(images: StreamedImages, plan: BatchPlan, step: int, read: ReadGroup) -> Loaded:
     """This worker's part of a step, read, decoded and augmented.
 
-    A corrupt image (undecodable, or its label out of range) is replaced by the next sound one after it in the
-    collection; `corrupt` says at its place which it was and why. Raises DataError for _ATTEMPTS corrupt ones in a row.
+    A corrupt image (undecodable, or with a label out of range) is replaced by the next sound one in the collection, and
+    `corrupt` gives its name and the reason. Raises DataError for _ATTEMPTS corrupt images in a row.
     """
     share, epoch = plan.sampling.share, plan.epoch(step)
     pixels = np.empty((share, images.side, images.side, 3), dtype=np.uint8)
@@ -83,7 +83,7 @@ def assemble(images: StreamedImages, plan: BatchPlan, step: int, read: ReadGroup
 def _sound_image(
     images: StreamedImages, plan: BatchPlan, epoch: int, group: int, row: int, read: ReadGroup
 ) -> tuple[NDArray[np.uint8], int, int, str]:
-    """Pixels, label and index of an image and ''; if it is corrupt, of the next sound one and what is wrong with it."""
+    """Pixels, label and index of the image or, if it is corrupt, of the next sound one; and the reason or ''."""
     wrong = ""
     for _ in range(_ATTEMPTS):
         encoded = read(group)
@@ -108,7 +108,7 @@ def _pixels(
 
 
 class StreamLoader(ABC):
-    """A loader of streamed images by a plan, whatever decodes them."""
+    """A loader that follows a BatchPlan; subclasses decode."""
 
     def __init__(self, images: StreamedImages, sampling: Sampling, device: torch.device) -> None:
         self.images, self.device = images, device
@@ -122,7 +122,7 @@ class StreamLoader(ABC):
     def parts(self, first_step: int, stop_step: int) -> Generator[BatchPart, None, None]:
         """The parts of steps first_step..stop_step-1, on the device. Closing the generator stops the decoding.
 
-        Raises DataError when more images of an epoch are corrupt than may be, UnavailableError where storage fails.
+        Raises DataError if too many images of an epoch are corrupt, UnavailableError if storage fails.
         """
         places = torch.from_numpy(self.plan.places()).to(self.device)
         limit = int(self.images.max_corrupt_share * self.plan.steps_per_epoch * self.plan.sampling.share)
@@ -135,7 +135,7 @@ class StreamLoader(ABC):
                 total += len(reasons)
                 if total > limit:
                     raise DataError(
-                        f"{reasons[-1]}: {total} corrupt images in epoch {epoch}, where {limit} may be: repair or"
+                        f"{reasons[-1]}: {total} corrupt images in epoch {epoch}, the limit is {limit}: repair or"
                         f" remove them, or raise data.max_corrupt_share, now {self.images.max_corrupt_share:g}"
                     )
                 pixels, labels, indices = (
@@ -149,9 +149,9 @@ class StreamLoader(ABC):
 
 
 class ThreadLoader(StreamLoader):
-    """Parts decoded by threads, one part each; at most `threads` + `prefetch` parts are in memory.
+    """Decodes by threads, one part each; at most `threads` + `prefetch` parts are in memory.
 
-    Closing waits for the parts that are being decoded.
+    Closing waits for parts that are being decoded.
     """
 
     def __init__(
@@ -179,4 +179,4 @@ def _to_device(values: NDArray[Any], device: torch.device) -> Tensor:
         return torch.from_numpy(values if values.flags.writeable else values.copy())
     pinned = torch.empty(values.shape, dtype=torch.uint8 if values.dtype == np.uint8 else torch.int64, pin_memory=True)
     pinned.numpy()[...] = values
-    return pinned.to(device, non_blocking=True)  # overlaps with the computation of the step before
+    return pinned.to(device, non_blocking=True)  # overlaps with the computation of the previous step
