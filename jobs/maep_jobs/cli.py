@@ -47,15 +47,9 @@ maep VERB --help lists options, configuration keys and examples. Exit status: 0 
 
 # Errors of the operating system that the user can fix.
 _FIXABLE = {
-    errno.ENOSPC: "free some space or choose another --output",
-    errno.EDQUOT: "free some space or choose another --output",
-    errno.EACCES: "choose a folder that you may write to",
-    errno.EPERM: "choose a folder that you may write to",
-    errno.EROFS: "choose a folder that is writable",
-    errno.ENOENT: "check the path",
-    errno.ENOTDIR: "check the path",
-    errno.EISDIR: "check the path",
-    errno.EEXIST: "check the path",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space or choose another --output"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder that you may write to"),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST), "check the path"),
 }
 
 

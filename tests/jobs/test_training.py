@@ -17,7 +17,7 @@ from maep import artifact, config, storage
 from maep.artifact import Artifact
 from maep.tracking import client as mlflow_client
 from maep.tracking.client import TrackingConfig, absolute
-from maep.tracking.revision import revision
+from maep.tracking.runs import revision
 from maep.train.checkpoint.history import read
 from maep.train.checkpoint.store import Checkpoints
 from maep.train.config import PretrainConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from maep.tracking.revision import commit_of
+from maep.tracking.runs import commit_of
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 

@@ -19,8 +19,7 @@ from maep import __version__, artifact, config, storage
 from maep.errors import ConfigError, UnavailableError
 from maep.tracking import client as mlflow_client
 from maep.tracking.checkpoints import checkpoints, newest_checkpoint
-from maep.tracking.revision import revision
-from maep.tracking.runs import PARENT, Run, TrackingConfig, close_left, flatten, open_run, ui_command
+from maep.tracking.runs import PARENT, Run, TrackingConfig, close_left, flatten, open_run, revision, ui_command
 
 
 def entity(tracking: TrackingConfig, run_id: str | None) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +15,6 @@ from maep.config import flatten as config_flatten
 from maep.tracking import client as mlflow_client
 from maep.tracking.client import TrackingConfig, absolute, hide_secrets
 from maep.tracking.recording import MlflowRun, Run, Status
-from maep.tracking.revision import revision
 
 __all__ = ["Run", "Status", "TrackingConfig", "close_left", "flatten", "open_run", "ui_command"]
 
@@ -99,3 +100,28 @@ def _log_params(client: Any, run: Any, params: Mapping[str, str], tags: Mapping[
     labels = mlflow_client.tags({**tags, **changed})
     for start in range(0, max(len(new), len(labels)), _BATCH):
         client.log_batch(run.info.run_id, params=new[start : start + _BATCH], tags=labels[start : start + _BATCH])
+
+
+@functools.cache
+def revision() -> str | None:
+    """`commit_of` maep itself, cached."""
+    return commit_of(Path(__file__).parents[1])
+
+
+def commit_of(folder: Path) -> str | None:
+    """The git commit of the checkout that contains the package in `folder`, with `-dirty` after local changes.
+
+    None for an installed wheel, even inside another checkout, and without git.
+    """
+    if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    return _git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """Output of git; None where it fails."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -69,7 +69,9 @@ def prepare(folder: Path, most: int, longest_s: float) -> None:
         os.environ[name] = str(folder / file)
     os.environ["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"] = str(folder)
     for name in ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"):
-        os.environ[name] = str(_free_port())  # otherwise two endpoints on one machine share them
+        # Otherwise two endpoints on one machine would share them. Outgoing connections use ports from 32768 up, and Ray
+        # uses those up to 19999.
+        os.environ[name] = str(_free_ports(range(20000, 25000), 1))
     # Nor may a replica get a port that another endpoint's HAProxy still assigns to a replica that is gone
     first = _free_ports(range(25000, 32700), _NUM_REPLICA_PORTS)
     os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] = str(first)
@@ -86,14 +88,6 @@ def _haproxy() -> str | None:
     if bundled is not None and os.access(bundled, os.X_OK):
         return str(bundled)
     return shutil.which("haproxy") if sys.platform == "linux" else None
-
-
-def _free_port() -> int:
-    """A free port that nobody gets by chance before HAProxy binds it.
-
-    Outgoing connections get ports from 32768 up, and Ray uses those up to 19999.
-    """
-    return _free_ports(range(20000, 25000), 1)
 
 
 def _free_ports(among: range, count: int) -> int:
