@@ -1,7 +1,7 @@
-"""The endpoint from Python: `Client`, and `AsyncClient` for many images at once, which fills the endpoint's batches.
+"""Python clients of the endpoint: `Client`, and `AsyncClient`, whose concurrent calls fill the endpoint's batches.
 
 Both are thin shells around `calls` (requests and responses) and `retry` (attempts, waits, deadline): they only send
-and sleep. The token appears in no repr, error or log line.
+and sleep. The token never appears in a repr, error or log line.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Client:
     """Calls the endpoint at `url`; threads may share it.
 
     token: the endpoint's bearer token, if it requires one. ca_file: certificates to trust instead of the system's.
-    Every method raises ProblemError where the endpoint refuses the request (with its `code`), and UnavailableError
-    where it does not respond within `patience`. `transport` and `sleep` are for tests.
+    Every method raises ProblemError, with its `code`, if the endpoint refuses the request, and UnavailableError if it
+    does not respond within `patience`. `transport` and `sleep` are for tests.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Which failed requests are sent again, and when. Purification is idempotent, so every request may be repeated.
+"""Which failed requests are retried, and when. Purification is idempotent, so every request may be repeated.
 
 Retried: 429 and 503, after their Retry-After; lost connections and timeouts; and a 500, 502 or 504 whose body is not a
 problem document of the endpoint, because then a proxy (Ray Serve's, nginx) lost the replica.

@@ -1,8 +1,8 @@
 """Batching on top of an event loop: requests of equal shape and dtype share a forward pass.
 
-While one batch computes, the next one fills. The computing thread takes the next batch itself, as soon as it is free,
-without a turn of the event loop in between. (A batcher that seals the next batch when the current one starts produces
-small batches under load.)
+While one batch is computed, the next one fills. The computing thread takes the next batch itself as soon as it is free,
+without waiting for the event loop. (A batcher that closes the next batch when the current one starts produces small
+batches under load.)
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Batcher:
 
     forward: [B, ...] -> [B, ...], where row i of the output belongs to row i of the input. A batch of one is passed
         unchanged, so that its output equals an offline call bit for bit.
-    executor: may be shared; after each batch, other users of it get their turn.
+    executor: may be shared; other users get their turn after each batch.
     wait_s: how long an image waits for others while nothing computes; 0 is best if forward passes are slow.
     observe: called on the event loop with the times of each completed batch.
     """

@@ -1,4 +1,4 @@
-"""One version of the models at work: what is computed for an image, in batches, off the event loop."""
+"""Compute purifications, classifications and attacks with one version of the models, in batches, off the event loop."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ class _Tiled:
 class Engine:
     """The models of one version and their batchers. A request keeps the engine it started with.
 
-    Images are uint8 or float32 in [0, 1], [B, 3, H, W]; results have the same type. They are queued as they arrived:
-    uint8 takes a quarter of the memory of the model's input.
+    Images are uint8 or float32 in [0, 1], [B, 3, H, W]; results have the same type. The queue holds
+    that type, because uint8 takes a quarter of the memory of float32.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Engine:
     async def run_codec(self, stage: Stage | None, small: bool, function: Callable[..., _T], *arguments: Any) -> _T:
         """Run `function(*arguments)`, which decodes or encodes: in a thread, or inline where the image is `small`.
 
-        Its time counts for `stage`; for `decode`, the wait for a thread counts for `queue`.
+        Its time is recorded as `stage`; before `decode`, the wait for a thread is recorded as `queue`.
         """
         submitted = time.monotonic()
         if small:
@@ -141,7 +141,7 @@ class Engine:
     async def attack(self, pixels: torch.Tensor, config: AttackConfig, seed: int = 0) -> Attacked:
         """Attack the bare classifier (threat model `oblivious`: the purifier is not seen) and purify the result.
 
-        The true label is taken to be the classifier's own prediction for the clean image, uint8 [1, 3, H, W].
+        The classifier's prediction for the clean image, uint8 [1, 3, H, W], serves as the true label.
         """
         self.require_classifier()
         clean = await self._probabilities(pixels)
@@ -153,7 +153,7 @@ class Engine:
         return Attacked(label, pixels, attacked, purified, (clean, rest[0], rest[1]))
 
     def require_classifier(self) -> None:
-        """Raises Problem no-classifier where the endpoint has none."""
+        """Raises Problem no-classifier if the endpoint has none."""
         if self.models.classifier is None:
             raise Problem("no-classifier", "this endpoint was started without --classifier")
 
@@ -183,7 +183,7 @@ class Engine:
         try:
             logits = await self.classifying.submit(pixels)
         except (RuntimeError, AssertionError, ValueError) as error:
-            if _OUT_OF_MEMORY in str(error):  # torch has no exception class for it; the size is not to blame
+            if _OUT_OF_MEMORY in str(error):  # torch has no exception class for it
                 raise
             detail = f"{pixels.shape[3]} x {pixels.shape[2]} pixels: {' '.join(str(error).split())[:120]}"
             raise Problem("unsupported-size", detail) from None

@@ -1,4 +1,4 @@
-"""The models of an endpoint: built from a verified artifact, and run once before anything depends on them."""
+"""Build the models of an endpoint from a verified artifact, and run them once before they serve."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Models:
 
     @property
     def most_classified_pixels(self) -> int:
-        """Maximum pixels of an image to classify, because the classifier gets it whole, not in tiles.
+        """Maximum pixels of an image to classify; the classifier gets the whole image, not tiles.
 
         256 x 256, or twice the training size in both directions if that is more.
         """
@@ -101,7 +101,7 @@ def warm(models: Models, batch_size: int) -> None:
 
 
 def class_names(own: tuple[str, ...], data_name: str | None, num_classes: int) -> tuple[str, ...]:
-    """Names by index: the classifier's `own`, else the data set's if their number fits, else the indices."""
+    """Class names by index: the classifier's `own`, else the data set's if their number matches, else the indices."""
     known = {"digits": digits.CLASSES, "cifar10": cifar10.CLASSES}
     for names in (tuple(own), known.get(data_name or "", ())):
         if len(names) == num_classes:

@@ -20,7 +20,7 @@ _MAX_VERSIONS = 2
 class Metrics:
     """Counters, histograms and a gauge. The label `version` is the first 12 digits of the purifier's sha256.
 
-    Histograms and gauges keep the served version and the one before it: otherwise each promotion would add series.
+    Histograms and gauges keep only the served version and the one before it; otherwise each promotion would add series.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Metrics:
             self._suspected.labels(version).inc()
 
     def serve(self, version: str) -> None:
-        """`version` is the one that new requests get. Called from the thread that loaded it."""
+        """New requests now get `version`. Called from the thread that loaded it."""
         for other in self._versions:
             self._served.labels(other).set(0)
         self._served.labels(version).set(1)

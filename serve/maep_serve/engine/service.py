@@ -1,4 +1,4 @@
-"""Admission to one replica: request bounds, time limits, and the version that new requests get."""
+"""Admission to one replica: limits on requests, pixels and time, and the version that new requests get."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class Service:
-    """One replica's engine and the bounds in front of it. `models` are given here or later, by `use`."""
+    """One replica's engine and its admission limits. `models` are given here, or later to `use`."""
 
     def __init__(self, config: ServeConfig, models: Models | None = None) -> None:
         self.config = config
@@ -54,7 +54,7 @@ class Service:
     def use(self, models: Models) -> None:
         """Warm `models` and give them to new requests; requests in flight keep the models they started with.
 
-        Blocks for a forward pass of a full batch. Raises ArtifactError as `warm` does, and then nothing has changed.
+        Blocks for a forward pass of a full batch. Raises ArtifactError as `warm` does, without changing anything.
         """
         warm(models, 1)
         warm(models, self.config.max_batch_size)

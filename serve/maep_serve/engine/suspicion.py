@@ -71,7 +71,7 @@ _CALIBRATION = TypeAdapter(Calibration)
 def distance(before: torch.Tensor, after: torch.Tensor) -> float:
     """Root mean square difference of two images [1, 3, H, W], both uint8 or both float in [0, 1]; in [0, 1].
 
-    Six digits, so that the reported, the calibrated and the compared number are the same.
+    Rounded to six digits, so that reported, calibrated and compared numbers are the same.
     """
     scale = 255.0 if before.dtype == torch.uint8 else 1.0
     return round(float((before.float() - after.float()).square().mean().sqrt()) / scale, 6)
@@ -83,7 +83,7 @@ def write(calibration: Calibration, path: Path) -> None:
 
 
 def read(path: Path) -> Calibration:
-    """The calibration in a file that `write` wrote. Raises ConfigError for any other."""
+    """The calibration in a file that `write` wrote. Raises ConfigError for any other file."""
     try:
         return _CALIBRATION.validate_json(path.read_bytes())
     except OSError as error:

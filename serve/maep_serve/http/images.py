@@ -1,7 +1,7 @@
 """Image bytes to tensors and back, for HTTP: the pixel rule of `maep.data.reading.decoding` under limits on its cost.
 
-Beyond what the rule refuses, two kinds of file cost far more than their bytes and pixels suggest, and are refused here:
-JPEGs of more than 100 scans and PNGs of many colour profiles.
+Two more kinds of file are refused here, because they cost far more than their bytes and pixels suggest: JPEGs of more
+than 100 scans, and PNGs with many colour profiles.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def decode(data: bytes, max_pixels: int) -> torch.Tensor:
 
 
 def is_small(data: bytes) -> bool:
-    """Whether `data` claims to be a PNG that may be decoded on the event loop; a JPEG's scans make any size slow."""
+    """Whether `data` claims to be a PNG small enough for the event loop. A JPEG's scans can make any size slow."""
     if not data.startswith(PNG_START) or not 24 <= len(data) <= _SMALL_BYTES:
         return False
     width, height = struct.unpack_from(">II", data, 16)

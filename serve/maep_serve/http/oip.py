@@ -26,14 +26,14 @@ MODEL = "purifier"
 LENGTH_HEADER = "inference-header-content-length"
 _INPUT, _OUTPUT = "images", "purified"
 _DTYPES: dict[str, tensors.DType] = {"UINT8": "uint8", "FP32": "float32"}
-_MAX_JSON_BYTES = 2**20  # a list of numbers takes thirty times the memory of its text: larger tensors come as binary
+_MAX_JSON_BYTES = 2**20  # numbers take thirty times the memory of their text; larger tensors must be binary
 _SMALL_JSON_BYTES = 2**13
 _MAX_IMAGES = 256  # otherwise a body of one-pixel images would be millions of tensors
 _VERSIONED = ("", "/versions/{version}")
 
 
 class _Parameters(BaseModel):
-    """Of a request, an input or an output; each uses one of them."""
+    """The parameters of a request, an input or an output, each of which uses one."""
 
     binary_data_output: bool = False
     binary_data_size: StrictInt | None = None
@@ -63,17 +63,17 @@ class InferRequest(BaseModel):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the input and the output."""
+        """The shape of the input and the output."""
         return tuple(self.inputs[0].shape)
 
     @property
     def dtype(self) -> tensors.DType:
-        """Of the input and the output."""
+        """The dtype of the input and the output."""
         return _DTYPES[self.inputs[0].datatype]
 
     @property
     def binary(self) -> bool:
-        """Whether the output is binary: what the output asks for, else what the request asks for all outputs."""
+        """Whether the output is binary: as requested for this output, else as requested for all outputs."""
         requested = None if self.outputs is None else self.outputs[0].parameters.binary_data
         return self.parameters.binary_data_output if requested is None else requested
 
@@ -170,14 +170,14 @@ def parse(body: bytes, header_length: str | None) -> tuple[InferRequest, bytes |
 
 
 def _problem(error: ValidationError) -> Problem:
-    """The first of its errors. Shape and datatype are the tensor's, all else is the request's."""
+    """The first error, as invalid-tensor if it is in shape or datatype, else as invalid-request."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     code = "invalid-tensor" if {"shape", "datatype"} & set(first["loc"]) else "invalid-request"
     return Problem(code, f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}")
 
 
 def _raw(numbers: list[Any], dtype: tensors.DType) -> bytes:
-    # As objects: numpy would convert a list with one text in it to texts, each as long as the longest
+    # As objects, because numpy would convert a list that contains one string to strings, each as long as the longest
     try:
         array = np.array(numbers, dtype=object).ravel()
     except ValueError:

@@ -77,7 +77,7 @@ class Problem(Exception):
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Turn every error of `app`, also those of its framework, into a problem document."""
+    """Turn every error of `app`, including those of its framework, into a problem document."""
 
     async def handle(request: Request, error: Exception) -> Response:
         path = request.url.path.removeprefix(request.scope.get("root_path", ""))

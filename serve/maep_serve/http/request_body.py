@@ -1,4 +1,4 @@
-"""The image in a request's body. Every limit applies while the body streams in, before more memory is spent on it."""
+"""Read the image in a request's body. Every limit applies while the body streams in, before more memory is used."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def image(
 ) -> AsyncIterator[torch.Tensor]:
     """Decode the request's image [1, 3, H, W]: uint8, or float32 for a float32 tensor. `engine` works on it inside.
 
-    output: the dtype of the response if the caller requests one; the computation uses it too, so it counts as memory.
+    output: the dtype of the response if the caller requests one. The computation uses it too, so it counts as memory.
     Raises Problem: one of `CODES`.
     """
     limit = service.config.max_pixels if max_pixels is None else min(max_pixels, service.config.max_pixels)
@@ -80,7 +80,7 @@ async def image(
                 return
             count = await engine.run_codec(None, False, images.num_pixels, data, limit)
             with service.reservation(weight(count, output)):
-                # From the bytes again: opened images, whose metadata can outweigh their pixels, must not queue up.
+                # Opened again from the bytes: opened images, whose metadata can exceed their pixels, must not queue up.
                 pixels = await engine.run_codec("decode", False, images.decode, data, limit)
                 del data  # frees the body while the pixels wait
                 yield pixels
@@ -105,7 +105,7 @@ async def _tensor(
 
 
 def weight(num_pixels: int, *dtypes: tensors.DType | None) -> int:
-    """What an image of these dtypes counts in `Service.reservation`: memory in units of a uint8 image's pixels."""
+    """The weight of an image of these dtypes in `Service.reservation`, in pixels of a uint8 image."""
     return 4 * num_pixels if "float32" in dtypes else num_pixels
 
 

@@ -1,4 +1,4 @@
-"""Responses: a purified image (PNG unless `Accept` names JPEG or a tensor), and a classifier's best classes."""
+"""Encode responses: a purified image (PNG unless `Accept` names JPEG or a tensor) and a classifier's top classes."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ OPENAPI: dict[int | str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Form:
-    """How a response is encoded. dtype: of a raw tensor; None is that of the image in the request."""
+    """How a response is encoded. dtype: of a raw tensor; None: the dtype of the request's image."""
 
     kind: Literal["png", "jpeg", "raw"] = "png"
     dtype: tensors.DType | None = None
 
 
 def wanted(accept: str) -> Form:
-    """What the header `Accept` requests: the supported type with the highest q, PNG where it names none.
+    """The form that the header `Accept` requests: the supported type with the highest q, PNG if it names none.
 
     Raises Problem invalid-tensor for an unknown `dtype`.
     """
@@ -84,7 +84,7 @@ def version_headers(models: Models) -> dict[str, str]:
 
 
 def top(probabilities: torch.Tensor, classes: tuple[str, ...], top_k: int) -> list[dict[str, Any]]:
-    """The best `top_k` of float32 [classes], with their names."""
+    """The `top_k` most probable classes of float32 [classes], with their names."""
     best = probabilities.topk(min(top_k, len(probabilities)))
     return [
         {"index": index, "class": classes[index] if index < len(classes) else str(index), "probability": round(p, 6)}

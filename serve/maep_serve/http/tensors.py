@@ -1,6 +1,6 @@
 """Raw tensors on the wire: channels last, row major, little endian, no padding; shape and dtype come separately.
 
-uint8 in 0..255 or float32 in [0, 1], [H, W, 3] or [B, H, W, 3], RGB. Everything is validated before memory is spent.
+uint8 in 0..255 or float32 in [0, 1], [H, W, 3] or [B, H, W, 3], RGB. Validated before memory is used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Bearer tokens: several at a time, so that they can rotate. Only their digests are kept, and none is ever logged."""
+"""Bearer tokens: several at a time, so that they can rotate. Only digests are kept, and no token is ever logged."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Tokens:
     digests: of tokens that are valid for the life of the process.
     file: digests that may change, one per line: `SHA256` or `NAME SHA256`; `#` begins a comment. It is re-read within a
         second of a change. If it becomes unreadable, the last tokens stay valid.
-    Raises ConfigError for a file that is unreadable at first, or if there is no token at all.
+    Raises ConfigError if the file is unreadable at the start, or if there is no token at all.
     """
 
     def __init__(self, digests: Sequence[str] = (), file: Path | None = None) -> None:
@@ -43,7 +43,7 @@ class Tokens:
 
     @staticmethod
     def of(config: ServeConfig, digests: Sequence[str]) -> Tokens | None:
-        """Those of `digests` and `config.tokens_file`; None where there is neither, and the endpoint requires none."""
+        """The tokens of `digests` and `config.tokens_file`; None if there are neither, so that none is required."""
         file = None if config.tokens_file is None else Path(config.tokens_file)
         return Tokens(digests, file) if digests or file is not None else None
 

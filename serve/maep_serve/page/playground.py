@@ -27,7 +27,7 @@ _PNG: dict[int | str, dict[str, Any]] = {
 
 
 def add_page_routes(app: FastAPI, service: Service, authorised: list[Any]) -> None:
-    """`/`, and the samples that it shows."""
+    """Adds `/` and the sample images that the page shows."""
     loaded: list[Sample] = []
     loading = asyncio.Lock()
 
@@ -56,7 +56,7 @@ def add_page_routes(app: FastAPI, service: Service, authorised: list[Any]) -> No
 
 
 def add_attack_route(app: FastAPI, service: Service, authorised: list[Any]) -> None:
-    """/v1/attack, for loopback only."""
+    """Adds /v1/attack; call it for loopback endpoints only."""
 
     @app.post(
         "/v1/attack",

@@ -1,4 +1,4 @@
-"""The page's eight sample images: one per class from the data set's `dev` split, or drawn ones without the data."""
+"""The page's eight sample images: one per class from the data set's `dev` split, or synthetic ones without data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Sample:
 
 
 def load_samples(data: DataConfig | None, image_size: tuple[int, int]) -> list[Sample]:
-    """One image of each of the first classes of `data`; drawn images of `image_size` if that cannot be read."""
+    """One image of each of the first classes of `data`; synthetic images of `image_size` if it cannot be read."""
     if data is not None:
         try:
             return _from_data(data)
@@ -34,7 +34,7 @@ def load_samples(data: DataConfig | None, image_size: tuple[int, int]) -> list[S
 
 
 def draw_samples(image_size: tuple[int, int]) -> list[Sample]:
-    """Simple drawn images: a disc or a square of one colour on a shaded background."""
+    """Synthetic images: a disc or a square of one colour on a shaded background."""
     height, width = image_size
     rows, columns = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
     samples = []

@@ -39,7 +39,7 @@ class PurifierDeployment:
         self._exporter = RayExporter(self._service.metrics)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """What Ray Serve routes requests to; Ray adds x-request-id."""
+        """The application that Ray Serve routes requests to. Ray adds x-request-id."""
         return create_api(self._service, self._tokens, own_request_id=False, background=self._background)
 
     async def _background(self) -> None:
@@ -54,8 +54,8 @@ def build_app(releases: Releases, digests: tuple[str, ...] = ()) -> serve.Applic
 
     releases: its tracking URIs must not depend on the working directory.
     digests: hex sha256 of bearer tokens, so that no token is in the cluster's state.
-    Serve's own limits are far above the service's, which responds with problem documents: Serve counts a burst as
-    queued until the service has seen it.
+    Serve's own limits are far above those of the service, which responds with problem documents: Serve counts a burst
+    as queued until the service has admitted it.
     """
     config = releases.config
     deployment = serve.deployment(
@@ -88,7 +88,7 @@ def replicas(config: ServeConfig) -> dict[str, Any]:
 
 
 def application(values: dict[str, Any]) -> serve.Application:
-    """What `serve deploy` builds from the `args` of a configuration file: the keys of ServeConfig, and `tracking`.
+    """The application that `serve deploy` builds from a file's `args`: the keys of ServeConfig, and `tracking`.
 
     Unless `host` is given, the endpoint is assumed to be reachable from other machines: it requires a token and has no
     playground. Raises ConfigError.

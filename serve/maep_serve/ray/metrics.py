@@ -1,4 +1,4 @@
-"""Exports a replica's metrics through Ray, which labels them with the application, deployment and replica."""
+"""Export a replica's metrics through Ray, which labels them with application, deployment and replica."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def check_port(config: ServeConfig) -> None:
 
 
 def _pin(found: Releases) -> tuple[Releases, str]:
-    """Load the models here, and hold the replicas to them unless they follow an alias. Returns the sha256 too.
+    """Load the models here, and pin the replicas to them unless they follow an alias. Also returns the sha256.
 
     Relative paths become absolute, because replicas have another working directory.
     """
@@ -162,9 +162,9 @@ def _start_ray(config: ServeConfig, folder: Path) -> None:
 
 
 def _lower_priority_of_ray_agent() -> None:
-    """Let requests go before Ray's metrics agent.
+    """Give requests priority over Ray's metrics agent.
 
-    Every ten seconds it processes the recorded metrics: 0.1 s per thousand requests, by which it would delay responses.
+    Every ten seconds it processes the recorded metrics, 0.1 s per thousand requests, which would delay responses.
     """
     if sys.platform != "linux":
         return

@@ -1,6 +1,6 @@
-"""Golden outputs: what a purifier made of fixed test patterns at promotion, compared with what a replica makes of them.
+"""Golden outputs: a purifier's outputs for fixed test patterns, recorded at promotion and compared on each replica.
 
-The weights are verified by their sha256. Golden outputs catch the rest: different numerics, libraries or builds.
+The sha256 verifies the weights. Golden outputs catch differences in numerics, libraries or builds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NUM_VALUES = 512
 
 
 def record(purifier: nn.Module) -> str | None:
-    """The golden outputs of `purifier` in hexadecimal; None for one that draws random masks."""
+    """The golden outputs of `purifier` in hexadecimal; None for a randomised purifier."""
     if getattr(purifier, "randomised", False):
         return None
     return _outputs(purifier).tobytes().hex()

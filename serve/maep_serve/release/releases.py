@@ -47,7 +47,7 @@ class Releases:
 
     @classmethod
     def of(cls, config: ServeConfig, tracking: TrackingConfig | None = None) -> Releases:
-        """Those of `config.model`. Raises ConfigError for a malformed URI."""
+        """The releases of `config.model`. Raises ConfigError for a malformed URI."""
         return cls(config, PurifierRef.parse(config.model), tracking or TrackingConfig())
 
     @property
@@ -61,7 +61,7 @@ class Releases:
         return registry.aliases(replace(self.tracking, model=self.ref.name)).get(self.ref.alias)
 
     def find(self, version: int | None = None) -> Release:
-        """The purifier that `ref` names; for an alias, version number `version` of that model, or the alias's own.
+        """The purifier that `ref` names; for an alias, version `version`, by default the one it points at.
 
         Raises what `maep.tracking.resolve` raises.
         """
@@ -85,8 +85,9 @@ class Releases:
         """The models that a new replica starts with.
 
         If the version that a followed alias points at is refused, this tries the version that had the alias before,
-        and so on: a replica that starts after bad promotions serves what the running replicas serve. Raises the last
-        version's error if no earlier one is left, and UnavailableError at once: an unreachable version is not refused.
+        and so on: a replica that starts after bad promotions serves the same version as the running ones. Raises the
+        last version's error if no earlier one is left, and UnavailableError at once: an unreachable version is not
+        refused.
         """
         number = self.current() if self.followed else None
         refused: list[int | None] = []
@@ -105,7 +106,7 @@ class Releases:
                 number = previous
 
     async def follow(self, service: Service) -> None:
-        """Poll the alias every `follow_s` seconds, forever, and give `service` the version it points at."""
+        """Poll the alias every `follow_s` seconds until cancelled, and give `service` the version it points at."""
         seen = None
         while True:
             try:
