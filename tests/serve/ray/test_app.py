@@ -142,7 +142,7 @@ def haproxy(folder: Path, monkeypatch: pytest.MonkeyPatch, applications: dict[st
 
     monkeypatch.setattr(os, "environ", {**os.environ})
     ingress.prepare(folder, 2, 60)
-    ports = {name: ingress._free_port() for name in ("public", "metrics", "stats", "nobody")}
+    ports = {name: ingress._free_ports(range(20000, 25000), 1) for name in ("public", "metrics", "stats", "nobody")}
     config = HAProxyConfig(
         socket_path=str(folder / "socket"),
         server_state_base=str(folder),
