@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """Exits on SIGTERM as on Ctrl-C, so that child processes and endpoints end too."""
+    """Exits on SIGTERM with cleanup, as on Ctrl-C, so that child processes and endpoints end too."""
     del frame
     raise SystemExit(128 + number)
 

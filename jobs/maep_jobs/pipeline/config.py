@@ -1,4 +1,4 @@
-"""The pipeline and the promotion, as configured. Imports no torch."""
+"""The configuration of the pipeline and of promotion. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHAMPION = "models:/purifier@champion"
 
 @dataclass(frozen=True)
 class PipelineConfig:
-    """The whole pipeline. Its own classifiers are referred to by their `name` in the other sections."""
+    """The whole pipeline. The other sections refer to its classifiers by their `name`."""
 
     classifiers: tuple[ClassifierConfig, ...] = config.key((), "Classifiers to train first.", decides=True)
     pretrain: PretrainConfig = config.section(PretrainConfig)
@@ -28,7 +28,9 @@ class PipelineConfig:
         (), "Classifiers that the gate decides on; empty: those of `evaluate`.", decides=True
     )
     serve: ServeConfig = config.section(lambda: ServeConfig(model=CHAMPION))
-    parallel: int = config.key(2, "Training stages that run at once, each with its share of the cores.", decides=False)
+    parallel: int = config.key(
+        2, "Training stages that run at a time, each with its share of the cores.", decides=False
+    )
 
     def __post_init__(self) -> None:
         """Raises ValueError for a pipeline that runs nothing."""

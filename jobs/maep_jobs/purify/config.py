@@ -1,4 +1,4 @@
-"""`maep purify`, as configured."""
+"""The configuration of `maep purify`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Terminates a stage of a pipeline when the pipeline ends, even by kill -9.
 
-The stage arranges it itself: with a function between fork and exec, a SIGTERM that arrives at the wrong moment would be
-lost in the parent.
+The stage sets this up itself. With a function between fork and exec, the parent could lose a SIGTERM that arrives at
+that moment.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def end_with_parent() -> None:
-    """If `ENDS_WITH` is set, this process gets SIGTERM when its parent ends (Linux only); children do not."""
+    """If `ENDS_WITH` is set, this process gets SIGTERM when its parent ends (Linux only). Its own children do not."""
     parent = os.environ.pop(ENDS_WITH, None)
     if parent is None or sys.platform != "linux":
         return

@@ -13,7 +13,7 @@ _EVERY_S = 10.0
 
 
 class Bar:
-    """The progress of one piece of work; closes when all of it is done."""
+    """The progress of one task. Closes when the task is done."""
 
     def __init__(self, name: str) -> None:
         self.name = name

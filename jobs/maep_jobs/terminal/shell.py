@@ -1,4 +1,4 @@
-"""Commands that are printed to be copied; they must work as printed."""
+"""Names of programs in printed commands, which must work as printed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 
 def program(name: str = "maep") -> str:
-    """How to call a program of this environment: by name if the shell finds the same file, else by path.
+    """How to call a program of this environment: by name if the shell finds that file, else by path.
 
-    Where it is not installed beside this Python (a wheel unpacked into a folder), `maep` is `python -m maep_jobs.cli`.
+    If it is not installed beside this Python (a wheel unpacked into a folder), `maep` is `python -m maep_jobs.cli`.
     """
     beside = Path(sys.executable).parent / name
     found = shutil.which(name)

@@ -1,6 +1,6 @@
 """Standard output under `--json`: one value, and nothing else.
 
-Everything else goes to standard error, such as Ray's messages about workers that died.
+Everything else, such as Ray's messages about dead workers, goes to standard error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _places: list[TextIO] = []
 
 @contextmanager
 def json_alone() -> Iterator[None]:
-    """Inside, only `print_json` writes to standard output."""
+    """In the block, only `print_json` writes to standard output."""
     _places.append(sys.stdout)
     try:
         with redirect_stdout(sys.stderr):

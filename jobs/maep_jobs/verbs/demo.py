@@ -17,7 +17,7 @@ _EXAMPLES = """  maep demo
   maep demo --serve.port 8080 --keep
   maep demo --output outputs/longer --finetune.loop.samples 60000"""
 _NEXT = """
-{picture}: rows of digits: clean, attacked, purified, the perturbation, and what is left of it.
+{picture}: rows of digits: clean, attacked, purified, the perturbation, and the remaining difference.
 
 next:
   {maep} serve --model {champion}{classifier}
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def next_steps(job: Job[PipelineConfig]) -> str:
-    """What to look at and to try now: commands that work as they are printed."""
+    """What to look at and to try next: commands that work as printed."""
     from maep_jobs.pipeline.stages import PICTURE, stages
     from maep_jobs.terminal.shell import program
 

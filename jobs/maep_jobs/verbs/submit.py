@@ -29,7 +29,7 @@ _EXAMPLES = """  maep submit pretrain --config cifar10/pretrain --address http:/
   RAY_AUTH_MODE=token RAY_AUTH_TOKEN=... maep submit evaluate --config cifar10/evaluate --json
 
 All other arguments are passed to the verb. The configuration file is uploaded with the job; data and outputs are not:
-name folders that all machines of the cluster see. Checkpoints and purifiers go to --tracking.artifact_uri."""
+name folders that all machines of the cluster can access. Checkpoints and purifiers go to --tracking.artifact_uri."""
 
 
 def parser() -> Parser:
@@ -39,14 +39,14 @@ def parser() -> Parser:
     made.add_argument("--address", default="http://127.0.0.1:8265", help="the cluster's dashboard, http://HOST:8265")
     made.add_argument("--follow", action="store_true", help="print the job's log until it ends")
     made.add_argument("--config", metavar="NAME|FILE", help="the verb's configuration")
-    made.add_argument("--output", metavar="DIR", help="the verb's output, as the cluster sees it")
+    made.add_argument("--output", metavar="DIR", help="the verb's output, as a path on the cluster")
     made.add_argument("--dry-run", action="store_true", help="print the job; submit nothing")
     made.add_json()
     return made
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the verb: 0 submitted (with --follow: succeeded), 1 the job failed, 2 a mistake, here or in the job."""
+    """Runs the verb: 0 submitted (with --follow: succeeded), 1 the job failed, 2 a user error, here or in the job."""
     options, words = parser().parse_known_args(list(argv))
     if options.verb not in _VERBS:
         raise ConfigError(f"verb {options.verb!r} cannot be submitted: {nearest(options.verb, _VERBS)}")
@@ -73,7 +73,7 @@ def _job(options: argparse.Namespace, words: list[str], folder: Path) -> dict[st
     output = str(options.output or default_output(source or options.verb))
     if storage.is_remote(output) and options.verb not in _REMOTE:
         raise ConfigError(
-            f"--output {output}: name a folder that the cluster sees; only {' and '.join(_REMOTE)} write to s3://"
+            f"--output {output}: name a folder that the cluster can access; only {' and '.join(_REMOTE)} write to s3://"
         )
     line += ["--output", output if storage.is_remote(output) else str(Path(output).absolute())]
     if "tracking" not in values and not any(word.startswith("--tracking.") for word in words):
