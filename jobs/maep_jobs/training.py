@@ -33,7 +33,7 @@ _log = logging.getLogger("maep.train")
 
 
 def run_training(job: Job[Settings], phase: str) -> Artifact | None:
-    """Trains to the artifact and prints where it is; with --dry-run prints the plan and returns None."""
+    """Trains, and prints the location of the artifact; with --dry-run prints the plan and returns None."""
     settings, options = job.settings, job.options
     output: str | Path = options.output
     folder = working_folder(output)
@@ -45,7 +45,7 @@ def run_training(job: Job[Settings], phase: str) -> Artifact | None:
         return None
     address = getattr(options, "address", None)
     if address is not None and settings.workers.most == 0:
-        raise ConfigError(f"--address {address}: this run has no Ray workers: set --workers.num_workers to 1 or more")
+        raise ConfigError(f"--address {address}: this run has no Ray workers: set --workers.num_workers to at least 1")
     with storage.lock_folder(folder):
         resume = resolve(options.resume, job.tracking) if getattr(options, "resume", None) else None
         settings = _located(settings, job.tracking)
@@ -74,7 +74,7 @@ def _located(settings: Settings, tracking: TrackingConfig) -> Settings:
 
 
 def plan(settings: Settings, output: str | Path) -> list[str]:
-    """What would be done, a line each."""
+    """The plan, as lines."""
     loop, workers = settings.loop, settings.workers
     count = f"{workers.least} to {workers.most}" if workers.most > workers.least else str(workers.most)
     where = f"{count} Ray Train workers" if workers.most else "this process"

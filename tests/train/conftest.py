@@ -1,4 +1,4 @@
-"""Tiny phases on the digits: milliseconds a step, a classifier in seconds."""
+"""Tiny phases on digits: a step takes milliseconds, a classifier seconds."""
 
 from __future__ import annotations
 
@@ -70,6 +70,6 @@ def conv_model() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def unkilled_pretrain(pretrain: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Heard, Path]:
-    """The tiny pretraining, done once without interruption: result, what was heard, output."""
+    """The tiny pretraining without interruption: result, reports, output."""
     heard, output = Heard(), tmp_path_factory.mktemp("unkilled")
     return run(pretraining(pretrain()), output, [heard]), heard, output

@@ -1,4 +1,4 @@
-"""`python -m maep.train.benchmark`, what a dry run says of cost, and what the device is measured at."""
+"""`python -m maep.train.benchmark`, the costs that a dry run prints, and the measured rate of the device."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TINY += ("--model.depth", "12", "--model.decoder_depth", "1")
 
 
 @pytest.mark.parametrize("loader", ["resident", "synthetic"])
-def test_it_measures_a_step(loader: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_benchmark_measures_a_step(loader: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark.main([*TINY, "--loader", loader, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["images_per_s"] > 0
@@ -39,14 +39,14 @@ def test_it_measures_a_step(loader: str, capsys: pytest.CaptureFixture[str]) -> 
     assert (found["device"], found["precision"]) == (f"cpu, {torch.get_num_threads()} threads", "float32")
 
 
-def test_it_says_it_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_benchmark_prints_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark.main([*TINY]) == 0
     said = capsys.readouterr().out
     assert all(word in said for word in ("images_per_s", "mfu", "forward_s", "loader_ratio", "parameters"))
 
 
 @pytest.mark.slow
-def test_it_runs_as_a_program() -> None:
+def test_benchmark_runs_as_a_program() -> None:
     command = [sys.executable, "-m", "maep.train.benchmark", *TINY]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
@@ -69,7 +69,7 @@ def test_mistakes_are_one_line(words: tuple[str, ...], message: str, capsys: pyt
     assert err.count("\n") == 1
 
 
-def test_a_dry_run_says_what_it_costs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_prints_costs(capsys: pytest.CaptureFixture[str]) -> None:
     settings = config.load(PretrainConfig, find("digits/pretrain"), ())
     assert cli.main(["pretrain", "--config", "digits/pretrain", "--dry-run"]) == 0
     said = capsys.readouterr().out
@@ -83,12 +83,12 @@ def test_a_dry_run_says_what_it_costs(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has the GPU that the plan asks for")
-def test_a_plan_for_another_machine_is_one_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_works_without_the_configured_device(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["pretrain", "--config", "digits/pretrain", "--loop.device", "cuda", "--dry-run"]) == 0
     assert "loop.device: cuda is not available" in capsys.readouterr().out
 
 
-def test_a_model_too_large_to_try_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_model_is_estimated_from_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "peak_flops", lambda *_: 1e9)
     settings = config.build(PretrainConfig, {"model": {"preset": "L/16", "image_size": 224}})
     rate, how = benchmark.estimate(settings)
@@ -96,14 +96,14 @@ def test_a_model_too_large_to_try_is_estimated(monkeypatch: pytest.MonkeyPatch) 
     assert "rate of matrix products" in how
 
 
-def test_the_rate_of_products_is_measured_once_and_sane() -> None:
+def test_matrix_product_rate_is_measured_once() -> None:
     rate = peak_flops(torch.device("cpu"), torch.float32)
     assert 1e8 < rate < 1e13
     assert peak_flops(torch.device("cpu"), torch.float32) == rate
     assert 50 < peak_memory_mib(torch.device("cpu")) < 1e6
 
 
-def test_a_stopwatch_adds_the_laps_of_a_phase_and_means_over_steps() -> None:
+def test_stopwatch_sums_laps_and_averages_over_steps() -> None:
     watch = Stopwatch(torch.device("cpu"))
     for _ in range(3):
         watch.start()

@@ -22,11 +22,11 @@ from maep.train.config import ClassifierConfig
 from maep.train.loop.run import run
 
 
-def test_it_learns_the_digits(trained_accuracy: float) -> None:
+def test_classifier_learns_digits(trained_accuracy: float) -> None:
     assert trained_accuracy > 0.9
 
 
-def test_its_artifact_is_a_classifier_to_protect(trained_classifier: Artifact, trained_accuracy: float) -> None:
+def test_trained_artifact_loads_as_a_classifier(trained_classifier: Artifact, trained_accuracy: float) -> None:
     classifier = load_classifier(str(trained_classifier.folder))
     assert classifier.name == "tiny"
     assert not classifier.training
@@ -39,7 +39,7 @@ def test_its_artifact_is_a_classifier_to_protect(trained_classifier: Artifact, t
     assert classifier.classes == images.classes
 
 
-def test_another_family_learns_the_digits(tmp_path: Path) -> None:
+def test_vgg_learns_digits(tmp_path: Path) -> None:
     loop = LOOP | {"samples": 7000, "batch_size": 50, "lr": 1e-2, "checkpoint_every": 10**6}
     shape = {"family": "vgg", "depth": 5, "width": 6, "label_smoothing": 0.1}
     settings = config.build(ClassifierConfig, {"name": "other", "loop": loop} | shape)
@@ -49,7 +49,7 @@ def test_another_family_learns_the_digits(tmp_path: Path) -> None:
     assert "thin VGG-5" in (trained.folder / "card.md").read_text()
 
 
-def test_smoothed_labels_are_those_of_the_paper() -> None:
+def test_label_smoothing_matches_the_paper() -> None:
     """Loss of uniform logits is log(classes) for any smoothing; of a sure right answer it is what the rest weighs."""
     images, labels = torch.rand(4, 3, 2, 2), torch.arange(4) % 3
     keys = torch.zeros(4, dtype=torch.int64)
@@ -65,7 +65,7 @@ def test_smoothed_labels_are_those_of_the_paper() -> None:
     assert float(objective(batch).loss) == pytest.approx(wanted, rel=1e-5)
 
 
-def test_a_stopped_training_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_stopped_training_resumes_to_identical_bits(tmp_path: Path) -> None:
     """Batch norm's running statistics are part of the state."""
     settings = config.build(ClassifierConfig, {"depth": 8, "width": 4, "loop": LOOP | {"lr": 1e-2}})
     whole = run(classification(settings), tmp_path / "whole")
@@ -76,7 +76,7 @@ def test_a_stopped_training_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert any("running_mean" in name for name in result.weights())
 
 
-def test_its_normalisation_is_the_datas_own(trained_classifier: Artifact) -> None:
+def test_normalisation_is_computed_from_the_data(trained_classifier: Artifact) -> None:
     images = load(DataConfig("digits"), "train")
     pixels = torch.from_numpy(images.pixels(range(len(images)))).float() / 255
     assert trained_classifier.config["mean"] == pytest.approx(pixels.mean(dim=(0, 1, 2)).tolist(), abs=1e-3)
@@ -106,12 +106,12 @@ def test_bad_settings_are_refused(values: dict[str, Any], message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_only_a_classifier_has_an_accuracy(unkilled_pretrain: Any) -> None:
+def test_dev_accuracy_refuses_other_artifacts(unkilled_pretrain: Any) -> None:
     with pytest.raises(ArtifactError, match=r"mae.*classifier"):
         dev_accuracy(unkilled_pretrain[0], DataConfig("digits"))
 
 
-def test_an_unknown_data_set_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_data_set_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     from maep_jobs import cli
 
     assert cli.main(["classifier", "train", "digit"]) == 2

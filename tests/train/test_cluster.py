@@ -1,4 +1,4 @@
-"""A Ray cluster of two machines: one is cut off, or drained as a spot machine is, and comes back."""
+"""A Ray cluster of two machines: one is disconnected, or drained like a spot machine, and returns."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def alive(head: Host) -> list[str]:
 
 
 @pytest.mark.parametrize("drained", [False, True], ids=["cut", "drained"])
-def test_a_machine_that_goes_and_comes_back(drained: bool, whole: Artifact, tmp_path: Path) -> None:
+def test_lost_machine_returns(drained: bool, whole: Artifact, tmp_path: Path) -> None:
     """Two workers, then one, then two again: the same batches all the time, so the loss of the run without a fault."""
     output, log = tmp_path / "out", tmp_path / "log"
     with hosts(2) as (head, other), log.open("w") as said:

@@ -1,4 +1,4 @@
-"""Both phases on a CUDA device: what is drawn, masked and attacked there must stay there."""
+"""Both phases on a CUDA device: draws, masks and attacks must stay on the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters on a trained purifier: few numbers change, the rest keeps its bits, the result is an ordinary purifier."""
+"""Adapters on a trained purifier: few weights change, the rest is bit-identical, the result is an ordinary purifier."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def purifier(finetune: Make, tmp_path_factory: pytest.TempPathFactory) -> Artifa
 
 @pytest.fixture(scope="module")
 def adapting(finetune: Make, purifier: Artifact) -> Make:
-    """The task of adapting it to digits of another look, dark on yellow paper; keywords change the adapters."""
+    """The task of adapting it to dark digits on yellow paper; keywords change the adapters."""
 
     def make(loop: dict[str, Any] | None = None, **lora: Any) -> Task:
         values: dict[str, Any] = {"init": str(purifier.folder), "lora": {"rank": RANK, "alpha": 8} | lora}
@@ -46,7 +46,7 @@ def adapting(finetune: Make, purifier: Artifact) -> Make:
 
 @pytest.fixture(scope="module")
 def adapted(adapting: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Task, Heard]:
-    """What an uninterrupted run gives, its task (whose model was trained in place), and what was heard."""
+    """The result of an uninterrupted run, its task (whose model was trained in place), and its reports."""
     heard, task = Heard(), adapting({"samples": 1280, "lr": 1e-2}, dropout=0.1)
     return run(task, tmp_path_factory.mktemp("adapted"), [heard]), task, heard
 
@@ -60,7 +60,7 @@ def test_only_the_decoders_linear_layers_change(adapted: Any, purifier: Artifact
     assert adapted[0].config["model"] == purifier.config["model"]
 
 
-def test_the_change_has_the_rank_and_the_numbers_of_the_adapters(adapted: Any, purifier: Artifact) -> None:
+def test_weight_change_has_the_rank_of_the_adapters(adapted: Any, purifier: Artifact) -> None:
     width, hidden = MAE["decoder_width"], 4 * MAE["decoder_width"]
     sides = (width + 3 * width) + (width + width) + 2 * (width + hidden)
     assert num_trained(adapted[1].objective.model) == RANK * sides
@@ -70,7 +70,7 @@ def test_the_change_has_the_rank_and_the_numbers_of_the_adapters(adapted: Any, p
     assert f"rank {RANK} on the decoder: {RANK * sides:,} numbers" in (adapted[0].folder / "card.md").read_text()
 
 
-def test_merged_and_unmerged_give_the_same_images(adapted: Any) -> None:
+def test_merged_and_unmerged_adapters_give_the_same_images(adapted: Any) -> None:
     result, task, _ = adapted
     images, _ = task.images.batch(range(16))
     unmerged, plain = task.objective.model.eval(), load_purifier_artifact(result)
@@ -79,7 +79,7 @@ def test_merged_and_unmerged_give_the_same_images(adapted: Any) -> None:
         torch.testing.assert_close(plain(images), unmerged(images), rtol=0, atol=1e-6)
 
 
-def test_peft_itself_merges_to_the_same_weights(adapted: Any) -> None:
+def test_peft_merges_to_the_same_weights(adapted: Any) -> None:
     task = adapted[1]
     ours = merged(task.objective.model.state_dict(), task.config["train"]["lora"]["alpha"])
     for layer in LAYERS:
@@ -90,12 +90,12 @@ def test_peft_itself_merges_to_the_same_weights(adapted: Any) -> None:
     assert all(torch.equal(merged(ours, 8.0)[name], ours[name]) for name in ours)
 
 
-def test_the_loss_falls_on_the_other_images(adapted: Any) -> None:
+def test_loss_falls_on_the_new_images(adapted: Any) -> None:
     losses = [step.metrics["pixel"] for step in adapted[2].steps]
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
 
 
-def test_a_stopped_adaptation_goes_on_to_the_same_bits(adapting: Make, adapted: Any, tmp_path: Path) -> None:
+def test_stopped_adaptation_resumes_to_identical_bits(adapting: Make, adapted: Any, tmp_path: Path) -> None:
     settings = {"samples": 1280, "lr": 1e-2}
     with pytest.raises(KeyboardInterrupt):
         run(adapting(settings, dropout=0.1), tmp_path, [Heard(stop_after_checkpoints=3)])
@@ -107,7 +107,7 @@ def test_a_stopped_adaptation_goes_on_to_the_same_bits(adapting: Make, adapted: 
     assert heard.steps[0].samples_seen > int(saved.name)
 
 
-def test_a_new_purifier_trains_all_but_the_autoencoder(finetune: Make, unkilled_pretrain: Any, tmp_path: Path) -> None:
+def test_new_purifier_trains_all_but_the_autoencoder(finetune: Make, unkilled_pretrain: Any, tmp_path: Path) -> None:
     """Its stem and head have no weights yet that could be adapted; its last layer is zero at first."""
     start = unkilled_pretrain[0]
     values = {"init": str(start.folder), "lora": {"rank": RANK, "targets": ["decoder", "encoder"]}}
@@ -118,7 +118,7 @@ def test_a_new_purifier_trains_all_but_the_autoencoder(finetune: Make, unkilled_
     assert after["change.output.weight"].abs().max() > 0
 
 
-def test_without_adapters_a_whole_purifier_goes_on(finetune: Make, purifier: Artifact) -> None:
+def test_without_adapters_all_weights_of_a_purifier_train(finetune: Make, purifier: Artifact) -> None:
     task = purification(finetune({"init": str(purifier.folder)}))
     assert all(
         torch.equal(value, purifier.weights()[name]) for name, value in task.objective.model.state_dict().items()
@@ -126,16 +126,16 @@ def test_without_adapters_a_whole_purifier_goes_on(finetune: Make, purifier: Art
     assert task.config["train"].get("lora") is None
 
 
-def test_adapters_that_cannot_be_are_one_line(
+def test_invalid_adapters_are_refused(
     finetune: Make, conv_model: dict[str, Any], unkilled_pretrain: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = {"init": str(unkilled_pretrain[0].folder), "lora": {}}
     for values, message in (
-        ({"lora": {}}, "lora: adapters need trained weights beside them: give init"),
+        ({"lora": {}}, "lora: .*init"),
         (start | {"model": conv_model}, "lora: conv"),
-        (start | {"lora": {"rank": 0}}, "lora: rank: 0 must be at least 1"),
-        (start | {"lora": {"targets": []}}, "lora: targets: name decoder"),
-        (start | {"lora": {"targets": ["head"]}}, r"lora\.targets\[0\]: 'head' is not known"),
+        (start | {"lora": {"rank": 0}}, "lora: rank: 0"),
+        (start | {"lora": {"targets": []}}, "lora: targets: "),
+        (start | {"lora": {"targets": ["head"]}}, r"lora\.targets\[0\]: 'head'"),
     ):
         with pytest.raises(ConfigError, match=message):
             finetune(values)

@@ -43,7 +43,7 @@ def moved(task: Task) -> Purification:
         (((0, 1), (1, 0)), {0: 2, 0.25: 1.5, 1: 0}),
     ],
 )
-def test_a_terms_weight_follows_its_schedule(schedule: Any, weights: dict[float, float]) -> None:
+def test_term_weight_follows_its_schedule(schedule: Any, weights: dict[float, float]) -> None:
     term = TermConfig(2.0, schedule)
     for progress, weight in weights.items():
         assert term.at(progress) == pytest.approx(weight)
@@ -57,14 +57,14 @@ def test_every_image_belongs_to_one_kind_of_the_mixture(count: int) -> None:
     assert all(abs(size - kind.share * count) <= 2 for size, kind in zip(sizes, mixture, strict=True))
 
 
-def test_sizes_are_not_lost_to_floating_point() -> None:
+def test_mixture_sizes_survive_rounding() -> None:
     """0.29 x 100 is 28.999999999999996."""
     mixture = (MixtureConfig("fgsm", 0.29), MixtureConfig("pgd", 0.71))
     assert [size for _, size in _sizes(mixture, 100)] == [29, 71]
 
 
 @pytest.mark.parametrize("mode", ["oblivious", "adaptive"])
-def test_crafted_images_keep_to_the_budget_and_their_share(mode: str, finetune: Make) -> None:
+def test_crafted_images_stay_within_budget_and_share(mode: str, finetune: Make) -> None:
     mixture = [{"name": "fgsm", "share": 0.25}, {"name": "pgd", "share": 0.5}, {"name": "none", "share": 0.25}]
     task = purification(finetune({"attacks": {"mode": mode, "eps": EPS, "mixture": mixture}}))
     objective, batch = moved(task), batch_at(task)
@@ -94,8 +94,8 @@ def test_any_number_of_workers_crafts_the_same_images(size: int, finetune: Make)
         torch.testing.assert_close(attacked, together[part.places], rtol=0, atol=1e-6)
 
 
-def test_masks_of_a_randomised_purifier_follow_from_the_batch(finetune: Make) -> None:
-    """Not from torch's global generator, which no checkpoint keeps; another replay sees other masks."""
+def test_batch_seeds_the_masks_of_a_randomised_purifier(finetune: Make) -> None:
+    """Draws do not use torch's global generator, which no checkpoint keeps; another replay gets other masks."""
     model = {**finetune().model.__dict__, "mask_ratio": 0.5}
     task = purification(finetune({"model": model, "attacks": {"mode": "adaptive", "eps": EPS}, "noise": 0.0}))
     objective, losses = moved(task), []
@@ -111,24 +111,22 @@ def test_masks_of_a_randomised_purifier_follow_from_the_batch(finetune: Make) ->
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"attacks": {"eps": 8}}, "attacks: eps: budgets are in"),
-        ({"attacks": {"eps_range": [2, 16]}}, "attacks: eps_range: budgets are in"),
-        ({"attacks": {"mixture": [{"name": "pgd", "steps": [5, 3]}]}}, "steps: .* the lesser first"),
-        ({"attacks": {"mixture": [{"share": 1.5}, {"share": -0.5}]}}, "share: 1.5 must be in"),
-        ({"noise": 16}, "noise: 16.0 must be in"),
-        ({"classifier_shares": [0]}, "classifier_shares: none may be negative, and one must be above 0"),
-        ({"loss": {"masked_ratio": 1.5}}, "masked_ratio: 1.5 must be between"),
-        ({"loss": {"pixel": {"weight": 0}, "kl": {"weight": 0}}}, "give at least one of pixel"),
+        ({"attacks": {"eps": 8}}, "attacks: eps: "),
+        ({"attacks": {"eps_range": [2, 16]}}, "attacks: eps_range: "),
+        ({"attacks": {"mixture": [{"name": "pgd", "steps": [5, 3]}]}}, "steps: .*5, 3"),
+        ({"attacks": {"mixture": [{"share": 1.5}, {"share": -0.5}]}}, "share: 1.5"),
+        ({"noise": 16}, "noise: 16.0"),
+        ({"classifier_shares": [0]}, "classifier_shares: "),
+        ({"loss": {"masked_ratio": 1.5}}, "masked_ratio: 1.5"),
+        ({"loss": {"pixel": {"weight": 0}, "kl": {"weight": 0}}}, "pixel"),
     ],
 )
-def test_values_that_make_no_sense_are_refused_before_the_first_step(
-    values: dict[str, Any], message: str, finetune: Make
-) -> None:
+def test_invalid_values_are_refused(values: dict[str, Any], message: str, finetune: Make) -> None:
     with pytest.raises(ConfigError, match=message):
         finetune(values)
 
 
-def test_a_schedule_may_leave_no_term_for_a_while(finetune: Make, tmp_path: Path) -> None:
+def test_schedule_may_disable_all_terms_for_a_while(finetune: Make, tmp_path: Path) -> None:
     loss = {"pixel": {"weight": 0}, "kl": {"weight": 1, "schedule": [[0.5, 0], [0.6, 1]]}}
     heard = Heard()
     run(purification(finetune({"loss": loss}, samples=128)), tmp_path, [heard])
@@ -152,7 +150,7 @@ def test_budgets_are_drawn_from_their_range(finetune: Make) -> None:
     assert len(set(drawn)) == len(drawn)
 
 
-def test_every_classifier_is_attacked_in_its_share(finetune: Make, trained_classifier: Any) -> None:
+def test_classifiers_are_attacked_by_their_shares(finetune: Make, trained_classifier: Any) -> None:
     folder = str(trained_classifier.folder)
     task = purification(
         finetune(
@@ -177,7 +175,7 @@ def test_every_classifier_is_attacked_in_its_share(finetune: Make, trained_class
     assert 48 <= calls[0] <= 72
 
 
-def test_attacks_hurt_the_bare_classifier(finetune: Make, trained_classifier: Any) -> None:
+def test_attacks_lower_accuracy_of_the_bare_classifier(finetune: Make, trained_classifier: Any) -> None:
     task = purification(finetune({"attacks": {"eps": EPS, "mixture": [{"name": "pgd", "steps": [10, 10]}]}}))
     batch = batch_at(task)
     attacked = moved(task).craft(batch).attacked
@@ -211,7 +209,7 @@ def test_an_adaptive_attack_goes_through_the_purifier(finetune: Make) -> None:
 
 @pytest.mark.parametrize("mode", ["oblivious", "adaptive"])
 @pytest.mark.parametrize("model", ["purifier", "conv"])
-def test_training_moves_the_purifier_and_nothing_else(
+def test_only_the_purifier_is_trained(
     mode: str, model: str, finetune: Make, conv_model: dict[str, Any], tmp_path: Path
 ) -> None:
     top: dict[str, Any] = {"attacks": {"mode": mode, "eps": EPS}, "loss": {"feature": {"weight": 1}}}
@@ -269,7 +267,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(finetune: Make) -> None:
 
 
 def test_pixels_are_compared_before_the_clamp(finetune: Make) -> None:
-    """An output beyond [0, 1] must still be pulled back."""
+    """An output outside [0, 1] must still get a gradient."""
     task = purification(finetune({"loss": NONE | TERMS["l1"]}))
     objective = task.objective
     assert isinstance(objective, Purification)
@@ -283,7 +281,7 @@ def test_pixels_are_compared_before_the_clamp(finetune: Make) -> None:
     assert (final.bias.grad > 0.1).all()
 
 
-def test_noise_is_on_its_share_and_drawn_anew_for_each_replay(finetune: Make) -> None:
+def test_noise_has_its_share_and_differs_between_replays(finetune: Make) -> None:
     task = purification(finetune({"noise": 0.1, "noise_share": 0.5}))
     objective = moved(task)
     noisy: list[float] = []
@@ -333,7 +331,7 @@ def test_unsuitable_classifiers_are_refused(finetune: Make, monkeypatch: pytest.
             purification(finetune())
 
 
-def test_the_rival_trains_by_the_same_loop(finetune: Make, conv_model: dict[str, Any], tmp_path: Path) -> None:
+def test_conv_purifier_trains_in_the_same_loop(finetune: Make, conv_model: dict[str, Any], tmp_path: Path) -> None:
     settings = finetune({"model": conv_model}, samples=128)
     first, second = (run(purification(settings), tmp_path / name) for name in "ab")
     assert weights(first) == weights(second)
@@ -341,7 +339,7 @@ def test_the_rival_trains_by_the_same_loop(finetune: Make, conv_model: dict[str,
     assert first.config["model"]["name"] == "conv"
 
 
-def test_defaults_of_the_loss_are_what_the_text_says() -> None:
+def test_loss_defaults() -> None:
     loss = config.build(LossConfig, {})
     assert (loss.terms["pixel"].weight, loss.pixel_norm, loss.terms["masked"].weight, loss.terms["kl"].weight) == (
         3.0,
@@ -351,7 +349,7 @@ def test_defaults_of_the_loss_are_what_the_text_says() -> None:
     )
 
 
-def test_pretraining_hides_the_share_it_is_told(pretrain: Make) -> None:
+def test_pretraining_hides_mask_ratio(pretrain: Make) -> None:
     task = pretraining(pretrain({"mask_ratio": 0.75}))
     output = task.objective.model(batch_at(task).images, 0.75)
     assert task.images.name == DataConfig("digits").name

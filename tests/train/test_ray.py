@@ -1,4 +1,4 @@
-"""The loop on Ray Train: the same weights, workers that die, and mistakes that come back as one line."""
+"""The loop on Ray Train: identical weights, workers that die, and user errors raised to the caller."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def whole(pretrain: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Art
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
-def test_one_worker_gives_the_same_bits(pretrain: Make, whole: Any, tmp_path: Path) -> None:
+def test_one_worker_gives_identical_bits(pretrain: Make, whole: Any, tmp_path: Path) -> None:
     settings = on_ray(pretrain(samples=640), 1)
     result = train(settings, tmp_path / "out", functools.partial(written, tmp_path / "log"))
     assert weights(result) == weights(whole[0])
@@ -74,7 +74,7 @@ def test_two_workers_take_the_same_steps(pretrain: Make, whole: Any, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
-def test_a_killed_worker_is_replaced_and_the_bits_are_the_same(pretrain: Make, whole: Any, tmp_path: Path) -> None:
+def test_killed_worker_is_replaced_with_identical_bits(pretrain: Make, whole: Any, tmp_path: Path) -> None:
     settings = on_ray(pretrain(samples=640, checkpoint_every=96), 1)
     result = train(settings, tmp_path / "out", functools.partial(written, tmp_path / "log", kill_at=288))
     assert (tmp_path / "log.died").exists()
@@ -94,8 +94,10 @@ def test_a_killed_worker_is_replaced_and_the_bits_are_the_same(pretrain: Make, w
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
-def test_workers_with_notice_stop_at_the_same_step_and_others_go_on(pretrain: Make, whole: Any, tmp_path: Path) -> None:
-    """SIGTERM to the process of rank 0: both take the next step, one checkpoint, and a new group goes on."""
+def test_workers_stop_at_the_same_step_after_a_notice_and_new_ones_resume(
+    pretrain: Make, whole: Any, tmp_path: Path
+) -> None:
+    """SIGTERM to the process of rank 0: both workers finish the next step, save a checkpoint; a new group resumes."""
     settings = on_ray(pretrain(samples=640, checkpoint_every=10**6), 2)
     result = train(settings, tmp_path / "out", functools.partial(written, tmp_path / "log", term_at=96))
     assert result.config == whole[0].config
@@ -109,7 +111,7 @@ def test_workers_with_notice_stop_at_the_same_step_and_others_go_on(pretrain: Ma
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
-def test_a_range_of_workers_takes_what_there_is(pretrain: Make, whole: Any, tmp_path: Path) -> None:
+def test_elastic_workers_use_what_the_cluster_has(pretrain: Make, whole: Any, tmp_path: Path) -> None:
     settings = replace(pretrain(samples=640), workers=WorkersConfig(num_workers=(1, 2)))
     train(settings, tmp_path / "out", functools.partial(written, tmp_path / "log"))
     assert [line["num_workers"] for line in history.read(tmp_path / "out") if "num_workers" in line] == [2]
@@ -118,16 +120,14 @@ def test_a_range_of_workers_takes_what_there_is(pretrain: Make, whole: Any, tmp_
 
 
 @pytest.mark.parametrize("number", [(0, 2), (3, 2), -1])
-def test_a_range_that_is_none_is_one_line(number: Any) -> None:
+def test_invalid_worker_range_is_refused(number: Any) -> None:
     with pytest.raises(ConfigError, match="num_workers"):
         config.build(WorkersConfig, {"num_workers": number}, "workers")
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
-def test_a_mistake_in_a_worker_comes_back_as_it_is_without_retries(
-    pretrain: Make, finetune: Make, tmp_path: Path
-) -> None:
+def test_user_error_in_a_worker_is_raised_without_retries(pretrain: Make, finetune: Make, tmp_path: Path) -> None:
     missing = on_ray(finetune({"init": str(tmp_path / "nowhere")}), 2)
     with pytest.raises(ArtifactError, match=r"nowhere.*MANIFEST\.json"):
         train(missing, tmp_path / "a", list)
@@ -139,7 +139,7 @@ def test_a_mistake_in_a_worker_comes_back_as_it_is_without_retries(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
-def test_a_mistake_of_one_of_two_workers_comes_back_too(pretrain: Make, tmp_path: Path) -> None:
+def test_user_error_in_one_of_two_workers_is_raised(pretrain: Make, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="what was given is wrong at 64"):
         train(on_ray(pretrain(), 2), tmp_path / "out", functools.partial(written, tmp_path / "log", fail_at=64))
     assert len(lines(tmp_path / "log")) == 2  # no second attempt, though three are allowed
@@ -147,7 +147,7 @@ def test_a_mistake_of_one_of_two_workers_comes_back_too(pretrain: Make, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
-def test_of_two_workers_the_one_that_was_killed_is_named(pretrain: Make, whole: Any, tmp_path: Path) -> None:
+def test_killed_worker_is_named(pretrain: Make, whole: Any, tmp_path: Path) -> None:
     settings = on_ray(pretrain(samples=640, checkpoint_every=96), 2)
     result = train(settings, tmp_path / "out", functools.partial(written, tmp_path / "log", kill_other_at=224))
     assert result.config == whole[0].config
@@ -173,7 +173,7 @@ def test_paths_below_the_working_directory_reach_the_workers(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
-def test_more_workers_than_the_cluster_has_is_one_line_at_once(pretrain: Make, tmp_path: Path) -> None:
+def test_too_many_workers_fail_immediately(pretrain: Make, tmp_path: Path) -> None:
     import ray
 
     have = int(ray.cluster_resources()["CPU"])
@@ -190,7 +190,7 @@ def dead_address() -> str:
 
 
 @pytest.mark.parametrize("address", ["dead", "127.0.0.1:notaport", "ray://127.0.0.1:1", "nosuchhost.invalid:6379"])
-def test_a_dead_address_is_one_line(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dead_address_is_a_usage_error(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     address = dead_address() if address == "dead" else address
     line = ["pretrain", "--config", "digits/pretrain", "--output", str(tmp_path), "--tracking.enabled", "false"]
     assert cli.main([*line, "--workers.num_workers", "1", "--address", address]) == 2
@@ -207,7 +207,7 @@ def test_a_batch_too_small_for_the_workers_is_refused_before_ray_starts(pretrain
         train(replace(pretrain(parallel="fsdp"), workers=WorkersConfig(num_workers=(1, 4))), tmp_path, list)
 
 
-def test_what_is_no_path_stays_as_it_is(
+def test_values_that_are_no_paths_stay_unchanged(
     finetune: Make, trained_classifier: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -222,7 +222,7 @@ def test_what_is_no_path_stays_as_it_is(
     assert LOOP["device"] == "cpu"
 
 
-def test_in_this_process_callbacks_are_made_here(pretrain: Make, whole: Any, tmp_path: Path) -> None:
+def test_without_workers_callbacks_are_made_in_this_process(pretrain: Make, whole: Any, tmp_path: Path) -> None:
     heard = Heard()
     result = train(pretrain(samples=640), tmp_path, lambda: [heard])
     assert result.sha256 == whole[0].sha256

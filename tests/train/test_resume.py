@@ -1,4 +1,4 @@
-"""kill -9 of the real command at a step drawn from a printed seed; the same line again ends with the unkilled bits."""
+"""kill -9 of the real command at a random step (seed printed); re-running it ends with the bits of an unkilled run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def unkilled(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 @pytest.mark.parametrize(
     "seed", [11, pytest.param(12, marks=pytest.mark.slow), pytest.param(13, marks=pytest.mark.slow)]
 )
-def test_a_killed_pretraining_ends_with_the_same_bits(seed: int, unkilled: Artifact, tmp_path: Path) -> None:
+def test_killed_pretraining_resumes_to_identical_bits(seed: int, unkilled: Artifact, tmp_path: Path) -> None:
     line = ["pretrain", "--config", "digits/pretrain", *PRETRAIN]
     result = kill_and_go_on(line, tmp_path / "out", 12_800, seed)
     assert weights(result) == weights(unkilled)
@@ -47,7 +47,7 @@ def test_a_killed_pretraining_ends_with_the_same_bits(seed: int, unkilled: Artif
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [14, 15])
-def test_a_pretraining_with_notice_loses_no_step(seed: int, unkilled: Artifact, tmp_path: Path) -> None:
+def test_pretraining_loses_no_step_after_sigterm(seed: int, unkilled: Artifact, tmp_path: Path) -> None:
     line = ["pretrain", "--config", "digits/pretrain", *PRETRAIN]
     result = kill_and_go_on(line, tmp_path / "out", 12_800, seed, signal.SIGTERM)
     assert result.sha256 == unkilled.sha256
@@ -55,7 +55,7 @@ def test_a_pretraining_with_notice_loses_no_step(seed: int, unkilled: Artifact, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [21, 22, 23])
-def test_a_killed_finetuning_ends_with_the_same_bits(
+def test_killed_finetuning_resumes_to_identical_bits(
     seed: int, trained_classifier: Artifact, unkilled: Artifact, tmp_path: Path
 ) -> None:
     words = [*FINETUNE, "--classifiers", f"[{trained_classifier.folder}]", "--init", str(unkilled.folder)]

@@ -1,4 +1,4 @@
-"""`maep pretrain --output s3://...` on a real S3 server: what a fresh machine finds, and what is said without one."""
+"""`maep pretrain --output s3://...` on a real S3 server: resuming on a new machine, and errors without a server."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def check(uri: str, printed: dict[str, Any], unkilled: Artifact, tmp_path: Path)
     return read(tmp_path / "said")
 
 
-def test_a_fresh_machine_goes_on_from_s3(store: S3, unkilled: Artifact, tmp_path: Path) -> None:
+def test_new_machine_resumes_from_s3(store: S3, unkilled: Artifact, tmp_path: Path) -> None:
     uri = f"s3://{store.bucket}/runs/one"
     end(line(uri), tmp_path / "log", lambda: len(uploaded(uri)) > 1, signal.SIGKILL, MAEP_CACHE=str(tmp_path / "a"))
     printed = go_on(line(uri), MAEP_CACHE=str(tmp_path / "b"))
@@ -117,8 +117,8 @@ def test_a_fresh_machine_goes_on_from_s3(store: S3, unkilled: Artifact, tmp_path
 
 
 @pytest.mark.slow
-def test_two_workers_on_ray_with_notice_and_a_fresh_machine(store: S3, unkilled: Artifact, tmp_path: Path) -> None:
-    """Ray keeps its own there too; the notice of the driver reaches the workers, and what they save a fresh machine."""
+def test_sigterm_on_ray_then_new_machine_resumes(store: S3, unkilled: Artifact, tmp_path: Path) -> None:
+    """SIGTERM of the driver reaches the workers, and a new machine resumes from their checkpoint."""
     uri = f"s3://{store.bucket}/runs/two"
     workers = ("--workers.num_workers", "2", "--workers.cpus_per_worker", "0.5")
     here = {"MAEP_CACHE": str(tmp_path / "a")}
@@ -131,7 +131,7 @@ def test_two_workers_on_ray_with_notice_and_a_fresh_machine(store: S3, unkilled:
     assert history[2]["redone"] == 0
 
 
-def test_a_store_that_is_away_is_one_line_that_names_the_file(tmp_path: Path) -> None:
+def test_unreachable_store_error_names_the_file(tmp_path: Path) -> None:
     environment = {
         "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{free_ports(1)[0]}",
         "AWS_ACCESS_KEY_ID": "a",

@@ -65,7 +65,7 @@ def train(store: S3, output: Path, kill: bool) -> tuple[float, int | None]:
     return float(re.findall(rf"{SAMPLES:,}/{SAMPLES:,}\s+loss ([\d.]+)", text)[-1]), killed
 
 
-def test_the_loss_of_no_fault_and_a_history_that_says_what_was_done_again(store: S3, tmp_path: Path) -> None:
+def test_killed_worker_leaves_the_loss_unchanged_and_history_counts_redone_steps(store: S3, tmp_path: Path) -> None:
     whole, _ = train(store, tmp_path / "whole", kill=False)
     loss, killed = train(store, tmp_path / "killed", kill=True)
     started, resumed, finished = read(tmp_path / "killed")

@@ -1,4 +1,4 @@
-"""Training on images that are streamed: it ends, goes on after a stop with the same bits, and counts corrupt images."""
+"""Training on streamed images: it finishes, resumes to identical bits, and counts corrupt images."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_another_set_of_files_is_another_training(streamed: PretrainConfig, tmp_
         run(pretraining(streamed), tmp_path / "out")
 
 
-def test_a_batch_of_more_than_all_images_is_one_line(streamed: PretrainConfig, pretrain: Make, tmp_path: Path) -> None:
+def test_batch_larger_than_the_data_set_is_refused(streamed: PretrainConfig, pretrain: Make, tmp_path: Path) -> None:
     values = {"name": "imagenet", "root": streamed.data.root, "image_size": 16}
     settings = pretrain({"data": values}, batch_size=128)
     with pytest.raises(ConfigError, match=r"loop\.batch_size: .*128.*80"):

@@ -1,4 +1,4 @@
-"""The driver of a run on Ray ends, by kill -9 or with notice; the same line again ends with the bits of no fault."""
+"""The driver of a Ray run ends by kill -9 or SIGTERM; re-running the command ends with identical bits."""
 
 from __future__ import annotations
 
@@ -30,8 +30,6 @@ def unkilled(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_driver_that_ends_goes_on_with_the_same_line(
-    number: signal.Signals, unkilled: Artifact, tmp_path: Path
-) -> None:
+def test_ended_driver_resumes_with_the_same_command(number: signal.Signals, unkilled: Artifact, tmp_path: Path) -> None:
     result = kill_and_go_on([*LINE, "--workers.num_workers", "1"], tmp_path / "out", SAMPLES, 31, number)
     assert result.sha256 == unkilled.sha256

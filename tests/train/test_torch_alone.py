@@ -1,4 +1,4 @@
-"""`python -m maep.train` on a machine with PyTorch and no more: both phases, stopped and gone on with."""
+"""`python -m maep.train` on a machine with PyTorch alone: both phases, stopped and resumed."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def whole(machine: tuple[Path, list[str]]) -> Artifact:
     return artifact.read(root / "whole" / "finetune" / "model")
 
 
-def test_both_phases_run_and_go_on_where_nothing_but_torch_is(machine: tuple[Path, list[str]], whole: Artifact) -> None:
+def test_both_phases_run_and_resume_with_torch_alone(machine: tuple[Path, list[str]], whole: Artifact) -> None:
     root, line = machine
     line = [*line, "--output", str(root / "alone")]
     stopped = [*line, "--minutes", "1e-9"]
@@ -137,7 +137,7 @@ def test_an_override_belongs_to_its_phase(
         (["--pretrain.mask_ratio", "0"], "mask_ratio: 0.0 hides none or all"),
     ],
 )
-def test_mistakes_are_one_line_before_anything_is_written(
+def test_mistakes_are_usage_errors_before_anything_is_written(
     words: list[str], message: str, machine: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*machine[1], "--output", str(tmp_path / "out"), *words]) == 2
@@ -148,7 +148,7 @@ def test_mistakes_are_one_line_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_measured_nowhere_is_a_warning(
+def test_ignored_validation_is_a_warning(
     machine: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--pretrain.validation.every_checkpoint", "true", "--pretrain.loop.keep_best", "-dev_reconstruction"]
@@ -157,6 +157,6 @@ def test_what_is_measured_nowhere_is_a_warning(
     assert "validation.every_checkpoint and loop.keep_best -dev_reconstruction" in said
 
 
-def test_nothing_to_do_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_phase_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--output", str(tmp_path)]) == 2
     assert "nothing to do" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Validation beside training: the same values as a direct call, while steps go on, and no harm where it fails."""
+"""Validation during training: the same values as a direct call, no waiting, and no effect on training if it fails."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ON = {"every_checkpoint": True, "num_images": 40, "steps": 3}
 
 @dataclass
 class Measured:
-    """What a validation reported, and how many images the training had seen by then."""
+    """The metrics that validation reported, and how many images the training had seen by then."""
 
     heard: Heard
     found: list[tuple[dict[str, float], int, int]] = field(default_factory=list)
@@ -69,7 +69,7 @@ def test_an_autoencoder_is_measured_on_dev(pretrain: Make, unkilled_pretrain: An
     assert more["dev_reconstruction"] != found["dev_reconstruction"]
 
 
-def test_a_purifier_is_measured_on_dev_alone(finetune: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_purifier_is_measured_on_dev_only(finetune: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = finetune({"validation": ON | {"num_images": 300}}, samples=960)
     result = run(purification(settings), tmp_path)
     asked = []
@@ -89,7 +89,7 @@ def test_a_purifier_is_measured_on_dev_alone(finetune: Make, tmp_path: Path, mon
     assert unattacked["dev_oblivious"] == unattacked["dev_clean"] == found["dev_clean"]
 
 
-def test_steps_are_taken_meanwhile_and_the_values_are_those_of_a_direct_call(finetune: Make, tmp_path: Path) -> None:
+def test_training_continues_during_validation_and_values_match_a_direct_call(finetune: Make, tmp_path: Path) -> None:
     settings = finetune({"validation": ON}, samples=6400, checkpoint_every=1280)
     heard = StopOnceMeasured(until=2240)
     measured = Measured(heard)
@@ -127,7 +127,7 @@ def test_the_result_is_measured_at_the_end_and_the_best_is_kept(pretrain: Make, 
 
 
 @pytest.mark.slow
-def test_a_validation_that_fails_leaves_the_training_as_it_is(
+def test_failed_validation_does_not_affect_training(
     finetune: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = finetune({"validation": ON})
@@ -144,7 +144,7 @@ def test_a_validation_that_fails_leaves_the_training_as_it_is(
 
 
 class Held:
-    """A job that ends when it is told to."""
+    """A job that ends on request."""
 
     def __init__(self) -> None:
         self.ended, self.cancelled = threading.Event(), False
@@ -188,7 +188,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> Jobs:
     return made
 
 
-def test_one_at_a_time_and_a_newer_checkpoint_takes_the_place_of_one_that_waits(
+def test_newer_checkpoint_replaces_a_waiting_one(
     pretrain: Make, unkilled_pretrain: Any, jobs: Jobs, tmp_path: Path
 ) -> None:
     saved: Artifact = unkilled_pretrain[0]
@@ -204,7 +204,7 @@ def test_one_at_a_time_and_a_newer_checkpoint_takes_the_place_of_one_that_waits(
     assert reported == [100, 400]
 
 
-def test_what_takes_too_long_is_given_up_at_the_end(
+def test_slow_validation_is_cancelled_at_the_deadline(
     pretrain: Make, unkilled_pretrain: Any, jobs: Jobs, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = pretrain({"validation": ON | {"deadline_s": 0.01}})
@@ -217,7 +217,7 @@ def test_what_takes_too_long_is_given_up_at_the_end(
     assert not (tmp_path / "validation").exists()
 
 
-def test_what_is_not_measured_cannot_be_the_best(pretrain: Make, finetune: Make) -> None:
+def test_keep_best_needs_a_measured_metric(pretrain: Make, finetune: Make) -> None:
     with pytest.raises(ConfigError, match="-dev_reconstruction"):
         pretrain(keep_best="-dev_reconstruction")
     with pytest.raises(ConfigError, match="dev_clean"):
@@ -228,7 +228,7 @@ def test_what_is_not_measured_cannot_be_the_best(pretrain: Make, finetune: Make)
 
 
 @pytest.mark.slow
-def test_on_ray_a_task_measures_the_same(pretrain: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_task_measures_the_same_values(pretrain: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(train_toys.__file__).parent), prepend=":")
     settings = replace(pretrain({"validation": ON}), workers=WorkersConfig(num_workers=1))
     make = functools.partial(train_toys.validated, settings, tmp_path / "out", tmp_path / "log")

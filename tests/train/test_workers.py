@@ -1,4 +1,4 @@
-"""Several processes that train together, over gloo: the same steps as one, sharded or not, and they stop together."""
+"""Several processes over gloo: the same steps as one process, sharded or not, and all stop together."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def one(pretrain: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artif
 
 @pytest.fixture(scope="module")
 def two(pretrain: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
-    """All the runs of two workers, in one pair of processes: where their results are, and what they told."""
+    """All the runs of two workers, in one pair of processes: the folders of their results, and their output."""
     folder = tmp_path_factory.mktemp("two")
     with pytest.raises(KeyboardInterrupt):
         run(pretraining(pretrain(ema=0.8)), folder / "resumed", [Heard(stop_after_checkpoints=2)])
@@ -68,7 +68,7 @@ def same_losses(steps: list[dict[str, Any]], wanted: Heard) -> None:
 
 
 @pytest.mark.parametrize("name", ALIKE)
-def test_two_workers_learn_what_one_does(name: str, one: Any, two: Any) -> None:
+def test_two_workers_learn_the_same_as_one(name: str, one: Any, two: Any) -> None:
     first, second = two[1][name]
     result = artifact.read(two[0] / name / "model")
     assert first["sha256"] == second["sha256"] == result.sha256
@@ -82,7 +82,7 @@ def test_two_workers_learn_what_one_does(name: str, one: Any, two: Any) -> None:
         torch.testing.assert_close(result.weights()[key], tensor, rtol=0.02, atol=4e-3)  # two steps of Adam
 
 
-def test_a_batch_that_does_not_divide_is_learnt_alike(pretrain: Make, two: Any, tmp_path: Path) -> None:
+def test_uneven_batch_is_learnt_the_same(pretrain: Make, two: Any, tmp_path: Path) -> None:
     heard = Heard()
     run(pretraining(pretrain(ema=0.8, **UNEVEN)), tmp_path, [heard])
     steps = two[1]["uneven"][0]["steps"]
@@ -91,13 +91,13 @@ def test_a_batch_that_does_not_divide_is_learnt_alike(pretrain: Make, two: Any, 
 
 
 @pytest.mark.parametrize("name", ["ddp", "ddp-micro"])
-def test_the_wait_for_other_workers_is_told(name: str, two: Any) -> None:
+def test_waiting_for_other_workers_is_reported(name: str, two: Any) -> None:
     steps = two[1][name][0]["steps"]
     assert all(0 <= step["communication_s"] < 60 and step["backward_s"] >= 0 for step in steps)
     assert any(step["communication_s"] > 0 for step in steps)
 
 
-def test_a_run_goes_on_with_more_workers_and_shares(one: Any, two: Any) -> None:
+def test_run_resumes_with_more_workers_and_shards(one: Any, two: Any) -> None:
     """A checkpoint holds whole tensors: from one worker to two that share the weights."""
     steps = two[1]["resumed"][0]["steps"]
     assert [step["seen"] for step in steps] == list(range(224, 321, 32))
@@ -105,7 +105,7 @@ def test_a_run_goes_on_with_more_workers_and_shares(one: Any, two: Any) -> None:
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_a_loss_of_one_worker_that_is_not_finite_stops_both_alike(parallel: str, two: Any) -> None:
+def test_non_finite_loss_of_one_worker_stops_both(parallel: str, two: Any) -> None:
     first, second = two[1][f"{parallel}-nan"]
     assert first["error"] == second["error"]
     assert first["error"].startswith("the loss is nan at step 3, first images [")
@@ -113,7 +113,7 @@ def test_a_loss_of_one_worker_that_is_not_finite_stops_both_alike(parallel: str,
 
 
 def test_a_notice_to_one_worker_stops_both_after_the_same_step(two: Any) -> None:
-    """At once: the step that was under way, in which the other could hear of it."""
+    """After the current step, in which the vote reached the other worker."""
     first, second = two[1]["told"]
     assert first["error"] == second["error"]
     assert first["error"].startswith("stopped at 160 images")
@@ -121,13 +121,13 @@ def test_a_notice_to_one_worker_stops_both_after_the_same_step(two: Any) -> None
     assert Checkpoints(two[0] / "told" / "checkpoints", 2).newest() is not None
 
 
-def test_all_workers_start_from_what_the_first_one_found(two: Any) -> None:
-    """The second has an older checkpoint of its own, and goes on from the newest all the same."""
+def test_all_workers_start_from_the_choice_of_rank_0(two: Any) -> None:
+    """The second worker has an older checkpoint of its own, and still resumes from the newest."""
     first, second = two[1]["apart"]
     assert first["steps"][0]["seen"] == 224
     assert "error" not in first | second
 
 
-def test_the_history_knows_each_worker(two: Any) -> None:
+def test_history_names_every_worker(two: Any) -> None:
     started = read(two[0] / "told")[0]
     assert started["num_workers"] == len({worker["pid"] for worker in started["workers"]}) == 2

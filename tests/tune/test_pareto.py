@@ -1,4 +1,4 @@
-"""What is best: alone, under limits, and of several objectives."""
+"""The best trial, alone and under limits, and the Pareto front."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def test_best_by_one_objective_is_the_highest_accuracy_or_the_lowest_latency() -
     assert best(TRIALS, "latency_ms").number == 2
 
 
-def test_a_stopped_trial_is_never_best_for_it_has_not_spent_the_same() -> None:
+def test_stopped_trial_is_never_best() -> None:
     assert best([*TRIALS, at(5, 0.9, 0.1, "failed")], "adaptive_accuracy").status == "done"
 
 
-def test_limits_are_the_most_of_what_should_be_small_and_the_least_of_what_should_be_large() -> None:
+def test_limits_bound_the_worse_side_of_a_metric() -> None:
     assert best(TRIALS, "adaptive_accuracy", {"latency_ms": 8.0}).number == 0
     assert best(TRIALS, "adaptive_accuracy", {"latency_ms": 1.0}).number == 2
     assert best(TRIALS, "latency_ms", {"adaptive_accuracy": 0.37}).number == 0
 
 
-def test_of_equals_the_earlier_one_is_best() -> None:
+def test_ties_go_to_the_earlier_trial() -> None:
     assert best([at(7, 0.4, 1.0), at(3, 0.4, 1.0)], "adaptive_accuracy").number == 3
 
 
@@ -45,23 +45,23 @@ def test_of_equals_the_earlier_one_is_best() -> None:
         ("latency_ms", {"adaptive_accuracy": 0.43, "latency_ms": 5}, "adaptive_accuracy.*latency_ms"),
     ],
 )
-def test_what_cannot_be_answered_is_said_in_one_line(objective: str, limits: dict[str, float], said: str) -> None:
+def test_impossible_questions_are_config_errors(objective: str, limits: dict[str, float], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         best(TRIALS, objective, limits)
 
 
-def test_without_a_trial_that_trained_to_the_end_none_is_best() -> None:
+def test_without_finished_trials_there_is_no_best() -> None:
     with pytest.raises(ConfigError, match="adaptive_accuracy"):
         best(TRIALS[-1:], "adaptive_accuracy")
 
 
-def test_the_front_holds_those_that_no_other_beats_in_all() -> None:
+def test_front_has_the_non_dominated_trials() -> None:
     kept = front(TRIALS, ["adaptive_accuracy", "latency_ms"])
     assert [each.number for each in kept] == [1, 0, 2]  # 3 is beaten by 0; 4 was stopped
     assert [each.number for each in front(TRIALS, ["adaptive_accuracy"])] == [1]
 
 
-def test_equals_stay_on_the_front_together() -> None:
+def test_equal_trials_stay_on_the_front() -> None:
     kept = front([at(0, 0.4, 1.0), at(1, 0.4, 1.0), at(2, 0.3, 2.0)], ["adaptive_accuracy", "latency_ms"])
     assert [each.number for each in kept] == [0, 1]
 

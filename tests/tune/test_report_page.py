@@ -1,4 +1,4 @@
-"""The page of a search in a real Chromium: light and dark, at a desk and on a phone, on paper, without the network."""
+"""The page of a search in a real Chromium: light and dark, desktop and phone, printed, without the network."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("width", [360, 1200])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_opens_clean_and_needs_no_sideways_scrolling(
+def test_page_opens_without_errors_or_horizontal_scrolling(
     browser: playwright.Browser, file: Path, scheme: str, width: int
 ) -> None:
     with browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme) as context:
@@ -46,7 +46,7 @@ def test_it_opens_clean_and_needs_no_sideways_scrolling(
         assert watch.outside(file.as_uri()) == []
 
 
-def test_on_paper_the_tables_of_the_charts_are_there(browser: playwright.Browser, file: Path) -> None:
+def test_tables_of_charts_are_printed(browser: playwright.Browser, file: Path) -> None:
     with browser.new_context() as context:
         page = context.new_page()
         page.goto(file.as_uri())

@@ -1,4 +1,4 @@
-"""A search read from its folder: the table, best.yaml, and folders that are none."""
+"""A search read from its folder: the table, best.yaml, and folders without a search."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
     return write(tmp_path / "search", grid())
 
 
-def test_the_table_has_every_trial_by_its_id_and_can_be_computed_with(folder: Path) -> None:
+def test_table_has_every_trial(folder: Path) -> None:
     results.write(results.read(folder))
     table = pq.read_table(folder / TABLE)
     assert table.column_names[0] == "trial_id"
@@ -35,7 +35,7 @@ def test_the_table_has_every_trial_by_its_id_and_can_be_computed_with(folder: Pa
     assert str(table.schema.field("oblivious_accuracy").type) == "double"
 
 
-def test_settings_of_several_kinds_stand_in_one_column(tmp_path: Path) -> None:
+def test_settings_of_mixed_types_share_a_column(tmp_path: Path) -> None:
     kinds = [{"a": 1, "b": [1, 2], "c": None}, {"a": 0.5, "b": "x", "c": True}, {"d": {"name": "conv"}}]
     found = results.table([trial(number, values) for number, values in enumerate(kinds)])
     assert found["settings.a"].to_pylist() == [1.0, 0.5, None]
@@ -44,7 +44,7 @@ def test_settings_of_several_kinds_stand_in_one_column(tmp_path: Path) -> None:
     assert found["settings.d"].to_pylist() == [None, None, '{"name": "conv"}']
 
 
-def test_best_yaml_is_the_winners_configuration_a_section_for_each_verb(folder: Path) -> None:
+def test_best_yaml_has_a_section_for_each_verb(folder: Path) -> None:
     results.write(results.read(folder))
     text = (folder / BEST).read_text(encoding="utf-8")
     assert yaml.safe_load(text) == {"pretrain": PRETRAIN, "finetune": FINETUNE}
@@ -61,7 +61,7 @@ def test_limits_of_the_search_decide_the_best(tmp_path: Path) -> None:
     assert {each.number for each in result.front} == {4, 1, 5, 2}
 
 
-def test_a_search_without_a_best_has_no_best_yaml_and_says_why(tmp_path: Path) -> None:
+def test_search_without_best_trial_writes_no_best_yaml(tmp_path: Path) -> None:
     result = results.read(write(tmp_path, grid()[-1:]))
     assert [path.name for path in results.write(result)] == [TABLE]
     with pytest.raises(ConfigError, match="adaptive_accuracy"):
@@ -73,14 +73,14 @@ def test_a_winner_whose_purifier_was_not_kept_is_named(folder: Path) -> None:
         results.winner(results.read(folder))
 
 
-def test_a_search_of_settings_fixed_by_hand_has_a_space_of_their_values(tmp_path: Path) -> None:
+def test_space_of_fixed_settings_has_their_values(tmp_path: Path) -> None:
     fixed = [{"mask_ratio": 0.5, "patch_size": 8}, {"mask_ratio": 0.25, "patch_size": 2}, {"model": "conv"}]
     asked = settings(space={}, fixed=fixed)
     result = results.read(write(tmp_path, [trial(i, each) for i, each in enumerate(fixed)], asked))
     assert {key: axis.values for key, axis in result.space.items()} == {"mask_ratio": (0.25, 0.5), "patch_size": (2, 8)}
 
 
-def test_what_is_no_search_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_folder_without_search_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"search\.yaml"):
         results.read(tmp_path)
     with pytest.raises(DataError, match="--resume"):
@@ -88,7 +88,7 @@ def test_what_is_no_search_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"trial_id": 1', "[]"])
-def test_an_unreadable_record_is_named_and_nothing_is_written(folder: Path, text: str) -> None:
+def test_unreadable_record_is_named(folder: Path, text: str) -> None:
     path = record.folder(folder, "004-test") / record.TRIAL
     path.write_text(text)
     with pytest.raises(ArtifactError, match=r"004-test/trial\.json"):

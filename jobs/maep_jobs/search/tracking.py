@@ -1,7 +1,7 @@
 """A search in MLflow: a parent run and a child run per trial, with the objectives by images seen.
 
-The process of the search writes all runs, from the files of its trials: a killed trial leaves no open run, and a
-resumed search finds its runs by their keys.
+The search process writes all runs from the files of its trials: a killed trial leaves no open run, and a resumed search
+finds its runs by their keys.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _log = logging.getLogger("maep.tune")
 
 
 class SearchTracker(Listener):
-    """Records the search; enter it while the search runs. Open runs end with it."""
+    """Records the search in MLflow; a context manager around the search, which ends open runs."""
 
     def __init__(self, settings: TuneConfig, tracking: TrackingConfig, output: Path) -> None:
         self._settings, self._tracking, self._output = settings, tracking, output
@@ -45,7 +45,7 @@ class SearchTracker(Listener):
         name, params = f"tune {self._output.name}", config.to_dict(self._settings)
         self._parent = open_run(self._tracking, name, self._key, params, {"maep.phase": "tune"})
         if self._parent.run_id is not None:
-            self._recorded = close_left(self._tracking, self._parent.run_id)  # unfinished trials open theirs again
+            self._recorded = close_left(self._tracking, self._parent.run_id)  # unfinished trials reopen theirs
         return self
 
     def __exit__(
@@ -80,7 +80,7 @@ class SearchTracker(Listener):
         self._parent.log_metrics(ended.objectives, self._images)
 
     def _child(self, trial: Trial) -> Run | None:
-        """The trial's run; None where it is recorded already or no server answers.
+        """The trial's run; None if it is already recorded or no server answers.
 
         Without a server the search continues. The run opens at the next rung, at the trial's end, or with --resume:
         everything to record is in the output.

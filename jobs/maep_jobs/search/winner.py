@@ -1,4 +1,4 @@
-"""Sends the best purifier of a finished search through the gate, to the alias `champion`.
+"""Sends the best purifier of a finished search through the gate; if it passes, it becomes `champion`.
 
 A search selects among many trials with few images and a quick attack. The gate measures the winner again with its own
 images and budgets, and compares it with the champion. Both use `dev` images, so some of the gate's may have selected
@@ -54,8 +54,8 @@ class Promotion:
 def gate_settings(name: str, data: str, tracking: TrackingConfig) -> PromoteConfig:
     """The configuration of `maep promote` called `name`, or `DATA/promote` where that is empty.
 
-    Its section `tracking` is ignored: the search names the registered model. Raises ConfigError for a wrong
-    configuration or without a registry, so call this before hours of search.
+    Its section `tracking` is ignored: the search names the registered model. Raises ConfigError for an invalid
+    configuration or without a registry; call it before the search, which takes hours.
     """
     if not tracking.enabled:
         raise ConfigError("--promote: needs the model registry: set tracking.enabled true")

@@ -1,4 +1,4 @@
-"""`maep tune`: search for the best purifier within a budget, and report what was found."""
+"""`maep tune`: search for the best purifier within a budget, and report the result."""
 
 from __future__ import annotations
 
@@ -37,9 +37,11 @@ def parser() -> JobParser[TuneConfig]:
         nargs="?",
         const="",
         metavar="NAME|FILE",
-        help="then send the best purifier through the gate of this configuration (default: DATA/promote)",
+        help="afterwards send the best purifier through the gate of this configuration (default: DATA/promote)",
     )
-    made.add_argument("--force", action="store_true", help="with --promote: even if the gate refuses; recorded")
+    made.add_argument(
+        "--force", action="store_true", help="with --promote: promote even if the gate refuses; this is recorded"
+    )
     return made
 
 

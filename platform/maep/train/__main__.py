@@ -2,9 +2,10 @@
 
     python -m maep.train --pretrain cifar10/pretrain.yaml --finetune cifar10/finetune.yaml --output out
 
-The files are those of `maep pretrain` and `maep finetune`; their sections tracking and workers are ignored, and
-validation with a warning. Further words override keys of either phase: `--finetune.loop.samples 500000`. `--minutes M`
-stops after M minutes, SIGTERM at once, with a checkpoint; the same command resumes.
+The files are those of `maep pretrain` and `maep finetune`; their sections `tracking` and `workers` are ignored, and
+`validation` is ignored with a warning. Further arguments override keys of either phase: `--finetune.loop.samples
+500000`. `--minutes M` stops after M minutes and SIGTERM stops immediately, both with a checkpoint; the same command
+resumes.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m maep.train", description=__doc__.split("\n\n")[0], allow_abbrev=False
     )
-    parser.add_argument("--pretrain", type=Path, help="configuration of the first phase (left out: none)")
-    parser.add_argument("--finetune", type=Path, help="configuration of the second phase (left out: none)")
+    parser.add_argument("--pretrain", type=Path, help="configuration of the first phase (default: skip it)")
+    parser.add_argument("--finetune", type=Path, help="configuration of the second phase (default: skip it)")
     parser.add_argument("--output", type=Path, required=True, help="folder for results and checkpoints")
-    parser.add_argument("--minutes", type=float, help="stop after so many minutes, resumable")
+    parser.add_argument("--minutes", type=float, help="stop with a checkpoint after this many minutes")
     arguments, overrides = parser.parse_known_args(argv)
     deadline = time.monotonic() + 60 * arguments.minutes if arguments.minutes else math.inf
     try:

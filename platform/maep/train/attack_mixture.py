@@ -21,17 +21,17 @@ class MixtureConfig:
     )
     share: float = config.key(1.0, "Share in [0, 1] of the batch.", decides=True)
     steps: tuple[int, int] = config.key(
-        (3, 5), "Fewest and most steps (queries, draws); drawn anew for each training step.", decides=True
+        (3, 5), "Range of the number of steps (queries, draws), drawn for each training step.", decides=True
     )
 
     def __post_init__(self) -> None:
         """Raises ValueError for values out of range."""
         if self.name != "none":
-            AttackConfig(self.name)  # refuses what is no attack, or none in Linf
+            AttackConfig(self.name)  # raises for a name that is not an attack in Linf
         if not 0 <= self.share <= 1:
             raise ValueError(f"share: {self.share} must be in [0, 1]")
         if not 1 <= self.steps[0] <= self.steps[1]:
-            raise ValueError(f"steps: {list(self.steps)} must be at least 1, the lesser first")
+            raise ValueError(f"steps: {list(self.steps)} must be at least 1, the smaller first")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class AttackMixConfig:
         """Raises ValueError for shares that do not add up to 1, and budgets outside [0, 1]."""
         for key, budgets in (("eps", (self.eps,)), ("eps_range", self.eps_range or (0.0, 0.0))):
             if not 0 <= budgets[0] <= budgets[-1] <= 1:
-                raise ValueError(f"{key}: budgets are in [0, 1], the lesser first; 8/255 may be written so")
+                raise ValueError(f"{key}: budgets must be in [0, 1], the smaller first, for example 8/255")
         total = sum(kind.share for kind in self.mixture)
         if abs(total - 1) > 1e-6:
             raise ValueError(f"mixture: the shares must add up to 1, not {total:g}")

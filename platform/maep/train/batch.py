@@ -9,7 +9,7 @@ from torch import Tensor
 from maep import seeding
 from maep.models.mae import MaskedAutoencoder
 
-# purposes of draws: those for one are independent of those for another
+# purposes of random draws; draws for different purposes are independent
 MASK, START, NOISE, NOISE_SIZE, EPS, STEPS, CLASSIFIER, GLOBAL = range(1, 9)
 
 
@@ -22,30 +22,30 @@ class Batch:
     labels: Tensor
     """int64 [B]."""
     keys: Tensor
-    """int64 [B]: a number for each image and epoch, from which its draws follow."""
+    """int64 [B]: a key for each image and epoch, which seeds its draws."""
     step_key: int
-    """A number for the whole step, the same on every worker."""
+    """A key of the whole step, the same on every worker."""
     places: Tensor
-    """int64 [B]: where each image stands in the batch of all workers together."""
+    """int64 [B]: the position of each image in the batch of all workers together."""
     size: int
     """Images in that batch."""
     progress: float
-    """Share of the run that is done, in [0, 1]."""
+    """Share of the run that is complete, in [0, 1]."""
     replay: int = 0
-    """Which of the updates on this batch this is."""
+    """Number of this update among the updates on the batch, from 0."""
     attacked: Tensor | None = None
-    """float [B, 3, H, W] in [0, 1]: what `craft` made of the images."""
+    """float [B, 3, H, W] in [0, 1]: the attacked images, which `craft` makes."""
     wanted: tuple[Tensor, Tensor] | None = None
-    """The teaching classifier's logits and features of the clean images."""
+    """The teacher's logits and features of the clean images."""
 
 
 def mask_noise(mae: MaskedAutoencoder, batch: Batch) -> Tensor:
-    """float [B, L] in [0, 1), by which `mae` chooses the patches that it hides."""
+    """float [B, L] in [0, 1), the noise by which `mae` chooses the patches to hide."""
     height, width = batch.images.shape[2:]
     num_patches = (height // mae.config.patch_size) * (width // mae.config.patch_size)
     return seeding.uniform(seeding.mix(batch.keys, MASK, batch.replay), num_patches)
 
 
 def draw(batch: Batch, purpose: int) -> float:
-    """One number in [0, 1) for the whole step."""
+    """One random number in [0, 1) for the whole step."""
     return float(seeding.uniform(seeding.mix(batch.step_key, purpose)[None], 1))

@@ -1,4 +1,4 @@
-"""What is trained: a classifier, a masked autoencoder or a purifier, as configured. Imports no torch."""
+"""Configuration of training: a classifier, a masked autoencoder or a purifier. Imports no torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ValidationConfig:
     """Validation of checkpoints on `dev` images, beside the training (maep.train.validation)."""
 
     every_checkpoint: bool = config.key(
-        False, "Validate checkpoints; one that still waits when the next arrives is skipped.", decides=False
+        False, "Validate checkpoints; one that is still waiting when the next arrives is skipped.", decides=False
     )
     num_images: int = config.key(128, "Number of images, from the start of `dev`.", decides=False)
     eps: float | None = config.key(
@@ -39,7 +39,7 @@ class ValidationConfig:
         20, "Steps of PGD, on the bare classifier (made once) and through the purifier.", decides=False
     )
     adaptive: bool = config.key(
-        True, "Attack through the purifier, anew for each checkpoint; takes nearly all of the time.", decides=False
+        True, "Also attack each checkpoint through the purifier; this takes nearly all of the time.", decides=False
     )
     eot: int = config.key(
         10, "Forward passes averaged in one gradient of the attack on a randomised purifier.", decides=False
@@ -48,10 +48,10 @@ class ValidationConfig:
         10, "Forward passes whose majority is the prediction of a randomised purifier.", decides=False
     )
     num_cpus: float = config.key(
-        0.0, "Ray's logical CPUs of the task; it has a low priority, so 0 takes no worker's place.", decides=False
+        0.0, "Ray's logical CPUs of the task; it runs at low priority, so 0 does not slow the workers.", decides=False
     )
     deadline_s: float = config.key(
-        600.0, "Seconds that the run waits at its end for a validation that is under way.", decides=False
+        600.0, "Seconds that the end of the run waits for a running validation.", decides=False
     )
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class ValidationConfig:
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}: {getattr(self, key)} must be at least 1")
         if self.eps is not None and not 0 <= self.eps <= 1:
-            raise ValueError(f"eps: {self.eps} must be in [0, 1]; 8/255 may be written so")
+            raise ValueError(f"eps: {self.eps} must be in [0, 1], for example 8/255")
         if self.num_cpus < 0 or self.deadline_s < 0:
             raise ValueError("num_cpus and deadline_s must not be negative")
 
@@ -142,7 +142,7 @@ class FinetuneConfig:
     )
     lora: LoraConfig | None = config.key(
         None,
-        "Adapters beside the weights of `init`, which stay as they are; null: all weights are trained.",
+        "Adapters beside the frozen weights of `init`; null: all weights are trained.",
         decides=True,
     )
     classifiers: tuple[str, ...] = config.key(
@@ -156,7 +156,7 @@ class FinetuneConfig:
     noise: float = config.key(
         16 / 255,
         """Largest standard deviation of the Gaussian noise on the attacked image, in units of the image range; each
-        image draws its own below it.""",
+        image draws its own up to this.""",
         decides=True,
     )
     noise_share: float = config.key(0.7, "Share in [0, 1] of the images that get noise.", decides=True)
@@ -175,14 +175,14 @@ class FinetuneConfig:
             raise ValueError("classifier_shares: none may be negative, and one must be above 0")
         for key in ("noise", "noise_share"):
             if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"{key}: {getattr(self, key)} must be in [0, 1]; 8/255 may be written so")
+                raise ValueError(f"{key}: {getattr(self, key)} must be in [0, 1], for example 8/255")
         if not hasattr(self.model, "mae"):
             if "masked" in self.loss.terms and self.loss.terms["masked"].weight > 0:
                 raise ValueError(f"loss.masked: {self.model.name} has no autoencoder to mask")
             if self.lora is not None:
-                raise ValueError(f"lora: {self.model.name} has no blocks that take adapters")
+                raise ValueError(f"lora: {self.model.name} has no blocks to adapt")
         if self.lora is not None and self.init is None:
-            raise ValueError("lora: adapters need trained weights beside them: give init, an artifact")
+            raise ValueError("lora: adapters need trained weights: give init, an artifact")
         robust = ["dev_robust"] if self.validation.adaptive else []
         metrics = ("dev_reconstruction", "dev_clean", "dev_oblivious", *robust)
         _check_best(self.loop.keep_best, self.validation, *metrics)

@@ -30,7 +30,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 def _measured(device: torch.device, dtype: torch.dtype, num_threads: int) -> float:
     if device.type == "cuda":
         size, count = 8192, 4
-    else:  # for few threads short products, of which some run undisturbed on a busy machine
+    else:  # few threads: short products, some of which run undisturbed on a busy machine
         size, count = (512, 20) if num_threads < 8 else (2048, 8)
     left = torch.full((size, size), 0.5, device=device, dtype=dtype)
     fastest = float("inf")

@@ -18,11 +18,11 @@ class TermConfig:
     )
 
     def __post_init__(self) -> None:
-        """Raises ValueError for negative weights, and for shares that do not rise within [0, 1]."""
+        """Raises ValueError for negative weights, and for shares that do not increase within [0, 1]."""
         shares = [share for share, _ in self.schedule]
         if self.weight < 0 or shares != sorted(shares) or any(not 0 <= share <= 1 for share in shares):
             raise ValueError(
-                "weight must not be negative; schedule is points (share, factor) of rising share in [0, 1]"
+                "weight must not be negative; schedule is a list of (share, factor) with increasing shares in [0, 1]"
             )
 
     def at(self, progress: float) -> float:
@@ -59,12 +59,12 @@ class LossConfig:
         _Terms(),
         lambda: {"pixel": TermConfig(3.0), "masked": TermConfig(), "kl": TermConfig(0.5), "feature": TermConfig()},
     )
-    """Each by its name (maep.train.losses), which is a key of the section: `loss.pixel.weight`."""
+    """The terms by name (maep.train.losses); each name is a key of the section: `loss.pixel.weight`."""
     pixel_norm: Literal["l1", "l2"] = config.key("l1", "Norm of the distance in `pixel`.", decides=True)
     masked_ratio: float = config.key(0.5, "Share in (0, 1) of the patches that `masked` hides.", decides=True)
     teacher: Literal["first", "attacked"] = config.key(
         "first",
-        "Classifier that gives features and outputs: the first of `classifiers`, or the one attacked in the step.",
+        "Teacher of features and outputs: the first of `classifiers`, or the one attacked in the step.",
         decides=True,
     )
 

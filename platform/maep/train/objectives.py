@@ -1,7 +1,7 @@
-"""What a training step minimises: MAE pretraining, and purification of images attacked on the fly.
+"""Training objectives: MAE pretraining, and purification of images attacked on the fly.
 
 An objective is a module that holds the trainable `model` and maps a Batch to a scalar loss and its parts.
-All random draws follow from the batch's keys, so a step is a pure function of weights and position in the run.
+The batch's keys seed all random draws, so a step is a pure function of weights and position in the run.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from maep.train.losses.inputs import LossInputs
 
 
 class Losses(NamedTuple):
-    """The loss and what it is made of (detached scalars, for people)."""
+    """The loss, and its parts as detached scalars for logging."""
 
     loss: Tensor
     parts: dict[str, Tensor]
 
 
 class Objective(nn.Module):
-    """What the loop trains: `model` is the part whose weights change and are kept."""
+    """A loss to minimise: `model` is the part whose weights are trained and saved."""
 
     model: nn.Module
     crafts = False
@@ -45,18 +45,18 @@ class Objective(nn.Module):
     uses_all_weights = False
     """Whether each pass gives a gradient to every weight that is trained."""
     shards_by: str | None = None
-    """The method of `model` that `forward` calls and no other, where weights may be sharded (FSDP); None: several."""
+    """The only method of `model` that `forward` calls, as sharding (FSDP) requires; None: it calls several."""
 
     def craft(self, batch: Batch) -> Batch:
-        """What is made once for all updates on a batch."""
+        """Prepares a batch, once for all updates on it."""
         return batch
 
     def training_flops(self) -> float | None:
-        """Floating-point operations of one image's part of an update; None: not known."""
+        """Floating-point operations of an update, per image; None: unknown."""
         return None
 
     def result(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the run's artifact holds of the trained `weights` of `model`."""
+        """The weights to store in the run's artifact, from the trained `weights` of `model`."""
         return weights
 
 
@@ -102,7 +102,7 @@ class Purification(Objective):
         return self
 
     def craft(self, batch: Batch) -> Batch:
-        """Attacks the images, and asks the teacher about the clean ones."""
+        """Attacks the images, and computes the teacher's outputs for the clean ones."""
         wanted = None
         if self._teacher_weight(batch):
             with torch.no_grad():
@@ -173,7 +173,7 @@ class Purification(Objective):
 
     @contextmanager
     def _seeded(self, batch: Batch) -> Iterator[None]:
-        """What the model draws from torch's global generator (masks, adapters' dropout) follows from the batch, too."""
+        """Seeds torch's global generator from the batch, for draws inside the model (masks, adapters' dropout)."""
         if not self.model.randomised and (self.config.lora is None or not self.config.lora.dropout):
             yield
             return
@@ -184,7 +184,7 @@ class Purification(Objective):
             yield
 
     def _noisy(self, images: Tensor, batch: Batch) -> Tensor:
-        """`images` with Gaussian noise of a size of its own on each of a share of them."""
+        """`images` with Gaussian noise on a share of them; each draws its own standard deviation."""
         if not self.config.noise:
             return images
         draws = seeding.uniform(seeding.mix(batch.keys, batches.NOISE_SIZE, batch.replay), 2)
@@ -198,7 +198,7 @@ def _pick(thresholds: list[float], place: float) -> int:
 
 
 def _sizes(mixture: tuple[MixtureConfig, ...], count: int) -> list[tuple[MixtureConfig, int]]:
-    """How many of the `count` images of a whole batch each kind gets; the last one takes what rounding leaves."""
+    """How many of the `count` images of a whole batch each kind gets; the last one takes the remainder."""
     sizes = [int(kind.share * count + 1e-9) for kind in mixture]  # 0.29 x 100 is a little under 29
     sizes[-1] += count - sum(sizes)
     return list(zip(mixture, sizes, strict=True))

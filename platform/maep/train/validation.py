@@ -1,6 +1,6 @@
-"""Validation beside training: another process measures a checkpoint on `dev` images while the training goes on.
+"""Validation during training: another process measures a checkpoint on `dev` images while training continues.
 
-With Ray workers it is a Ray task, placed where the cluster has room; without, a process of this machine. Both run
+With Ray workers it is a Ray task, placed where the cluster has room; otherwise a process on this machine. Both run
 `validate` at a low priority. The split `test` is never read.
 """
 
@@ -114,10 +114,10 @@ def _batches(count: int) -> Iterator[np.ndarray]:
 
 
 class Validation(Callback):
-    """A callback that measures checkpoints during training: one at a time, and then the newest that waits.
+    """A callback that measures checkpoints during training, one at a time, then the newest one waiting.
 
-    A thread waits for the measurement, so no step does, and logs its failure as a warning. The metrics go to `report`
-    and to `best`, which keeps the best checkpoint. At the end of the run it measures the result, within
+    A thread waits for the measurement, so that training does not, and logs a failure as a warning. The metrics go to
+    `report` and to `best`, which keeps the best checkpoint. At the end of the run it measures the result, within
     `validation.deadline_s`.
     """
 
@@ -133,11 +133,11 @@ class Validation(Callback):
         self._thread.start()
 
     def on_step(self, progress: TrainingProgress) -> None:
-        """Notes that a step was taken."""
+        """Records that this run trained."""
         self._trained = True
 
     def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
-        """Measures the checkpoint next, instead of one that still waits."""
+        """Queues the checkpoint, replacing one that is still waiting."""
         with self._changed:
             self._waiting = (saved, samples_seen)
             self._changed.notify_all()

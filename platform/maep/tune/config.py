@@ -1,4 +1,4 @@
-"""A search, as configured: both phases of a trial, the space, the objectives and the budget."""
+"""Configuration of a search: both phases of a trial, the space, the objectives and the budget."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from maep.tune.search.space import Axis
 
 @dataclass(frozen=True)
 class BudgetConfig:
-    """The budget of a trial, the same for all."""
+    """The budget of each trial."""
 
     kind: Literal["samples_seen", "flops", "core_seconds"] = config.key(
         "samples_seen",
@@ -22,11 +22,11 @@ class BudgetConfig:
         decides=True,
     )
     amount: float = config.key(
-        100_000, "Budget of one trial that is trained to its end, both phases together.", decides=True
+        100_000, "Budget of one trial that trains to the end, both phases together.", decides=True
     )
     pretrain_share: float = config.key(
         0.25,
-        "Share in [0, 1) of it for pretraining, if there is any; counted in full for each trial that shares it.",
+        "Share in [0, 1) of the budget for pretraining, if any; a shared pretraining counts in full for each trial.",
         decides=True,
     )
 
@@ -43,9 +43,11 @@ class HalvingConfig:
     """Successive halving (maep.tune.search.halving)."""
 
     num_rungs: int = config.key(
-        3, "Rungs, the last of which ends a trial; each is `factor` times as far as the one before.", decides=True
+        3,
+        "Number of rungs. The last one ends a trial; each takes `factor` times the images of the one before.",
+        decides=True,
     )
-    factor: int = config.key(3, "Of the trials measured at a rung, the best one in `factor` continue.", decides=True)
+    factor: int = config.key(3, "The best 1 in `factor` of the trials measured at a rung continue.", decides=True)
 
     def __post_init__(self) -> None:
         """Raises ValueError for halving that stops nothing."""
@@ -55,7 +57,7 @@ class HalvingConfig:
 
 @dataclass(frozen=True)
 class MeasureConfig:
-    """How a trial's purifier is measured on `dev`, before `finetune.classifiers[0]`.
+    """How a trial's purifier is measured on `dev`, in front of `finetune.classifiers[0]`.
 
     These figures choose among trials, from few images; `maep evaluate` measures the figures to report.
     """
@@ -97,13 +99,13 @@ class MeasureConfig:
     def __post_init__(self) -> None:
         """Raises ValueError for values out of range."""
         for name in (*self.oblivious, self.adaptive):
-            AttackConfig(name)  # refuses what is no attack, or none in Linf
+            AttackConfig(name)  # raises for a name that is not an attack in Linf
         for key in ("num_images", "steps", "adaptive_steps", "eot", "draws", "latency_passes"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}: {getattr(self, key)} must be at least 1")
         for key in ("eps", "adaptive_eps"):
             if getattr(self, key) is not None and not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"{key}: {getattr(self, key)} must be in [0, 1]; 8/255 may be written so")
+                raise ValueError(f"{key}: {getattr(self, key)} must be in [0, 1], for example 8/255")
         if self.adaptive_images is not None and not 1 <= self.adaptive_images <= self.num_images:
             raise ValueError(f"adaptive_images: {self.adaptive_images} must be in 1..num_images ({self.num_images})")
 
@@ -141,25 +143,25 @@ class TuneConfig:
     )
     objectives: tuple[str, ...] = config.key(
         ("adaptive_accuracy",),
-        """What to optimise. Of several, the search reports the Pareto front and the first breaks ties. latency_ms
-        depends on the machine, so searches with it are not repeatable exactly.""",
+        """What to optimise. With several, the search reports the Pareto front, and the first one breaks ties.
+        latency_ms depends on the machine, so searches with it are not exactly repeatable.""",
         decides=True,
     )
     limits: dict[str, float] = config.key(
         {},
-        "Limits on the best trial: at most, of latency_ms and num_parameters; at least, of accuracies.",
+        "Limits on the best trial: upper limits of latency_ms and num_parameters, lower limits of accuracies.",
         decides=True,
     )
     measure: MeasureConfig = config.section(MeasureConfig)
     budget: BudgetConfig = config.section(BudgetConfig)
     searcher: Literal["tpe", "random", "grid"] = config.key("tpe", "How settings are chosen.", decides=True)
     num_trials: int = config.key(
-        16, "Number of settings tried, besides `fixed`; a smaller space is tried whole.", decides=True
+        16, "Number of settings tried, besides `fixed`; of a smaller space, all are tried.", decides=True
     )
     generation: int = config.key(
         8,
-        """Settings chosen, and compared at each rung, together. With fewer than the trials that run at once, some wait.
-        The choice depends on it, so it does not follow the number of machines.""",
+        """Number of settings that are chosen together and compared at each rung; at least the number of trials that can
+        run at once keeps all machines busy. Results depend on it, so it is not derived from the number of machines.""",
         decides=True,
     )
     halving: HalvingConfig | None = config.key(
@@ -169,9 +171,9 @@ class TuneConfig:
         0, "Seed of the choices, and of every trial's training unless its settings have a `seed`.", decides=True
     )
     cpus_per_trial: float = config.key(
-        1.0, "Ray's logical CPUs of a trial in one process; a phase with `workers` counts those instead.", decides=False
+        1.0, "Ray's logical CPUs of a single-process trial; a phase with `workers` uses theirs instead.", decides=False
     )
-    gpus_per_trial: float = config.key(0.0, "GPUs of such a trial; at 0.25, four trials share one.", decides=False)
+    gpus_per_trial: float = config.key(0.0, "GPUs of such a trial; with 0.25, four trials share one.", decides=False)
     max_failures: int = config.key(
         2, "Restarts of a trial whose process or machine dies, from its newest checkpoint.", decides=False
     )
@@ -183,8 +185,8 @@ class TuneConfig:
         for name in self.objectives:
             if "loss" in name or "reconstruction" in name:
                 raise ValueError(
-                    f"objectives: {name} does not compare across patch sizes and mask ratios (another mask is another"
-                    f" task): choose of {', '.join(registry.metrics.names())}"
+                    f"objectives: {name} is not comparable across patch sizes and mask ratios:"
+                    f" choose from {', '.join(registry.metrics.names())}"
                 )
         registry.metrics.require(self.objectives, "objectives")
         if "oblivious_accuracy" in self.objectives and not self.measure.oblivious:
@@ -195,7 +197,7 @@ class TuneConfig:
                 raise ValueError(f"limits.{name}: {self.limits[name]:g} must be a share in [0, 1]")
         if self.pretrain is not None and not self.budget.pretrain_share:
             raise ValueError(
-                "budget.pretrain_share: 0 leaves nothing for pretrain: raise it, or leave that section out"
+                "budget.pretrain_share: 0 leaves nothing for pretrain: raise it, or leave out the section pretrain"
             )
         if not self.space and not self.fixed:
             raise ValueError("space: is empty: name at least one key, for example mask_ratio: {uniform: [0.3, 0.8]}")
@@ -204,12 +206,12 @@ class TuneConfig:
                 raise ValueError(f"{key}: {getattr(self, key)} must be at least 1")
         if self.cpus_per_trial <= 0 or self.gpus_per_trial < 0 or self.max_failures < 0:
             raise ValueError(
-                f"cpus_per_trial: {self.cpus_per_trial:g} must be above 0, gpus_per_trial and max_failures not below"
+                f"cpus_per_trial: {self.cpus_per_trial:g} must be above 0; gpus_per_trial and max_failures at least 0"
             )
         if self.searcher == "grid":
             endless = [key for key, axis in self.space.items() if axis.values is None]
             if endless:
-                raise ValueError(f"space.{endless[0]}: a grid has no end here: give choice or integer, or searcher tpe")
+                raise ValueError(f"space.{endless[0]}: a grid needs choice or integer: use one, or searcher tpe")
 
 
 def sign(objective: str) -> int:

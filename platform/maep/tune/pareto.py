@@ -1,4 +1,4 @@
-"""The best trial by one objective, with limits on others, and the Pareto front of several objectives."""
+"""The best trial by one objective within limits on others, and the Pareto front of several objectives."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from maep.tune.search.halving import dominates
 def best(trials: Sequence[TrialRecord], objective: str, limits: Mapping[str, float] | None = None) -> TrialRecord:
     """The trial with the best `objective` among those that trained to the end and are within `limits`.
 
-    A limit is in the unit of its objective (a share, ms, a number): the most where less is better, the least where more
-    is. Ties go to the earlier trial. Raises ConfigError, naming the nearest value, where no trial is within the limits.
+    A limit is in the unit of its objective (a share, ms, a number): an upper bound where lower is better, else a lower
+    one. Ties go to the earlier trial. Raises ConfigError, naming the nearest value, where no trial is within the
+    limits.
     """
     limits = limits or {}
     for name in (objective, *limits):
@@ -33,9 +34,9 @@ def best(trials: Sequence[TrialRecord], objective: str, limits: Mapping[str, flo
 
 
 def front(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> list[TrialRecord]:
-    """The finished trials that no other one dominates in `objectives`, best by the first objective first.
+    """The finished trials that no other trial dominates in `objectives`, sorted by the first objective, best first.
 
-    Trials of equal values do not dominate each other and all stay.
+    Trials with equal values do not dominate each other; all of them stay.
     """
     able = [trial for trial in trials if all(trial in finished([trial], name) for name in objectives)]
     values = {trial.trial_id: tuple(-_cost(trial, name) for name in objectives) for trial in able}
@@ -44,7 +45,7 @@ def front(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> list[Tria
 
 
 def _cost(trial: TrialRecord, objective: str) -> float:
-    """The objective with its sign set so that less is better."""
+    """The objective, negated where higher is better."""
     value = trial.objectives[objective]
     return value if metric(objective).lower_is_better else -value
 

@@ -106,7 +106,7 @@ def read_all(output: Path) -> list[TrialRecord]:
 
 
 def append(output: Path, trial_id: str, result: RungResult) -> None:
-    """Adds a line to the trial's curve, unless it already has one for as many images."""
+    """Adds a line to the trial's curve, unless it already has one at this number of images."""
     if any(known.samples_seen == result.samples_seen for known in curve(output, trial_id)):
         return
     path = folder(output, trial_id) / CURVE

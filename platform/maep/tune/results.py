@@ -1,4 +1,4 @@
-"""The result of a search, read from its output folder, and the files made of it: `trials.parquet` and `best.yaml`."""
+"""The result of a search, read from its output folder, and the files made from it: `trials.parquet` and `best.yaml`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class SearchResult:
 
     @cached_property
     def space(self) -> dict[str, Axis]:
-        """The space; where all settings were fixed by hand, the values of the most common keys."""
+        """The space of the search; if all settings were fixed, the values of the most common keys."""
         if self.config.space:
             return self.config.space
         kinds = Counter(tuple(key for key in trial.settings if key != maps.SEED) for trial in self.trials)
@@ -78,12 +78,12 @@ def read(folder: str | Path) -> SearchResult:
     """The search in `folder`. Raises DataError where there is none, or where no trial has ended."""
     path = Path(folder) / SEARCH
     if not path.is_file():
-        raise DataError(f"{folder} holds no {SEARCH}: it is no output of maep tune, or the search has not started")
+        raise DataError(f"{folder} holds no {SEARCH}: it is not an output of maep tune, or the search has not started")
     settings = config.load(TuneConfig, path)
     trials = read_all(Path(folder))
     if not trials:
         raise DataError(
-            f"no trial of the search in {folder} has ended: continue it with maep tune --output {folder} --resume"
+            f"no trial of the search in {folder} has ended: resume it with maep tune --output {folder} --resume"
         )
     return SearchResult(Path(folder), settings, trials)
 
@@ -101,7 +101,7 @@ def write(result: SearchResult) -> list[Path]:
 def table(trials: Sequence[TrialRecord]) -> pa.Table:
     """One row per trial: `trial_id`, then a column for each setting, objective, interval and cost.
 
-    Settings that are neither numbers, booleans nor text, or of mixed types, are written as JSON.
+    Settings of mixed types, or other than numbers, booleans and text, are written as JSON.
     """
     every = [_row(trial) for trial in trials]
     columns = {name: [row.get(name) for row in every] for name in dict.fromkeys(name for row in every for name in row)}
@@ -159,7 +159,7 @@ def _row(trial: TrialRecord) -> dict[str, Any]:
 
 
 def _metrics(trial: TrialRecord) -> list[str]:
-    """The repository's metrics, measured or not, and what else was measured."""
+    """The repository's metrics, measured or not, then other metrics that were measured."""
     return list(dict.fromkeys([*registry.metrics.names(plug_ins=False), *trial.objectives]))
 
 

@@ -1,4 +1,4 @@
-"""What lies at the address of a run is enough for a machine that knows nothing of it; here the address is a folder."""
+"""The files at the URI of a run are enough for a new machine to resume; here the URI is a folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> Path:
 
 
 def on(machine: Path, store: Path) -> Mirror:
-    """The mirror as a machine has it."""
+    """The mirror of one machine."""
     return Mirror(str(store), machine, keep=2)
 
 
@@ -42,7 +42,7 @@ def train(settings: Any, mirror: Mirror, *callbacks: Callback) -> Artifact:
 
 
 def stopped(settings: Any, mirror: Mirror, after: int) -> None:
-    """Trains until so many checkpoints are told of."""
+    """Trains until this many checkpoints were reported."""
     with pytest.raises(KeyboardInterrupt):
         train(settings, mirror, Heard(stop_after_checkpoints=after))
 
@@ -55,7 +55,7 @@ def there(store: Path) -> list[str]:
     return [name.partition("-")[0] for name in names]
 
 
-def test_a_fresh_machine_goes_on_and_ends_with_the_same_bits(
+def test_new_machine_resumes_to_identical_bits(
     pretrain: Make, unkilled_pretrain: Any, store: Path, tmp_path: Path
 ) -> None:
     stopped(pretrain(), on(tmp_path / "a", store), 3)
@@ -72,7 +72,7 @@ def test_a_fresh_machine_goes_on_and_ends_with_the_same_bits(
     assert not again.steps
 
 
-def test_one_that_was_damaged_there_is_passed_over(pretrain: Make, store: Path, tmp_path: Path) -> None:
+def test_damaged_remote_checkpoint_is_skipped(pretrain: Make, store: Path, tmp_path: Path) -> None:
     stopped(pretrain(), on(tmp_path / "a", store), 2)
     (newest,) = (store / "checkpoints").glob("000000000192-*")
     os.truncate(newest / "state" / "state.pt", 10)
@@ -84,7 +84,7 @@ def test_one_that_was_damaged_there_is_passed_over(pretrain: Make, store: Path, 
 
 
 @pytest.mark.parametrize("survives", range(8))
-def test_a_kill_between_any_two_uploads_leaves_what_is_whole(
+def test_kill_between_any_two_uploads_leaves_complete_artifacts(
     survives: int, pretrain: Make, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(BaseException):
@@ -123,7 +123,7 @@ def test_a_kill_between_any_two_uploads_leaves_what_is_whole(
     assert found == ["000000000192" if whole else "000000000096"]
 
 
-def test_what_is_newer_here_stays_and_is_taken_there(pretrain: Make, store: Path, tmp_path: Path) -> None:
+def test_newer_local_checkpoint_stays_and_is_uploaded(pretrain: Make, store: Path, tmp_path: Path) -> None:
     stopped(pretrain(), on(tmp_path / "a", store), 1)
     task = pretraining(pretrain())
     start = starting_point(task.config, tmp_path / "a")
@@ -137,7 +137,7 @@ def test_what_is_newer_here_stays_and_is_taken_there(pretrain: Make, store: Path
     assert there(store) == ["000000000096", "000000000288"]
 
 
-def test_a_training_that_was_removed_there_starts_anew(pretrain: Make, store: Path, tmp_path: Path) -> None:
+def test_removed_remote_run_starts_from_scratch(pretrain: Make, store: Path, tmp_path: Path) -> None:
     stopped(pretrain(), on(tmp_path / "a", store), 2)
     shutil.rmtree(store)
     mirror = on(tmp_path / "a", store)
@@ -145,7 +145,7 @@ def test_a_training_that_was_removed_there_starts_anew(pretrain: Make, store: Pa
     assert sorted(path.name for path in mirror.folder.iterdir()) == ["run-key"]
 
 
-def test_another_configuration_is_refused_and_nothing_is_claimed(pretrain: Make, store: Path, tmp_path: Path) -> None:
+def test_other_configuration_is_refused_without_taking_ownership(pretrain: Make, store: Path, tmp_path: Path) -> None:
     stopped(pretrain(), on(tmp_path / "a", store), 1)
     owner = (store / "checkpoints" / "owner").read_bytes()
     mirror = on(tmp_path / "b", store)
@@ -154,7 +154,7 @@ def test_another_configuration_is_refused_and_nothing_is_claimed(pretrain: Make,
     assert (store / "checkpoints" / "owner").read_bytes() == owner
 
 
-def test_a_machine_that_was_cut_off_writes_no_more(pretrain: Make, store: Path, tmp_path: Path) -> None:
+def test_disconnected_machine_stops_writing(pretrain: Make, store: Path, tmp_path: Path) -> None:
     cut_off, goes_on = on(tmp_path / "a", store), on(tmp_path / "b", store)
     stopped(pretrain(), cut_off, 1)
     goes_on.pull()
@@ -166,7 +166,7 @@ def test_a_machine_that_was_cut_off_writes_no_more(pretrain: Make, store: Path, 
         cut_off.on_checkpoint(saved, 96)
 
 
-def test_other_workers_bring_what_the_first_has_chosen(pretrain: Make, store: Path, tmp_path: Path) -> None:
+def test_other_workers_fetch_the_choice_of_rank_0(pretrain: Make, store: Path, tmp_path: Path) -> None:
     stopped(pretrain(), on(tmp_path / "a", store), 2)
     chosen = artifact.read(tmp_path / "a" / "checkpoints" / "000000000192")
     other = on(tmp_path / "b", store)
@@ -175,7 +175,7 @@ def test_other_workers_bring_what_the_first_has_chosen(pretrain: Make, store: Pa
     assert other.fetch(lent).sha256 == chosen.sha256
 
 
-def test_the_best_goes_along(pretrain: Make, store: Path, tmp_path: Path) -> None:
+def test_best_checkpoint_is_mirrored(pretrain: Make, store: Path, tmp_path: Path) -> None:
     mirror = on(tmp_path / "a", store)
     stopped(pretrain(), mirror, 1)
     saved = artifact.read(tmp_path / "a" / "checkpoints" / "000000000096")
@@ -188,7 +188,7 @@ def test_the_best_goes_along(pretrain: Make, store: Path, tmp_path: Path) -> Non
     assert score.value == 0.5
 
 
-def test_each_address_has_a_working_folder_of_its_own(tmp_path: Path) -> None:
+def test_every_address_has_its_own_working_folder(tmp_path: Path) -> None:
     assert working_folder(tmp_path) == tmp_path
     one, two = working_folder("s3://bucket/a/run"), working_folder("s3://bucket/b/run")
     assert one == working_folder("s3://bucket/a/run/") != two

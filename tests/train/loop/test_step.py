@@ -1,4 +1,4 @@
-"""One update: micro-batches, precision, the optimiser, the average, schedules, and what stops a run."""
+"""One update: micro-batches, precision, the optimiser, the average, schedules, and non-finite values."""
 
 from __future__ import annotations
 
@@ -86,8 +86,10 @@ def test_micro_batches_are_the_batch_in_order(pretrain: Make) -> None:
     assert next(micro_batches(batch, None)) is batch
 
 
-def test_a_run_goes_on_with_other_means(pretrain: Make, unkilled_pretrain: Any, tmp_path: Path) -> None:
-    """Micro-batches and precision are means, as the device is: a stopped run goes on with others."""
+def test_run_resumes_with_other_precision_and_micro_batches(
+    pretrain: Make, unkilled_pretrain: Any, tmp_path: Path
+) -> None:
+    """Micro-batches and precision do not decide the result: a stopped run resumes with others."""
     with pytest.raises(KeyboardInterrupt):
         run(pretraining(pretrain(micro_batch=5)), tmp_path, [Heard(stop_after_checkpoints=1)])
     heard = Heard()
@@ -116,7 +118,7 @@ def test_the_fused_optimiser_is_the_plain_one(kind: str, pretrain: Make) -> None
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_the_average_follows_the_weights_and_forgets_the_first() -> None:
+def test_average_follows_the_weights_and_forgets_the_start() -> None:
     model = nn.BatchNorm1d(3)
     average = MovingAverage(model, 0.9)
     wanted = model.weight.detach().clone()
@@ -132,7 +134,7 @@ def test_the_average_follows_the_weights_and_forgets_the_first() -> None:
     assert 50 < float(average.weights["weight"][0]) < 55  # some steps behind, and nothing of the first
 
 
-def test_the_average_is_the_result_and_survives_a_stop(pretrain: Make, unkilled_pretrain: Any, tmp_path: Path) -> None:
+def test_average_is_the_result_and_survives_a_stop(pretrain: Make, unkilled_pretrain: Any, tmp_path: Path) -> None:
     whole = run(pretraining(pretrain(ema=0.8)), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run(pretraining(pretrain(ema=0.8)), tmp_path / "stopped", [Heard(stop_after_checkpoints=2)])
@@ -142,7 +144,7 @@ def test_the_average_is_the_result_and_survives_a_stop(pretrain: Make, unkilled_
     assert whole.config["train"]["loop"]["ema"] == 0.8
 
 
-def test_a_checkpoint_is_of_the_average_and_holds_the_weights_to_go_on_from(pretrain: Make, tmp_path: Path) -> None:
+def test_checkpoint_holds_the_average_and_the_weights(pretrain: Make, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(pretraining(pretrain(ema=0.8)), tmp_path, [Heard(stop_after_checkpoints=1)])
     from maep import artifact
@@ -195,7 +197,7 @@ def test_compiled_blocks_learn_the_same_under_the_same_names(
     assert [progress.metrics["loss"] for progress in heard.steps] == pytest.approx(wanted, rel=1e-3)
 
 
-def test_no_compiler_is_one_line(pretrain: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_compiler_is_refused(pretrain: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ConfigError, match=r"loop\.compile.*clang\+\+"):
@@ -204,14 +206,14 @@ def test_no_compiler_is_one_line(pretrain: Make, tmp_path: Path, monkeypatch: py
         run(pretraining(pretrain(compile=True)), tmp_path / "out")
 
 
-def test_fsdp_is_for_autoencoders_and_for_several(pretrain: Make, finetune: Make, tmp_path: Path) -> None:
+def test_fsdp_needs_an_autoencoder_and_several_workers(pretrain: Make, finetune: Make, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"loop\.parallel: fsdp"):
         run(purification(finetune(parallel="fsdp")), tmp_path / "a")
     with pytest.warns(UserWarning, match=r"loop\.parallel: fsdp"):
         run(pretraining(pretrain(parallel="fsdp")), tmp_path / "b")
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is(pretrain: Make, tmp_path: Path) -> None:
+def test_non_finite_gradient_stops_the_run(pretrain: Make, tmp_path: Path) -> None:
     task = pretraining(pretrain(clip=None))
     forward, calls = task.objective.forward, []
 
@@ -237,14 +239,14 @@ def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is(pretrain
         ({"parallel": "fspd"}, "loop.parallel: 'fspd' is not known: did you mean 'fsdp'?"),
     ],
 )
-def test_bad_settings_are_one_line(loop: dict[str, Any], message: str) -> None:
+def test_bad_loop_settings_are_refused(loop: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config.build(PretrainConfig, {"model": MAE, "loop": LOOP | loop})
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_step_of_nothing_but_its_phases(pretrain: Make, unkilled_pretrain: Any) -> None:
+def test_phases_add_up_to_the_step(pretrain: Make, unkilled_pretrain: Any) -> None:
     """The phases are the step: together they take no longer than the steps did, and most of that time."""
     for progress in unkilled_pretrain[1].steps:
         split = [progress.metrics[f"{phase}_s"] for phase in ("data", "forward", "backward", "optimizer")]

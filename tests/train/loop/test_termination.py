@@ -1,4 +1,4 @@
-"""A run that is told to end: one checkpoint at the next step, nothing lost, and the history says what happened."""
+"""Termination notices: one checkpoint at the next step, no step lost, and a line in the history."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from maep.train.loop.termination import never, on_sigterm
 
 
 class Signals(Heard):
-    """Sends SIGTERM to its own process after so many images."""
+    """Sends SIGTERM to its own process after a number of images."""
 
     def __init__(self, samples: int) -> None:
         super().__init__()
@@ -36,9 +36,7 @@ def events(output: Path) -> list[tuple[str, int]]:
     return [(line["event"], line["step"]) for line in read(output)]
 
 
-def test_sigterm_is_a_checkpoint_at_once_and_no_step_is_done_twice(
-    pretrain: Make, unkilled_pretrain: Any, tmp_path: Path
-) -> None:
+def test_sigterm_saves_a_checkpoint_and_repeats_no_step(pretrain: Make, unkilled_pretrain: Any, tmp_path: Path) -> None:
     task, heard = pretraining(pretrain()), Signals(160)
     with on_sigterm() as notice, pytest.raises(Stopped, match="160"):
         run(task, tmp_path, [heard], notice=notice)
@@ -52,7 +50,7 @@ def test_sigterm_is_a_checkpoint_at_once_and_no_step_is_done_twice(
     assert [line["redone"] for line in read(tmp_path) if "redone" in line] == [0, 0]
 
 
-def test_a_notice_where_a_checkpoint_is_due_takes_one(pretrain: Make, tmp_path: Path) -> None:
+def test_notice_at_a_due_checkpoint_saves_once(pretrain: Make, tmp_path: Path) -> None:
     heard = Signals(96)
     with on_sigterm() as notice, pytest.raises(Stopped):
         run(pretraining(pretrain()), tmp_path, [heard], notice=notice)
@@ -65,7 +63,7 @@ def test_a_notice_at_the_last_step_lets_the_run_finish(pretrain: Make, unkilled_
     assert result.sha256 == unkilled_pretrain[0].sha256
 
 
-def test_a_second_sigterm_does_what_the_first_did_before() -> None:
+def test_second_sigterm_has_its_previous_effect() -> None:
     heard: list[str] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append("before"))
     try:
@@ -80,7 +78,7 @@ def test_a_second_sigterm_does_what_the_first_did_before() -> None:
     assert heard == ["told", "before", "before"]
 
 
-def test_in_another_thread_no_notice_comes() -> None:
+def test_other_threads_get_no_notice() -> None:
     got: list[bool] = []
 
     def listen() -> None:
@@ -93,8 +91,8 @@ def test_in_another_thread_no_notice_comes() -> None:
     assert got == [True]
 
 
-def test_steps_that_are_done_again_are_counted(pretrain: Make, tmp_path: Path) -> None:
-    """Ends between two checkpoints, as a fault does: what came after the newest is done again, and said."""
+def test_redone_steps_are_counted(pretrain: Make, tmp_path: Path) -> None:
+    """Ends between two checkpoints, as a fault does: the steps after the newest one are redone and reported."""
 
     class Fails(Heard):
         def on_step(self, progress: TrainingProgress) -> None:
@@ -112,7 +110,7 @@ def test_steps_that_are_done_again_are_counted(pretrain: Make, tmp_path: Path) -
     assert {line["pid"] for line in lines} == {os.getpid()}
 
 
-def test_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
+def test_truncated_history_line_is_ignored(tmp_path: Path) -> None:
     assert read(tmp_path) == []
     (tmp_path / HISTORY).write_text('{"event": "started", "step": 0}\n{"event": "res')
     assert read(tmp_path) == [{"event": "started", "step": 0}]

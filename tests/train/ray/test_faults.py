@@ -1,4 +1,4 @@
-"""What is told to Ray of an error in a worker, and what the history makes of one that died."""
+"""Errors in Ray workers: which are retried, and how the history names a worker that died."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class WorkerHealthCheckFailedError(Exception):
     """Called as Ray's own."""
 
 
-def test_mistakes_would_repeat_and_faults_of_a_machine_would_not() -> None:
+def test_mistakes_repeat_and_machine_faults_do_not() -> None:
     assert all(map(would_repeat, (ConfigError("x"), DataError("x"), FloatingPointError("the loss is nan"))))
     assert not any(map(would_repeat, (UnavailableError("x"), WriteError("x"), RuntimeError("x"), OSError("x"))))
     assert str(of_rank(3, UnavailableError("s3://a/b: no answer"))) == "worker 3: s3://a/b: no answer"
     assert str(of_rank(3, ConfigError("x"))) == "x"
 
 
-def test_what_would_repeat_ends_the_run_and_comes_back_as_it_is(tmp_path: Path) -> None:
+def test_repeating_error_ends_the_run_and_is_raised(tmp_path: Path) -> None:
     level = logging.getLogger("ray.train").level
     mistake = FloatingPointError("the loss is nan at step 3")
     try:
@@ -47,7 +47,7 @@ def test_what_would_repeat_ends_the_run_and_comes_back_as_it_is(tmp_path: Path) 
 
 
 def begin(output: Path, step: int) -> None:
-    """A group of two goes on at the step, takes two more and says no more."""
+    """A group of two resumes at the step, takes two more and dies without reporting."""
     history = History(output, output / "checkpoints")
     history.__enter__()
     history.begin(step, WORKERS)
@@ -55,10 +55,8 @@ def begin(output: Path, step: int) -> None:
 
 
 @pytest.mark.parametrize("heard", [False, True])
-def test_a_worker_that_died_is_found_in_the_log_by_its_process(
-    heard: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Whether rank 0 was ended unheard, or could say that the other does not answer any more."""
+def test_dead_worker_is_logged_with_its_process(heard: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whether rank 0 was killed, or could still report that the other worker does not answer."""
     begin(tmp_path, 0)
     if heard:
         with (tmp_path / HISTORY).open("a") as file:

@@ -1,4 +1,4 @@
-"""The loader `ray` gives what `stream` gives, says what is wrong in one line, and holds back what nobody asks for."""
+"""The loader `ray`: the same parts as `stream`, clear errors, and no reading ahead of requests."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_ray_and_stream_give_the_same_bits(images: StreamedImages, monkeypatch: 
         assert (ours.epoch, ours.num_replaced) == (theirs.epoch, theirs.num_replaced)
 
 
-def test_memory_stays_what_it_is_over_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_constant_over_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of this process and all of Ray's; an epoch is 385 MB of pixels, of which 19 may lie ready."""
     generator = np.random.default_rng(0)
     encoded = []
@@ -91,20 +91,20 @@ def test_memory_stays_what_it_is_over_an_epoch(tmp_path: Path, monkeypatch: pyte
     assert late <= 1.05 * early
 
 
-def test_a_mistake_in_a_task_comes_back_as_it_is(images: StreamedImages) -> None:
+def test_error_in_a_task_is_raised_unchanged(images: StreamedImages) -> None:
     strict = StreamedImages(images.shards, 28)
     steps = BatchPlan(images.shards.sizes, Sampling(16)).steps_per_epoch
     with pytest.raises(DataError, match=r"^c/005\.png"):
         taken(RayLoader(strict, Sampling(16), CPU, LoaderConfig("ray")), 0, steps)
 
 
-def test_no_cpu_left_is_said_and_not_waited_for(images: StreamedImages) -> None:
+def test_missing_cpus_fail_immediately(images: StreamedImages) -> None:
     loader = RayLoader(images, Sampling(16), CPU, LoaderConfig("ray", cpus=64))
     with pytest.raises(UnavailableError, match=r"loader\.cpus: .*64"):
         taken(loader, 0, 1)
 
 
-def test_what_nobody_asks_for_is_not_read(images: StreamedImages, tmp_path: Path) -> None:
+def test_parts_that_are_not_requested_are_not_read(images: StreamedImages, tmp_path: Path) -> None:
     class Counting(type(images.shards)):  # type: ignore[misc]
         def read(self, group: int) -> Any:
             (tmp_path / f"{group}").touch()

@@ -1,4 +1,4 @@
-"""Importance finds what mattered, and says nothing of what it cannot know."""
+"""Importance finds the setting that matters, and reports nothing where it cannot be trusted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def drawn(count: int, weight: float, noise: float, status: str = "done") -> list
     return made
 
 
-def test_the_setting_that_decides_comes_first_with_nearly_all_of_the_variance() -> None:
+def test_deciding_setting_explains_nearly_all_variance() -> None:
     found = importance(drawn(24, 0.5, 0.02), SPACE, "adaptive_accuracy")
     assert next(iter(found.shares)) == "mask_ratio"
     assert found.shares["mask_ratio"] > 0.8
@@ -40,7 +40,7 @@ def test_the_setting_that_decides_comes_first_with_nearly_all_of_the_variance() 
     assert found.num_trials == 24
 
 
-def test_of_noise_it_says_nothing_though_fanova_would() -> None:
+def test_noise_has_no_importance() -> None:
     found = importance(drawn(24, 0.0, 0.3), SPACE, "adaptive_accuracy")
     assert found.shares == {}
     assert found.why
@@ -51,7 +51,7 @@ def test_of_noise_it_says_nothing_though_fanova_would() -> None:
     [drawn(14, 0.5, 0.02), drawn(1, 0.5, 0.02), drawn(30, 0.5, 0.02, "stopped"), drawn(16, 0.0, 0.0)],
     ids=["few", "one", "stopped", "equal"],
 )
-def test_where_nothing_can_be_known_there_are_no_shares_but_a_reason(trials: list[TrialRecord]) -> None:
+def test_unknown_importance_has_a_reason(trials: list[TrialRecord]) -> None:
     found = importance(trials, SPACE, "adaptive_accuracy")
     assert found.shares == {}
     assert found.why

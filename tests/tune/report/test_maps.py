@@ -1,4 +1,4 @@
-"""The map: which cells there are, what stands in them, and that no difference is claimed that is not shown."""
+"""The map: its cells and their content, and that overlapping intervals are not called a difference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ON = ["mask_ratio", "patch_size"]
 KINDS = {"conv": 0.2, "unet": 0.6}
 
 
-def test_mask_ratio_and_patch_size_make_the_map_wherever_they_stand() -> None:
+def test_map_prefers_mask_ratio_and_patch_size() -> None:
     space = {
         "kl_weight": Axis(choice=(0.1, 0.3)),
         "patch_size": Axis(choice=(2, 4)),
@@ -43,7 +43,7 @@ def test_the_mask_ratio_at_test_time_is_not_that_of_training() -> None:
     assert axis_label("finetune.model.mask_ratio") == "finetune.model.mask_ratio"
 
 
-def test_a_cell_holds_value_interval_images_and_the_repeats_by_seed() -> None:
+def test_cell_has_value_interval_images_and_repeats() -> None:
     found = make_map(grid(), AXES, "adaptive_accuracy", ON)
     assert [each.label for each in found.x.bins] == ["2", "4", "8"]
     assert found.y is not None
@@ -67,7 +67,7 @@ def test_repeats_that_differ_by_more_than_the_images_explain_widen_the_interval(
     assert (found.low, found.high) == (0.2, 0.6)
 
 
-def test_only_trials_to_the_end_fill_a_cell_and_an_empty_one_says_why() -> None:
+def test_only_finished_trials_fill_a_cell() -> None:
     found = make_map(grid(), AXES, "adaptive_accuracy", ON)
     assert found.cells[2][2].found is None
     assert found.cells[2][2].why_empty == "stopped early"
@@ -99,13 +99,13 @@ def test_where_no_interval_overlaps_all_cells_differ() -> None:
     assert len({verdict(found).partition(".")[2][3:] for found in maps_of}) == 3
 
 
-def test_of_latency_the_lowest_is_best_and_has_no_interval() -> None:
+def test_lowest_latency_is_best_without_interval() -> None:
     said = verdict(make_map(grid(), AXES, "latency_ms", ON))
     assert "1.20 ms at mask_ratio 0.25, patch_size 8." in said
     assert "[" not in said
 
 
-def test_where_other_settings_vary_too_a_cell_is_its_best_trial() -> None:
+def test_cell_shows_its_best_trial_if_other_settings_vary() -> None:
     space = settings(space={**SPACE, "kl_weight": {"log_uniform": [0.01, 1.0]}}).space
     cell = {"mask_ratio": 0.5, "patch_size": 4}
     trials = [trial(i, {**cell, "kl_weight": 0.1 * (i + 1)}, share) for i, share in enumerate((0.3, 0.5, 0.4))]
@@ -134,7 +134,7 @@ def test_references_of_several_kinds_are_not_averaged() -> None:
     assert reference.found.value == pytest.approx(0.6)
 
 
-def test_a_range_is_cut_into_cells_that_hold_every_trial_once() -> None:
+def test_continuous_range_is_binned() -> None:
     for kind in (Axis(uniform=(0.1, 0.9)), Axis(log_uniform=(0.001, 1.0)), Axis(integer=(1, 40))):
         ends = kind.uniform or kind.log_uniform or kind.integer
         assert ends is not None

@@ -6,7 +6,7 @@ from maep.errors import ConfigError
 from maep.tune.search.halving import levels, promoted, ranked
 
 
-def test_the_best_of_a_first_generation_go_on() -> None:
+def test_best_of_the_first_generation_are_promoted() -> None:
     arrived = {number: (float(number % 5),) for number in range(9)}
     assert promoted(arrived, {}, 3) == {4, 3, 8}
     assert promoted({0: (1.0,)}, {}, 3) == {0}

@@ -1,4 +1,4 @@
-"""Which trials are tried and promoted depends on the results alone, not on order, processors or kills."""
+"""Which trials are tried and promoted depends only on results, not on order, number of CPUs or kills."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_order_and_number_of_processors_change_nothing(searcher: str, tmp_path: 
 
 
 @pytest.mark.parametrize("objectives", [["clean_accuracy"], ["clean_accuracy", "latency_ms"]])
-def test_a_kill_anywhere_changes_nothing_and_repeats_nothing(objectives: list[str], tmp_path: Path) -> None:
+def test_kill_at_any_point_changes_and_repeats_nothing(objectives: list[str], tmp_path: Path) -> None:
     settings = toy(halving=HALVING, objectives=objectives)
     pieces = play(settings, tmp_path / "whole")
     for kill_after in range(0, pieces, 4):
@@ -79,7 +79,7 @@ def test_a_failed_trial_is_recorded_and_the_search_continues(tmp_path: Path) -> 
     assert Search(settings, tmp_path).is_finished, "what failed is not tried again"
 
 
-def test_a_process_that_dies_once_it_has_written_has_not_failed(tmp_path: Path) -> None:
+def test_process_that_dies_after_writing_has_not_failed(tmp_path: Path) -> None:
     """Otherwise this search would record a failure, and a resumed one a success."""
     settings = toy(num_trials=4, halving=HALVING)
     search = Search(settings, tmp_path / "died")
@@ -92,7 +92,7 @@ def test_a_process_that_dies_once_it_has_written_has_not_failed(tmp_path: Path) 
     assert outcome(tmp_path / "died") == outcome(tmp_path / "whole")
 
 
-def test_a_pretraining_that_failed_is_tried_again_by_later_trials_alone(tmp_path: Path) -> None:
+def test_failed_pretraining_is_retried_by_later_trials_only(tmp_path: Path) -> None:
     pretrain = {"model": MAE, "mask_ratio": 0.5, "loop": LOOP}
     search = Search(toy(num_trials=2, generation=1, pretrain=pretrain, space=NOISE), tmp_path)
     asked = []
@@ -116,7 +116,7 @@ def test_fixed_settings_come_first_and_are_never_stopped(tmp_path: Path) -> None
     assert len(record.read_all(tmp_path)) == 5
 
 
-def test_a_grid_is_tried_whole_and_once(tmp_path: Path) -> None:
+def test_every_grid_point_is_tried_once(tmp_path: Path) -> None:
     space = {"patch_size": {"choice": [2, 4]}, "depth": {"integer": [1, 2]}}
     settings = toy(space=space, searcher="grid", num_trials=100)
     assert suggest.most_trials(settings) == 4
@@ -125,7 +125,7 @@ def test_a_grid_is_tried_whole_and_once(tmp_path: Path) -> None:
     assert tried == [(2, 1), (2, 2), (4, 1), (4, 2)]
 
 
-def test_what_is_fixed_is_not_chosen_again(tmp_path: Path) -> None:
+def test_fixed_settings_are_not_chosen_again(tmp_path: Path) -> None:
     space = {"patch_size": {"choice": [2, 4]}, "depth": {"integer": [1, 2]}}
     settings = toy(space=space, searcher="grid", num_trials=100, fixed=[{"patch_size": 4, "depth": 1}])
     play(settings, tmp_path)
@@ -133,7 +133,7 @@ def test_what_is_fixed_is_not_chosen_again(tmp_path: Path) -> None:
     assert tried == [(4, 1), (2, 1), (2, 2), (4, 2)]
 
 
-def test_a_resumed_search_tells_its_listeners_of_earlier_trials(tmp_path: Path) -> None:
+def test_resumed_search_reports_earlier_trials_to_listeners(tmp_path: Path) -> None:
     class Recorder(Listener):
         def __init__(self) -> None:
             self.ended: list[int] = []

@@ -1,4 +1,4 @@
-"""Spaces, constraints and what is chosen from them."""
+"""Spaces, constraints, and the settings chosen from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from maep.tune.search.suggest import Tried
 from maep.tune.trial.trial import phases, trial_id
 
 
-def test_whole_numbers_without_end_are_not_listed() -> None:
+def test_huge_integer_axes_are_not_enumerated() -> None:
     settings = toy(space={"seed": {"integer": [0, 2**31 - 1]}}, num_trials=3)
     assert suggest.check(settings) is None
     assert all(0 <= each["seed"] < 2**31 for each in suggest.choose(settings, 3, []))
@@ -71,7 +71,7 @@ def test_short_names_set_both_phases() -> None:
     assert pretrain.loop.seed == finetune.loop.seed == 3
 
 
-def test_a_rival_without_patches_needs_no_pretraining() -> None:
+def test_conv_purifier_needs_no_pretraining() -> None:
     settings = toy(pretrain={"model": config.to_dict(toy().finetune)["model"]["mae"]})
     pretrain, finetune = phases(
         settings, {"finetune.model": {"name": "conv", "image_size": 16, "channels": [4], "blocks": 1}}
@@ -94,7 +94,7 @@ def test_a_rival_without_patches_needs_no_pretraining() -> None:
         ({"space": {}, "fixed": [{"noise": 2}]}, "noise"),
     ],
 )
-def test_spaces_that_make_no_trial_are_refused(keys: dict[str, object], reason: str) -> None:
+def test_spaces_without_an_allowed_trial_are_refused(keys: dict[str, object], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         suggest.check(toy(**keys))
 
@@ -109,14 +109,14 @@ def test_spaces_that_make_no_trial_are_refused(keys: dict[str, object], reason: 
         ({"objectives": ["oblivious_accuracy"], "measure": {"oblivious": []}}, "needs measure.oblivious"),
         ({"cpus_per_trial": 0}, "must be above 0"),
         ({"num_trials": 0}, "at least 1"),
-        ({"searcher": "grid"}, "space.noise: a grid has no end"),
+        ({"searcher": "grid"}, "space.noise: "),
         ({"halving": {"num_rungs": 1}}, "at least 2"),
         ({"budget": {"amount": 0}}, "must be above 0"),
         ({"limits": {"latency": 3}}, "limits: 'latency'.*latency_ms"),
         ({"speed": 1}, "unknown key 'speed'"),
     ],
 )
-def test_searches_for_nothing_are_refused(keys: dict[str, object], reason: str) -> None:
+def test_invalid_searches_are_refused(keys: dict[str, object], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         toy(**keys)
 
@@ -139,7 +139,7 @@ def test_a_small_space_is_not_tried_twice() -> None:
     assert suggest.check(settings) == 3
 
 
-def test_tpe_comes_closer_than_chance() -> None:
+def test_tpe_beats_random_search() -> None:
     settings, tried = toy(constraints=["noise < 0.95"]), list[Tried]()
     for _ in range(5):
         chosen = suggest.choose(settings, 4, tried)

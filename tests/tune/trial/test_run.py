@@ -1,4 +1,4 @@
-"""Trials that are really trained: their budgets, what they share, how they fail and resume."""
+"""Trials that are really trained: budgets, shared pretraining, failures and resuming."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def done(searched: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tune
     return settings, output
 
 
-def test_every_trial_has_the_same_budget_and_says_what_it_spent(done: tuple[TuneConfig, Path]) -> None:
+def test_every_trial_has_the_same_budget(done: tuple[TuneConfig, Path]) -> None:
     ended = record.read_all(done[1])
     assert sorted(each.status for each in ended) == ["done", "done", "stopped", "stopped"]
     assert {each.budget.samples_seen for each in ended if each.status == "done"} == {512}
@@ -66,8 +66,8 @@ def test_pretraining_that_trials_share_runs_once(done: tuple[TuneConfig, Path]) 
         assert (folder / "history.jsonl").read_text().count("finished") == 1
 
 
-def test_a_purifier_is_what_its_configuration_trains(done: tuple[TuneConfig, Path], tmp_path: Path) -> None:
-    """The sections of the record, given to the verbs, make the same bits: a pause and a measurement change nothing."""
+def test_recorded_configuration_trains_identical_weights(done: tuple[TuneConfig, Path], tmp_path: Path) -> None:
+    """The recorded sections, passed to the verbs, train identical weights: pausing and measuring change nothing."""
     best = next(each for each in record.read_all(done[1]) if each.status == "done")
     assert best.artifact is not None
     again = train(config.build(FinetuneConfig, best.configuration["finetune"]), tmp_path, list)
@@ -76,14 +76,14 @@ def test_a_purifier_is_what_its_configuration_trains(done: tuple[TuneConfig, Pat
     assert first.loop.samples == 128
 
 
-def test_what_is_done_is_not_done_again(done: tuple[TuneConfig, Path]) -> None:
+def test_finished_search_repeats_nothing(done: tuple[TuneConfig, Path]) -> None:
     settings, output = done
     files = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
     run_here(Search(settings, output))
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == files
 
 
-def test_a_trial_that_cannot_be_trained_fails_alone(searched: Make, tmp_path: Path) -> None:
+def test_diverging_trial_fails_alone(searched: Make, tmp_path: Path) -> None:
     settings = searched(
         space={"finetune.loop.lr": {"choice": [1e-3, 1e30]}, "patch_size": {"choice": [4]}},
         searcher="grid",
@@ -99,8 +99,8 @@ def test_a_trial_that_cannot_be_trained_fails_alone(searched: Make, tmp_path: Pa
     assert 0 < bad.budget.samples_seen < good.budget.samples_seen, "what it saw before it failed"
 
 
-def test_all_trials_are_measured_alike_whatever_they_were_trained_with(searched: Make, tmp_path: Path) -> None:
-    """With a rate of nearly nothing both purifiers are the same one, so under one attack they have one figure."""
+def test_all_trials_are_measured_under_the_same_attack(searched: Make, tmp_path: Path) -> None:
+    """With a learning rate near 0 both purifiers are equal, so the same attack gives equal accuracies."""
     settings = searched(
         space={"finetune.attacks.eps": {"choice": ["1/255", "96/255"]}, "finetune.loop.lr": {"choice": [1e-12]}},
         objectives=["oblivious_accuracy"],
@@ -114,10 +114,10 @@ def test_all_trials_are_measured_alike_whatever_they_were_trained_with(searched:
     assert weak.counts["oblivious_accuracy"] == strong.counts["oblivious_accuracy"]
 
 
-def test_what_is_no_fault_of_the_trial_ends_the_search_and_stands_in_no_record(
+def test_machine_fault_ends_the_search_and_is_not_recorded(
     searched: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that is full where the trial runs, and one that is full where its end is written down."""
+    """A disk that is full where the trial runs, and one that is full where its record is written."""
 
     def full(*words: object) -> None:
         raise WriteError("no space left")
@@ -143,9 +143,7 @@ def test_what_is_no_fault_of_the_trial_ends_the_search_and_stands_in_no_record(
     assert record.read_all(tmp_path) == []
 
 
-def test_a_cluster_without_room_for_a_while_is_waited_for(
-    searched: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_search_waits_for_room_on_the_cluster(searched: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machines = [{"CPU": 1.0}]
     monkeypatch.setattr(cluster, "machines", lambda: machines)
     search = Search(searched(pretrain=None, space={"noise": {"uniform": [0, 0.1]}}), tmp_path)
@@ -177,14 +175,14 @@ def test_a_trial_resumes_from_its_checkpoint(searched: Make, tmp_path: Path) -> 
     assert '"redone": 0' in (folder / "history.jsonl").read_text()
 
 
-def test_a_trial_of_one_process_needs_one_machine_that_has_all_it_takes() -> None:
+def test_single_process_trial_must_fit_on_one_machine() -> None:
     wanted = {"CPU": 2.0, "GPU": 0.5}
     assert execute.fits(wanted, {"CPU": 8.0, "GPU": 1.0}) == 2
     assert execute.fits(wanted, {"CPU": 3.0, "GPU": 4.0}) == 1
     assert execute.fits(wanted, {"CPU": 64.0}) == execute.fits(wanted, {"CPU": 1.5, "GPU": 8.0}) == 0
 
 
-def test_operations_are_those_of_the_formula() -> None:
+def test_counted_operations_match_the_formula() -> None:
     settings = config.build(
         PretrainConfig, {"model": MAE, "mask_ratio": 0.5, "loop": {"samples": 640, "batch_size": 32, "device": "cpu"}}
     )
@@ -205,7 +203,7 @@ def test_budgets_are_equal_up_to_a_batch() -> None:
         budget.for_finetuning(exact, 6390, cost, 32)
 
 
-def test_processor_seconds_of_an_image_decide_the_number_of_images(
+def test_core_seconds_budget_sets_the_number_of_images(
     searched: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = {"kind": "core_seconds", "amount": 6.0}
@@ -219,8 +217,10 @@ def test_processor_seconds_of_an_image_decide_the_number_of_images(
     assert one.budget.samples_seen == 18 * 32  # the whole batches in 600 images
 
 
-def test_repeats_by_seed_see_as_many_images(searched: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A budget of time is measured once for all of them: here each measurement finds an image twice as costly."""
+def test_repeats_by_seed_see_equally_many_images(
+    searched: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cost of an image is measured once for all repeats; here each measurement doubles it."""
     repeats = ({"patch_size": 4, "seed": 1}, {"patch_size": 4, "seed": 2}, {"patch_size": 8, "seed": 1})
     asked = {"kind": "core_seconds", "amount": 6.4}
     costs = iter((0.01, 0.02))

@@ -1,7 +1,7 @@
-"""Checkpoints written beside the training: one thread writes them to disk, another notifies callbacks.
+"""Asynchronous checkpoints: one thread writes them to disk, another notifies callbacks.
 
-A callback may upload for minutes or hang. Writing never waits for it, so that the checkpoint of a termination notice is
-on disk as fast as the disk allows.
+A callback may upload for minutes or hang. Writing never waits for it, so the checkpoint after a termination notice is
+written at the speed of the disk.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class CheckpointWriter:
         self._pending: Future[None] | None = None
 
     def put(self, taken: Snapshot) -> None:
-        """Starts to save `taken`, once the one before is on disk."""
+        """Starts saving `taken` once the previous snapshot is on disk."""
         self.wait()
         self._pending = self._thread.submit(self._save, taken)
 
@@ -81,7 +81,7 @@ class Notifier:
     """Calls `notify` for one checkpoint after the other, in a daemon thread.
 
     A checkpoint is kept on disk until its callback returns. At most eight wait; beyond that the oldest is skipped with
-    a warning, for they would fill the disk.
+    a warning, because they would fill the disk.
     """
 
     def __init__(self, checkpoints: Checkpoints, notify: Notify) -> None:

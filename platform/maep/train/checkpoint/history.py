@@ -32,7 +32,7 @@ Worker = dict[str, Any]
 
 
 def members(num_workers: int) -> list[Worker]:
-    """The workers of this group, by rank; all must call."""
+    """The workers of this group, by rank; all workers must call it."""
     me = {"pid": os.getpid(), "host": socket.gethostname()}
     found = [me] * num_workers
     if num_workers > 1:
@@ -79,7 +79,7 @@ class History:
         self.at(step)
 
     def _redone(self, before: Sequence[Mapping[str, Any]], step: int) -> int | None:
-        """Steps to redo; None where the counter was on a machine that is gone."""
+        """Steps to redo; None where the counter was lost with its machine."""
         position = os.pread(self._position, _DIGITS, 0)
         if position:
             return max(0, int(position) - step)
@@ -88,7 +88,7 @@ class History:
         return max(0, before[-1]["step"] - step) if before else 0
 
     def at(self, step: int) -> None:
-        """Records that `step` steps are done, in a microsecond and beyond a kill."""
+        """Records that `step` steps are done; takes a microsecond and survives a kill."""
         self._step = step
         if not self._mute:
             os.pwrite(self._position, f"{step:{_DIGITS}d}".encode(), 0)
@@ -102,7 +102,7 @@ class History:
         if error is None:
             self._write("finished", self._step, {})
             return
-        with suppress(OSError):  # a full disk: the error being raised says so
+        with suppress(OSError):  # a full disk: the error that is being raised reports it
             if isinstance(error, Stopped):
                 self._write("stopped", self._step, {})
             else:
@@ -115,7 +115,7 @@ class History:
 
 
 def note_lost(output: Path, ranks: Sequence[int]) -> list[str]:
-    """Records the workers that Ray saw die, for the next group's history; returns their names in the log."""
+    """Records the workers that Ray saw die, for the next group's history, and returns their names for the log."""
     storage.write_bytes(output / "checkpoints" / _LOST, json.dumps(sorted(ranks)).encode())
     workers = dict(enumerate(_last_group(read(output))))
     return [named(rank, workers[rank]) if rank in workers else f"worker {rank}" for rank in sorted(ranks)]

@@ -107,7 +107,7 @@ class Mirror(Callback):
         self._there.remove()
 
     def on_checkpoint(self, saved: Artifact, samples_seen: int) -> None:
-        """Uploads it."""
+        """Uploads the checkpoint."""
         self._there.put(saved)
         self._push_small()
 
@@ -125,7 +125,7 @@ class Mirror(Callback):
                 self._here.put(fetched)
 
     def _replace(self, given: Artifact, name: str) -> None:
-        """Replaces an older artifact; while half replaced it has no manifest, and so does not exist."""
+        """Replaces an older artifact. Until it is complete it has no manifest, and so does not exist."""
         if digest(self._at(name)) != given.sha256:
             storage.delete_folder(self._at(name))
             artifact.upload(given, self._at(name))
@@ -136,7 +136,7 @@ class Mirror(Callback):
                 storage.write_bytes(self._at(name), (self.folder / name).read_bytes())
         best, held = self.folder / BEST, self.folder / f".{BEST}-held"
         try:
-            # There may be none, or the validation may be replacing it: then the next one is uploaded.
+            # There may be no best checkpoint, or validation may be replacing it; the next call uploads it.
             with suppress(ArtifactError, FileNotFoundError):
                 if digest(str(best)) != digest(self._at(BEST)):
                     self._replace(hold(artifact.read(best), held), BEST)

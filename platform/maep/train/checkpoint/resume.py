@@ -33,10 +33,10 @@ def starting_point(
 ) -> Artifact | None:
     """What a run of `config` starts from: its finished result, else its newest valid checkpoint, else `resume`.
 
-    None: from scratch. Rank 0 chooses and the others open the same; all must call. With a `mirror`, `output` is
-    brought up to date first, and this group becomes the owner of the run. Raises, on all workers alike, ArtifactError
-    where the choice is of another configuration, damaged or no checkpoint, and UnavailableError where a worker does not
-    find it.
+    None: from scratch. Rank 0 chooses and the others open the same artifact; all workers must call it. With a `mirror`,
+    `output` is brought up to date first, and this group becomes the owner of the run. Raises on every worker
+    ArtifactError where the chosen artifact has another configuration, is damaged or is not a checkpoint, and
+    UnavailableError where a worker cannot find it.
     """
     world = world or World()
     found: Artifact | None = None
@@ -64,7 +64,7 @@ def starting_point(
 
 
 def first_mistake(mistake: UserError | None, world: World) -> UserError | None:
-    """The first worker's mistake, on all workers, so that none waits for one that stopped; all must call."""
+    """The first worker's mistake, on all workers, so that none waits for one that stopped; all workers must call it."""
     if world.size == 1:
         return mistake
     mistakes: list[UserError | None] = [None] * world.size

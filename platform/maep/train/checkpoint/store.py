@@ -64,13 +64,13 @@ class Checkpoints:
 
     index.json   names, the newest last
     owner        a token of the process that writes here
-    NAME/        an artifact; NAME is the images seen, and on another machine's store also the start of its sha256
+    NAME/        an artifact; NAME is the number of images seen, in a remote store with the start of its sha256
     """
 
     def __init__(self, uri: str | Path, keep: int) -> None:
         self.uri, self.keep = str(uri), keep
         self._token: str | None = None
-        self._turn = threading.Lock()  # one thread saves, another releases what was saved
+        self._turn = threading.Lock()  # one thread saves, another unpins
         self._old: set[str] = set()
         self._pinned: set[str] = set()
 
@@ -89,7 +89,7 @@ class Checkpoints:
         return saved
 
     def put(self, saved: Artifact) -> None:
-        """Makes `saved` the newest: uploads it unless it is here, names it in the index, drops the oldest."""
+        """Makes `saved` the newest: uploads it unless it is here, adds it to the index, deletes the oldest."""
         here = saved.folder.parent == Path(self.uri)
         name = saved.folder.name if here else f"{saved.folder.name}-{saved.sha256[:8]}"
         known = self.names()
@@ -107,12 +107,12 @@ class Checkpoints:
             self._drop()
 
     def pin(self, saved: Artifact) -> None:
-        """Keeps it, even when newer ones come, until it is unpinned."""
+        """Keeps `saved`, even when newer ones are saved, until it is unpinned."""
         with self._turn:
             self._pinned.add(saved.folder.name)
 
     def unpin(self, saved: Artifact) -> None:
-        """Drops it, if newer ones have replaced it."""
+        """Deletes `saved` if newer ones have replaced it."""
         with self._turn:
             self._pinned.discard(saved.folder.name)
             self._drop()
@@ -139,7 +139,7 @@ class Checkpoints:
         except FileNotFoundError:
             return []
         except ValueError:
-            raise ArtifactError(f"{path} is damaged: remove {self.uri} to start anew") from None
+            raise ArtifactError(f"{path} is damaged: delete {self.uri} to start again") from None
         return names
 
     def remove(self) -> None:
@@ -243,5 +243,5 @@ def check_same(saved: Artifact, config: Mapping[str, Any]) -> None:
         if mine.get(key) != theirs.get(key):
             raise ArtifactError(
                 f"{saved.folder} was trained with {key}={theirs.get(key)!r}, now it is {mine.get(key)!r}:"
-                " choose another --output, or the same configuration"
+                " choose another --output, or use the same configuration"
             )

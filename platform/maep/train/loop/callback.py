@@ -1,4 +1,4 @@
-"""What a training reports while it runs, and the base class of what listens."""
+"""The progress of a training run, and the base class of its callbacks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """How far a training is."""
+    """The progress of a training run."""
 
     samples_seen: int
     samples: int
@@ -30,7 +30,7 @@ class TrainingProgress:
 
 
 class Callback:
-    """Listens to a training, in the process of rank 0. Every method does nothing unless overridden."""
+    """Is called on the events of a run, in the process of rank 0. The base class does nothing."""
 
     def on_step(self, progress: TrainingProgress) -> None:
         """Called about 200 times in a run."""
@@ -45,4 +45,4 @@ class Callback:
         """Called when the result is complete on disk, also if it was there before."""
 
     def on_failure(self, error: BaseException) -> None:
-        """Called when the run ends without a result: an error, Ctrl-C, a notice. Not after a kill."""
+        """Called when the run ends without a result: on an error, Ctrl-C or a termination notice, not after a kill."""

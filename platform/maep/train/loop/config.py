@@ -56,15 +56,15 @@ class LoopConfig:
         "Images after which the run saves a checkpoint and stops; re-run with a larger value or null to resume.",
         decides=False,
     )
-    device: Literal["auto", "cpu", "cuda"] = config.key("auto", "auto: a GPU where there is one.", decides=False)
+    device: Literal["auto", "cpu", "cuda"] = config.key("auto", "auto: a GPU if available.", decides=False)
     precision: Literal["auto", "fp32", "bf16"] = config.key(
         "auto",
-        "Of products in the forward and backward pass; weights stay fp32. auto: bf16 on a GPU, fp32 on a CPU.",
+        "Of matrix products in the forward and backward pass; weights stay fp32. auto: bf16 on a GPU, fp32 on a CPU.",
         decides=False,
     )
     micro_batch: int | None = config.key(
         None,
-        """Most images that a worker takes through the model at once; null: its whole share of the batch. The update is
+        """Most images in one forward pass of a worker; null: its whole share of the batch. The update is
         the same, except for batch norm and the masks of a randomised purifier.""",
         decides=False,
     )
@@ -73,7 +73,7 @@ class LoopConfig:
     )
     parallel: Literal["ddp", "fsdp"] = config.key(
         "ddp",
-        "How workers hold the weights: ddp: each all of them; fsdp: each a shard (FSDP2, pretrain only).",
+        "ddp: every worker holds all weights; fsdp: every worker holds a shard (FSDP2, pretrain only).",
         decides=False,
     )
 

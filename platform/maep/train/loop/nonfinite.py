@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: one error that names step and images, the same on every worker."""
+"""Non-finite losses and gradients: one error that names step and images, the same on every worker."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 _SHOWN = 5
 OF_ALL = "the gradient's norm"
-"""Start of an error message about all workers together; a loss error is of one worker."""
+"""Start of an error message about all workers together; an error about a loss comes from one worker."""
 
 
 def anywhere(error: FloatingPointError | None, num_workers: int, device: torch.device) -> bool:
-    """Whether any worker has an error; all must call."""
+    """Whether any worker has an error; all workers must call it."""
     if num_workers == 1:
         return error is not None
     flag: Tensor = torch.tensor(float(error is not None), device=device)
@@ -22,9 +22,10 @@ def anywhere(error: FloatingPointError | None, num_workers: int, device: torch.d
 
 
 def named(error: FloatingPointError, step: int, images: Sequence[int], num_workers: int) -> FloatingPointError:
-    """The same error on every worker: of the first whose own images cause it; all must call.
+    """The same error on every worker, from the first whose own images cause it; all workers must call it.
 
-    `images` are the official indices of this worker's part of the batch; an `error` without message knows no cause.
+    `images` are the official indices of this worker's part of the batch; an `error` without a message has no known
+    cause.
     """
     mine = str(error), list(images[:_SHOWN])
     found: list[tuple[str, list[int]]] = [mine]

@@ -1,8 +1,8 @@
 """The training loop in plain PyTorch, in one process or as one of many workers.
 
-It imports neither Ray nor MLflow; callbacks report to people and trackers. Its whole position is the number of steps
-done: order, augmentation and all random draws follow from it, so a killed run resumes exactly at its newest checkpoint,
-and on the CPU ends with the same bits.
+It imports neither Ray nor MLflow; callbacks report to people and trackers. Its entire position is the number of steps
+done, which determines order, augmentation and all random draws. A killed run therefore resumes exactly at its newest
+checkpoint, and on a CPU ends with the same bits.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class _Run:
         self.device = pick_device(loop.device)
         memory.keep_freed()
         self.stop_vote = StopVote(notice, world.size, self.device)
-        self.objective = task.objective.to(self.device).to(memory_format=torch.channels_last).train()  # 2x on CPUs
+        self.objective = task.objective.to(self.device).to(memory_format=torch.channels_last).train()  # faster on CPUs
         self.update = TrainingStep(self.objective, loop, world.size, self.device)
         self.watch = Stopwatch(self.device)
         self.step = 0
@@ -178,7 +178,7 @@ class _Run:
         return losses
 
     def _craft(self, batch: Batch) -> Batch:
-        """The batch with its crafted (attacked) images. Raises FloatingPointError on all workers, if on any."""
+        """The batch with its crafted (attacked) images. Raises FloatingPointError on all workers if one fails."""
         if not self.objective.crafts:
             return batch
         error = None

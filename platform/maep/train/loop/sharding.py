@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 
 def shard(model: nn.Module, method: str, device: torch.device, num_workers: int) -> None:
-    """Shards the weights of each block, and the rest, over the workers, in place. `model` is called by `method` alone.
+    """Shards the weights of each block, and the rest, over the workers, in place.
 
-    Weights must be equal on all workers before.
+    All workers must hold equal weights before. Afterwards only `method` of `model` may be called.
     """
     from torch.distributed.device_mesh import init_device_mesh  # imports take seconds
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -31,7 +31,7 @@ def shard(model: nn.Module, method: str, device: torch.device, num_workers: int)
 
 
 def whole(value: Any) -> Any:
-    """`value` with every shard in it, also in dicts and lists, gathered into a whole tensor; all must call."""
+    """`value` with every shard in it, also in dicts and lists, gathered whole; all workers must call it."""
     if hasattr(value, "full_tensor"):  # a DTensor
         return value.full_tensor()
     if isinstance(value, Mapping):

@@ -48,7 +48,7 @@ class TrainingStep:
         self.average = MovingAverage(self.model, loop.ema) if loop.ema is not None else None
 
     def connect(self) -> None:
-        """Wraps the objective for several workers; call once, when the initial weights are loaded."""
+        """Wraps the objective for several workers; call once, after the initial weights are loaded."""
         if self.num_workers > 1 and self.loop.parallel == "ddp":
             self.parallel = DistributedDataParallel(
                 self.objective,
@@ -60,7 +60,7 @@ class TrainingStep:
     def __call__(self, batch: Batch, lr: float, watch: Stopwatch) -> Losses:
         """One update. Returns the losses of this worker's part of the batch, and the `grad_norm` of the whole.
 
-        Raises FloatingPointError where a loss or gradient is not finite: on all workers, if on any.
+        Raises FloatingPointError on all workers where the loss or gradient of any is not finite.
         """
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._backward(batch, watch)
@@ -184,7 +184,7 @@ def check_shares(loop: LoopConfig, num_workers: int) -> None:
         )
     if loop.parallel == "fsdp" and loop.batch_size % num_workers:
         raise ConfigError(
-            f"loop.batch_size: {loop.batch_size} is no multiple of {num_workers} workers, as loop.parallel fsdp"
+            f"loop.batch_size: {loop.batch_size} is not a multiple of {num_workers} workers, as loop.parallel fsdp"
             " requires: choose a multiple, or ddp"
         )
 
@@ -208,7 +208,7 @@ def micro_batches(batch: Batch, most: int | None) -> Iterator[Batch]:
 
 
 def pick_dtype(loop: LoopConfig, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products. Warns of bf16 on a CPU without AMX, where it is slower."""
+    """The dtype of matrix products. Warns about bf16 on a CPU without AMX, where it is slower."""
     if loop.precision == "fp32" or (loop.precision == "auto" and device.type == "cpu"):
         return torch.float32
     if device.type == "cpu" and not torch.cpu.get_capabilities().get("amx_bf16", False):
@@ -255,7 +255,7 @@ def make_optimizer(model: nn.Module, loop: LoopConfig, fused: bool = True) -> to
 
 
 def _spread_nan(loss: Tensor) -> Tensor:
-    """`loss` with an all-NaN gradient where it is not finite: through the exchange all workers see it."""
+    """`loss` with an all-NaN gradient where it is not finite, so that all workers see it after the exchange."""
     value = loss.detach()
     return loss * (1 + (value - value))
 

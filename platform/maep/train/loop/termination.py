@@ -1,6 +1,6 @@
-"""Termination notices: SIGTERM, as spot machines, batch systems and people send it before they end a process.
+"""Termination notices: SIGTERM, which clouds, batch systems and people send before they kill a process.
 
-After a notice a run saves a checkpoint at the next step and raises `Stopped`, so that no step is done twice.
+After a notice, a run saves a checkpoint at the next step and raises `Stopped`, so no step is repeated.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def never() -> bool:
 class StopVote:
     """Whether any worker has a notice, so that all stop after the same step.
 
-    Each step votes anew. The exchange of one number overlaps with the step's work and costs no time: a notice ends the
-    current step or the one after it.
+    Every step votes again. The exchange of one number overlaps with the step's work and costs no time: the run stops
+    after the current step or the next one.
     """
 
     def __init__(self, notice: Notice, num_workers: int, device: torch.device) -> None:
@@ -35,13 +35,13 @@ class StopVote:
         self._exchange: torch.distributed.Work | None = None
 
     def begin(self) -> None:
-        """Starts the exchange, before a step's work; all workers must call."""
+        """Starts the exchange, before a step's work; all workers must call it."""
         if self._num_workers > 1:
             self._stop = torch.tensor([int(self._notice())], device=self._device)
             self._exchange = torch.distributed.all_reduce(self._stop, torch.distributed.ReduceOp.MAX, async_op=True)
 
     def result(self) -> bool:
-        """The same for all workers, after the step's work."""
+        """Whether to stop, the same for all workers; call it after the step's work."""
         if self._stop is None or self._exchange is None:
             return self._notice()
         self._exchange.wait()
@@ -50,9 +50,9 @@ class StopVote:
 
 @contextmanager
 def on_sigterm(notify: Callable[[], None] | None = None) -> Iterator[Notice]:
-    """Inside, the first SIGTERM is a notice, and calls `notify`; the second has the effect that it had before.
+    """Within the block, the first SIGTERM is a notice and calls `notify`; a second one has its previous effect.
 
-    Signals reach the main thread alone; in other threads there is no notice.
+    Only the main thread receives signals; other threads get no notice.
     """
     if threading.current_thread() is not threading.main_thread():
         yield never

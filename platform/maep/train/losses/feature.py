@@ -1,4 +1,4 @@
-"""Agreement with the teaching classifier's last features of the clean images."""
+"""Agreement with the teacher's last features of the clean images."""
 
 from __future__ import annotations
 

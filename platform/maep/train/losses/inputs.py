@@ -1,4 +1,4 @@
-"""What every term of the purification loss is computed from."""
+"""The inputs of every term of the purification loss."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class LossInputs:
     model: nn.Module
     """The purifier that is trained."""
     attacked: Tensor
-    """In [0, 1]: what the purifier was given, noise included."""
+    """In [0, 1]: the input of the purifier, noise included."""
     purified: Tensor
-    """Its output, before it is cut to [0, 1]."""
+    """Its output, before the clamp to [0, 1]."""
     teacher: nn.Module
     """The frozen classifier that `loss.teacher` names."""
     config: LossConfig
     seeded: Callable[[], AbstractContextManager[None]]
-    """A context in which draws from torch's global generator follow from the batch."""
+    """A context in which the batch seeds torch's global generator."""
 
     @functools.cached_property
     def taught(self) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Agreement with the teaching classifier's answers on the clean images."""
+"""Agreement with the teacher's outputs on the clean images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors in Ray's workers: a fault is retried, a mistake ends the run at once."""
+"""Errors in Ray's workers: a fault is retried, a mistake ends the run immediately."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from maep.train.checkpoint.history import note_lost
 from maep.train.checkpoint.mirror import working_folder
 
 _DEATH = "WorkerHealthCheckFailedError"
-"""Ray's private class for a worker that no longer answers: killed, or its machine is gone."""
+"""Ray's private class for a worker that no longer answers: it was killed, or its machine is gone."""
 _log = logging.getLogger("maep.train")
 
 

@@ -20,7 +20,7 @@ from maep.data.stream.streaming import Loaded, StreamedImages, StreamLoader, ass
 from maep.errors import DataError, UnavailableError
 
 SEGMENT = 500
-"""Steps of one execution of Ray Data, whose bookkeeping of finished steps accumulates."""
+"""Steps of one execution of Ray Data; its bookkeeping of finished steps grows with each."""
 _GROUPS_KEPT = 4
 
 
@@ -80,7 +80,7 @@ def _task(source: Any) -> Callable[[Loaded], Loaded]:
 
 @functools.lru_cache(maxsize=2)
 def _opened(source: Any) -> tuple[StreamedImages, BatchPlan, Callable[[int], EncodedGroup]]:
-    """Images and plan, once for each process, and a cached reader of groups: the next step may need the same ones."""
+    """Images and plan, opened once per process, and a cached reader of groups; the next step may need them again."""
     import ray
 
     images, sampling = ray.get(source)

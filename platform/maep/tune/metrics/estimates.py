@@ -1,7 +1,7 @@
 """Values of the metrics that trials are compared by, with their intervals.
 
-Accuracies carry Wilson's 95 % interval over the `dev` images. Other metrics are single numbers: how far they would
-differ on another run is not known.
+Accuracies carry Wilson's 95 % interval over the `dev` images. Other metrics are single numbers: their variation between
+runs is not known.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Estimate:
 
 
 def metric(objective: str) -> MetricEntry:
-    """How `objective` is written. Raises ConfigError where it is none."""
+    """The registered metric `objective`. Raises ConfigError for an unknown name."""
     return registry.metrics.declared(objective)
 
 
@@ -42,15 +42,15 @@ def measured(trials: Sequence[TrialRecord]) -> list[str]:
 
 
 def estimate(trial: TrialRecord, objective: str) -> Estimate:
-    """What `trial` reached. It must have been measured."""
+    """The estimate of `trial`, which must have been measured."""
     return pooled([trial], objective)
 
 
 def pooled(trials: Sequence[TrialRecord], objective: str) -> Estimate:
     """The mean of repeats, all measured on the same images.
 
-    They do not add up to more images, so the interval is that of the mean share over one set of them; it is widened to
-    hold every repeat, for one that differs by more than the images explain differs by its seed.
+    Repeats do not add images, so the interval is that of the mean share over one set of images; it is widened to
+    include every repeat, because a difference that the images do not explain comes from the seed.
     """
     values = [trial.objectives[objective] for trial in trials]
     mean = sum(values) / len(values)
@@ -64,7 +64,7 @@ def pooled(trials: Sequence[TrialRecord], objective: str) -> Estimate:
 
 
 def text(found: Estimate, objective: str) -> str:
-    """A value as in a table: 43.1 [40.0, 46.2]; repeats without an interval: 4.05 (4.00–4.10)."""
+    """A value for a table: 43.1 [40.0, 46.2]; repeats without an interval: 4.05 (4.00–4.10)."""
     value, low, high = (metric(objective).text(each) for each in (found.value, found.low, found.high))
     if found.count:
         return f"{value} [{low}, {high}]"
@@ -72,12 +72,12 @@ def text(found: Estimate, objective: str) -> str:
 
 
 def with_unit(found: Estimate, objective: str) -> str:
-    """A value as in a sentence: 43.1 % [40.0, 46.2]."""
+    """A value for a sentence: 43.1 % [40.0, 46.2]."""
     how = metric(objective)
     value, space, brackets = text(found, objective).partition(" ")
     return f"{value} {how.unit}{space}{brackets}"
 
 
 def finished(trials: Iterable[TrialRecord], objective: str) -> list[TrialRecord]:
-    """Trials that trained to the end and were measured: only they have spent the same, so only they are compared."""
+    """Trials that trained to the end and were measured: only these spent the same budget, so only they are compared."""
     return [trial for trial in trials if trial.status == "done" and objective in trial.objectives]

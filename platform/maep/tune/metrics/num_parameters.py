@@ -10,5 +10,5 @@ from maep.tune.metrics.candidate import Candidate
     "num_parameters", words="number of parameters", unit="thousand", scale=1e-3, lower_is_better=True, order=5
 )
 def num_parameters(candidate: Candidate) -> float:
-    """How many weights it has."""
+    """The number of weights."""
     return float(sum(parameter.numel() for parameter in candidate.purifier.parameters()))

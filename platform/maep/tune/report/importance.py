@@ -1,7 +1,7 @@
-"""Which settings mattered: fANOVA (Hutter, Hoos, Leyton-Brown 2014) by Optuna, reported only where it can be trusted.
+"""Importance of settings: fANOVA (Hutter, Hoos, Leyton-Brown 2014) by Optuna, reported only where it can be trusted.
 
 fANOVA fits a random forest to the trials and splits its variance among the settings. It does so for pure noise too, so
-nothing is reported of a forest that does not predict trials left out of the fit.
+no importance is reported if the forest does not predict trials left out of its fit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from maep.tune.report.maps import is_reference, keys
 from maep.tune.search.space import Axis
 
 LEAST_TRIALS = 12
-"""And at least TRIALS_PER_KEY for each searched setting: with fewer, the forest fits noise."""
+"""At least this many, and TRIALS_PER_KEY for each searched setting: with fewer, the forest fits noise."""
 TRIALS_PER_KEY = 5
 LEAST_EXPLAINED = 0.1
 """Out-of-bag R² below which no importance is reported."""
@@ -28,7 +28,7 @@ _TREES = 64
 class Importance:
     """For one objective, each setting's share in [0, 1] of the forest's variance, largest first.
 
-    `shares` is empty where nothing can be reported, for the reason `why`. `explained` is the forest's out-of-bag R²,
+    `shares` is empty where nothing can be reported; `why` is the reason. `explained` is the forest's out-of-bag R²,
     None where no forest was fitted.
     """
 

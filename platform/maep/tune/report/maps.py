@@ -19,9 +19,9 @@ from maep.tune.search.space import Axis, value_text
 from maep.tune.trial.trial import NAMES
 
 PREFERRED = ("mask_ratio", "patch_size")
-"""The settings of the map (names of `trial.NAMES`) where both were searched."""
+"""The preferred settings of the map (names of `trial.NAMES`)."""
 SEED = "seed"
-"""The setting whose values only repeat a trial."""
+"""The setting whose values are only repeats of a trial."""
 MOST_VALUES = 8
 """An integer setting with more values is binned, as a continuous one always is."""
 _NUM_BINS = 6

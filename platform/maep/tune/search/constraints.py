@@ -1,7 +1,7 @@
 """Constraints of a space: comparisons such as `width % num_heads == 0`, evaluated by a small grammar.
 
-It has numbers, strings, lists, (dotted) names, + - * / // %, comparisons, `in`, and, or, not. Text of a configuration
-is never run as Python.
+It has numbers, strings, lists, (dotted) names, + - * / // %, comparisons, `in`, and, or, not. Configuration text is
+never evaluated as Python.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def holds(text: str, names: Mapping[str, Any]) -> bool:
     try:
         tree = ast.parse(text, mode="eval").body
     except SyntaxError:
-        raise ConfigError(f"constraints: {text!r} is not a comparison: write one such as width % 8 == 0") from None
+        raise ConfigError(f"constraints: {text!r} is not a comparison such as width % 8 == 0") from None
     try:
         return bool(_value(tree, names, text))
     except (TypeError, ZeroDivisionError) as error:
@@ -71,4 +71,4 @@ def _value(node: ast.expr, names: Mapping[str, Any], text: str) -> Any:
             values = [inner(part) for part in (node.left, *node.comparators)]
             pairs = zip(ops, values[:-1], values[1:], strict=True)
             return all(_BINARY[type(op)](left, right) for op, left, right in pairs)
-    raise ConfigError(f"constraints: {text!r} has {ast.unparse(node)!r}, which is not supported: compare values")
+    raise ConfigError(f"constraints: {text!r} has {ast.unparse(node)!r}, which is not supported: write comparisons")

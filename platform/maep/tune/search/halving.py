@@ -1,4 +1,4 @@
-"""Successive halving on images seen: which trials are promoted past a rung (Jamieson and Talwalkar 2016, 1502.07943).
+"""Successive halving by images seen: which trials are promoted past a rung (Jamieson and Talwalkar 2016, 1502.07943).
 
 ASHA (Li et al. 2020, arXiv 1810.05934) decides as soon as a trial arrives, from the values known at that moment, so its
 decisions depend on timing and a killed search cannot be resumed exactly. Here a generation pauses at the rung, holding
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from maep.errors import ConfigError
 
 Values = tuple[float, ...]
-"""One number per objective, more is better."""
+"""One number per objective, higher is better."""
 
 
 def promoted(arrived: Mapping[int, Values], earlier: Mapping[int, Values], factor: int) -> set[int]:

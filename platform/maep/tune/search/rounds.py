@@ -1,8 +1,8 @@
-"""The state machine of a search: which work items there are now, and what follows when one has ended.
+"""The state machine of a search: which work items can run now, and what follows when one ends.
 
-It knows neither Ray nor a clock. Trials come in generations (`suggest`); the trials of a generation climb from rung to
-rung together (`halving`). All state lies in the output folder: a search made again after a kill finds the finished
-items there and hands out the others, which resume from their own checkpoints. No finished item is repeated.
+It uses neither Ray nor a clock. Trials come in generations (`suggest`); the trials of a generation climb from rung to
+rung together (`halving`). All state is in the output folder: after a kill, a new search finds the finished items there
+and hands out the others, which resume from their own checkpoints. No finished item is repeated.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class WorkItem:
 
     @property
     def name(self) -> str:
-        """The name that people and Ray see."""
+        """The name in the log and in Ray."""
         return f"pretrain-{self.trial.pretraining}" if self.rung is None else f"{self.trial.trial_id}-rung{self.rung}"
 
 
 class Listener:
-    """Is called on the events of a search, such as by a table or a tracker; does nothing itself."""
+    """Is called on the events of a search. The base class does nothing."""
 
     def on_start(self, item: WorkItem) -> None:
         """A work item starts."""
@@ -52,7 +52,7 @@ class Listener:
 
 
 class Search:
-    """Hands out work with `next_item` until `is_finished`; `end_item` reports what became of it. One thread at a time.
+    """Hands out work with `next_item` until `is_finished`; `end_item` reports its outcome. One thread at a time.
 
     `records` has the trials that have ended, by number.
     """
@@ -74,7 +74,7 @@ class Search:
         self._settle()
 
     def next_item(self) -> WorkItem | None:
-        """A work item that can start now; None where there is none until another has ended."""
+        """A work item that can start now; None if there is none until another one ends."""
         for item in self._waiting:
             if not self._waits_for_pretraining(item):
                 self._waiting.remove(item)
@@ -87,7 +87,7 @@ class Search:
     def end_item(self, item: WorkItem, failure: str | None) -> None:
         """A work item has ended; `failure` is the reason where it left no result.
 
-        A process may die after writing its result. The result counts then, as it does when a search is resumed.
+        If a process dies after writing its result, the result counts, as it does when a search is resumed.
         """
         self._running.remove(item)
         key = item.trial.pretraining
@@ -238,5 +238,5 @@ class Search:
 
 
 def _signed(config: TuneConfig, objectives: Mapping[str, float]) -> halving.Values:
-    """The objectives in order, more is better."""
+    """The objectives in order, higher is better."""
     return tuple(sign(name) * objectives[name] for name in config.objectives)

@@ -20,7 +20,7 @@ class Axis:
     """The values of one key; exactly one of the four kinds is given."""
 
     choice: tuple[Any, ...] | None = config.key(
-        None, "Any values of the key. Numbers in rising order form a scale; others are unordered.", decides=True
+        None, "Any values of the key. Numbers in ascending order form a scale; others are unordered.", decides=True
     )
     uniform: tuple[float, float] | None = config.key(None, "Range of evenly drawn numbers.", decides=True)
     log_uniform: tuple[float, float] | None = config.key(
@@ -29,7 +29,7 @@ class Axis:
     integer: tuple[int, int] | None = config.key(None, "Range of integers, both ends included.", decides=True)
 
     def __post_init__(self) -> None:
-        """Refuses an axis without values, or of two kinds."""
+        """Raises ValueError for an axis without values, or of two kinds."""
         given = [name for name in ("choice", "uniform", "log_uniform", "integer") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
@@ -38,7 +38,7 @@ class Axis:
         kind = given[0]
         if self.choice is not None:
             if not self.choice:
-                raise ValueError("choice: is empty: name at least one value")
+                raise ValueError("choice: must have at least one value")
             if any(self.choice[i] in self.choice[:i] for i in range(len(self.choice))):
                 raise ValueError(f"choice: {list(self.choice)} has a value twice")
             return
@@ -95,7 +95,7 @@ def draw(space: Mapping[str, Axis], shares: Iterator[float]) -> Settings:
 
 
 def setting_text(settings: Settings) -> str:
-    """Settings as written in a sentence: mask_ratio 0.5, patch_size 4."""
+    """Settings for a sentence: mask_ratio 0.5, patch_size 4."""
     return ", ".join(f"{key} {value_text(value)}" for key, value in settings.items()) or "nothing varied"
 
 

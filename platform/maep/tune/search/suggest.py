@@ -1,9 +1,8 @@
 """Chooses the settings to try, a generation at a time, as a pure function of the seed and the earlier results.
 
-With several trials at once, Optuna's TPE depends on which trial ends first, and its state would have to be saved for
-resuming. Here a generation is chosen once all earlier ones have ended, from their records in the order of their
-numbers, by a new sampler with its own seed. So a search makes the same trials on one processor or a hundred, killed or
-not.
+With several trials at once, Optuna's TPE depends on which trial ends first, and resuming would need its saved state.
+Here a generation is chosen once all earlier ones have ended, from their records in the order of their numbers, by a new
+sampler with its own seed. A search therefore makes the same trials on one CPU or a hundred, killed or not.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _CHECKED = 100
 
 @dataclass(frozen=True)
 class Tried:
-    """A trial that has ended: `values` at its last rung, one per objective, more is better; None if it failed."""
+    """A trial that has ended: `values` at its last rung, one per objective, higher is better; None if it failed."""
 
     settings: Settings
     values: tuple[float, ...] | None
@@ -107,7 +106,7 @@ def _is_new(search: TuneConfig, settings: Settings, known: Sequence[Settings]) -
 
 
 def _drawn(search: TuneConfig, count: int, known: Sequence[Settings]) -> list[Settings]:
-    """Settings drawn at random: draw n of a search is the same whatever the results before it."""
+    """Settings drawn at random: draw n of a search does not depend on earlier results."""
     found: list[Settings] = []
     for number in range(len(known), len(known) + count):
         shares = seeding.stream(int(seeding.mix(search.seed, _DRAW, number)))

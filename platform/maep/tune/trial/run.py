@@ -1,6 +1,6 @@
 """Runs the work items of a trial in the current process: its pretraining, or fine-tuning up to a rung and measuring.
 
-A repeated item resumes from its newest checkpoint; a finished one does nothing. All state lies in the output of the
+A repeated item resumes from its newest checkpoint; a finished one does nothing. All state is in the output of the
 search, in files that are written atomically.
 """
 

@@ -151,15 +151,15 @@ def _put(values: dict[str, Any], path: list[str], value: Any, key: str) -> None:
 
 
 def _check_same_autoencoder(pretrain: PretrainConfig, finetune: FinetuneConfig) -> None:
-    """Refuses phases with different autoencoders or data: fine-tuning could not start from the pretraining."""
+    """Raises ConfigError for phases with different autoencoders or data: one could not start from the other."""
     mine, theirs = config.to_dict(finetune.model.mae), config.to_dict(pretrain.model)
     for key, value in mine.items():
         if theirs[key] != value:
             raise ConfigError(
-                f"finetune.model.mae.{key}: {value!r}, but pretrain.model.{key} is {theirs[key]!r}: set both alike"
+                f"finetune.model.mae.{key}: {value!r}, but pretrain.model.{key} is {theirs[key]!r}: make them equal"
             )
     if finetune.data != pretrain.data:
-        raise ConfigError("finetune.data: differs from pretrain.data: set both alike")
+        raise ConfigError("finetune.data: differs from pretrain.data: make them equal")
 
 
 def _names(settings: Settings, pretrain: PretrainConfig | None, finetune: FinetuneConfig) -> Mapping[str, Any]:
