@@ -1,4 +1,4 @@
-"""What a training verb leaves behind: its run's state in MLflow, its configuration, checkpoints to go on from."""
+"""What a training verb leaves behind: the state of its MLflow run, its configuration, checkpoints to resume from."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 @pytest.mark.usefixtures("store")
-def test_a_stopped_run_goes_on_elsewhere_by_its_id(
+def test_stopped_run_resumes_elsewhere_by_run_id(
     maep: Any, tiny: Words, stop_at: Callable[[int], None], tmp_path: Path
 ) -> None:
     every = ["--loop.checkpoint_every", 64]
@@ -76,7 +76,7 @@ def test_a_stopped_run_goes_on_elsewhere_by_its_id(
 
 
 @pytest.mark.usefixtures("store")
-def test_the_id_of_a_finished_run_is_no_place_to_go_on_from(maep: Any, tiny: Words) -> None:
+def test_finished_run_cannot_be_resumed(maep: Any, tiny: Words) -> None:
     assert maep(*tiny("--output", "whole", tracked=True)).status == 0
     run = only_run()
     assert run.info.status == "FINISHED"
@@ -85,13 +85,13 @@ def test_the_id_of_a_finished_run_is_no_place_to_go_on_from(maep: Any, tiny: Wor
 
 
 @pytest.mark.usefixtures("store")
-def test_a_run_that_fails_is_failed_in_mlflow(maep: Any, tiny: Words) -> None:
+def test_failed_run_is_failed_in_mlflow(maep: Any, tiny: Words) -> None:
     assert maep(*tiny("--output", "out", "--loop.lr", "1e30", "--loop.clip", "null", tracked=True)).status == 1
     assert only_run().info.status == "FAILED"
 
 
 @pytest.mark.usefixtures("store")
-def test_a_new_training_in_an_emptied_folder_is_a_new_run(maep: Any, tiny: Words, tmp_path: Path) -> None:
+def test_emptied_folder_starts_a_new_run(maep: Any, tiny: Words, tmp_path: Path) -> None:
     """A rerun of the same folder is the same run; with the folder gone, nothing of the old curves is mixed in."""
     line = tiny("--output", "out", tracked=True)
     assert maep(*line).status == maep(*line).status == 0
@@ -107,7 +107,7 @@ def test_a_new_training_in_an_emptied_folder_is_a_new_run(maep: Any, tiny: Words
 
 
 @pytest.mark.usefixtures("store")
-def test_a_picture_that_cannot_be_drawn_ends_no_training(
+def test_missing_picture_does_not_stop_training(
     maep: Any, tiny: Words, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     noise = ("--data.name", "cifar10", "--data.root", str(tmp_path), "--loader.kind", "synthetic")
@@ -115,14 +115,14 @@ def test_a_picture_that_cannot_be_drawn_ends_no_training(
     assert re.search(r"picture .*\d+ images: .*CIFAR-10", caplog.text)
 
 
-def test_what_was_trained_on_noise_is_not_taken_for_the_real_one() -> None:
+def test_synthetic_training_is_a_different_run() -> None:
     real = config.build(PretrainConfig, {})
     noise = config.build(PretrainConfig, {"loader": {"kind": "synthetic"}})
     assert of_training(real, {}) == of_training(config.build(PretrainConfig, {"loader": {"prefetch": 9}}), {})
     assert of_training(real, {}) != of_training(noise, {})
 
 
-def test_a_best_that_nothing_measured_is_said(
+def test_keep_best_without_validation_is_a_warning(
     maep: Any, tiny: Words, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     unheard = ("--validation.every_checkpoint", "true", "--validation.deadline_s", "0")
@@ -131,7 +131,7 @@ def test_a_best_that_nothing_measured_is_said(
     assert not (tmp_path / "out" / "best").exists()
 
 
-def test_sigterm_ends_with_a_checkpoint_one_line_and_its_own_status(
+def test_sigterm_saves_a_checkpoint_and_exits_143(
     maep: Any, tiny: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = _Shown.on_step
@@ -150,24 +150,24 @@ def test_sigterm_ends_with_a_checkpoint_one_line_and_its_own_status(
     assert [line["redone"] for line in read(tmp_path / "out") if "redone" in line] == [0, 0]
 
 
-def test_one_process_at_a_time_works_in_a_folder(maep: Any, tiny: Words, tmp_path: Path) -> None:
+def test_folder_is_locked_by_one_process(maep: Any, tiny: Words, tmp_path: Path) -> None:
     with storage.lock_folder(tmp_path / "out"):
         assert maep(*tiny("--output", "out")).is_mistake("out", "--output")
     assert maep(*tiny("--output", "out")).status == 0
 
 
-def test_an_address_without_workers_is_refused(maep: Any, tiny: Words) -> None:
+def test_address_without_workers_is_refused(maep: Any, tiny: Words) -> None:
     ran = maep(*tiny("--output", "out", "--address", "127.0.0.1:6379"))
     assert ran.is_mistake("--address 127.0.0.1:6379", "--workers.num_workers")
 
 
-def test_a_classifier_of_other_data_than_its_configuration_is_refused(maep: Any, tmp_path: Path) -> None:
+def test_classifier_of_another_data_set_is_refused(maep: Any, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("depth: 8\n")  # of digits, by default
     ran = maep("classifier", "train", "cifar10", "--config", "mine.yaml")
     assert ran.is_mistake("data.name: .*digits.*cifar10")
 
 
-def test_a_refused_run_leaves_what_lies_there_as_it_was(maep: Any, tiny: Words, tmp_path: Path) -> None:
+def test_refused_run_leaves_the_output_unchanged(maep: Any, tiny: Words, tmp_path: Path) -> None:
     assert maep(*tiny("--output", "out")).status == 0
     before = (tmp_path / "out" / "config.yaml").read_text()
     assert "seed: 0" in before
@@ -177,7 +177,7 @@ def test_a_refused_run_leaves_what_lies_there_as_it_was(maep: Any, tiny: Words, 
 
 @pytest.mark.usefixtures("store")
 @pytest.mark.slow
-def test_what_is_measured_beside_the_training_is_on_the_run(maep: Any, tiny: Words, tmp_path: Path) -> None:
+def test_validation_metrics_are_on_the_run(maep: Any, tiny: Words, tmp_path: Path) -> None:
     line = tiny("--output", "out", "--validation.every_checkpoint", "true", tracked=True)
     ran = maep(*line, "--loop.keep_best=-dev_reconstruction")
     assert ran.status == 0, ran

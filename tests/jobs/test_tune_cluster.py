@@ -1,4 +1,4 @@
-"""A search on a Ray cluster of two machines: one that does not see the output, and one that is cut off in its midst."""
+"""A search on a Ray cluster of two machines: one that cannot see the output, and one that is disconnected."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def search(classifier: Path, tmp_path: Path) -> Callable[[Host], subprocess.Pope
     return start
 
 
-def test_a_machine_that_is_cut_off_costs_no_trial(search: Any, tmp_path: Path) -> None:
+def test_disconnected_machine_costs_no_trial(search: Any, tmp_path: Path) -> None:
     with hosts(2) as (head, other):
         head.start(1)
         other.start(1)
@@ -66,7 +66,7 @@ def test_a_machine_that_is_cut_off_costs_no_trial(search: Any, tmp_path: Path) -
     assert {each.budget.samples_seen for each in record.read_all(tmp_path / "out")} == {64000}
 
 
-def test_a_machine_that_does_not_see_the_output_is_named_and_nothing_begins(search: Any, tmp_path: Path) -> None:
+def test_machine_that_cannot_see_the_output_is_named(search: Any, tmp_path: Path) -> None:
     with hosts(2) as (head, other):
         head.start(1)
         other.hidden = tmp_path

@@ -1,4 +1,4 @@
-"""`maep tune` as it is typed: what it refuses, what it says, what it leaves, and a kill in its midst."""
+"""The command `maep tune`: usage errors, its output, tracking, and kills."""
 
 from __future__ import annotations
 
@@ -86,12 +86,14 @@ def nothing_begun() -> bool:
         ({"budget": {"amount": 512, "pretrain_share": 0}}, "pretrain_share: 0 leaves nothing for pretrain"),
     ],
 )
-def test_a_mistake_is_one_line_and_begins_nothing(maep: Maep, words: Any, keys: dict[str, Any], reason: str) -> None:
+def test_mistakes_are_usage_errors_before_anything_is_written(
+    maep: Maep, words: Any, keys: dict[str, Any], reason: str
+) -> None:
     assert maep(*words(**keys)).is_mistake(reason)
     assert nothing_begun()
 
 
-def test_storage_and_servers_that_are_not_there(maep: Maep, words: Any, tmp_path: Path) -> None:
+def test_missing_storage_and_servers_are_usage_errors(maep: Maep, words: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert maep(*words(), "--output", "file/out").is_mistake("file")
     assert maep(*words(), "--output", "s3://bucket/out").is_mistake("s3://bucket/out")
@@ -102,7 +104,7 @@ def test_storage_and_servers_that_are_not_there(maep: Maep, words: Any, tmp_path
     assert not any(Path("out").glob("trials/*"))
 
 
-def test_resume_wants_a_search_and_the_same_one(maep: Maep, words: Any) -> None:
+def test_resume_needs_the_same_search(maep: Maep, words: Any) -> None:
     assert maep("tune", "--resume").is_mistake("--output DIR")
     assert maep("tune", "--resume", "--output", "nowhere").is_mistake("--resume")
     line = words()
@@ -114,9 +116,7 @@ def test_resume_wants_a_search_and_the_same_one(maep: Maep, words: Any) -> None:
     assert maep(*line, "--force").is_mistake("--force.*--promote")
 
 
-def test_where_ray_does_not_start_the_output_is_no_search_and_the_same_line_may_be_typed_again(
-    maep: Maep, words: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_ray_start_leaves_the_output_untouched(maep: Maep, words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # as in a submitted job: nothing answers there
     for _ in range(2):
         assert maep(*words()).end.is_mistake("Ray")
@@ -137,7 +137,7 @@ def test_a_dry_run_lists_trials_and_images(maep: Maep, words: Any) -> None:
     assert nothing_begun()
 
 
-def test_a_gpu_is_shared_out_or_not_used(maep: Maep, words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_needs_gpus_per_trial(maep: Maep, words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     line = words(pretrain=None, space={"noise": {"uniform": [0, 0.1]}})
     ran = maep(*line, "--finetune.loop.device", "auto")
@@ -145,7 +145,7 @@ def test_a_gpu_is_shared_out_or_not_used(maep: Maep, words: Any, monkeypatch: py
     assert nothing_begun()
 
 
-def test_shipped_configurations_are_sound(maep: Maep) -> None:
+def test_shipped_configurations_are_valid(maep: Maep) -> None:
     for name in ("digits/tune", "cifar10/tune"):
         values = config.read_yaml(find(name))
         values.pop("tracking", None)
@@ -184,7 +184,7 @@ def test_runs_of_a_search_in_mlflow(store: Path, tmp_path: Path) -> None:
     assert parent.data.params["space.noise.uniform"] == "[0.0, 1.0]"
 
 
-def test_a_server_that_is_away_for_a_while_costs_no_trial_and_no_value(
+def test_tracking_outage_loses_no_trial_and_no_value(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It does not answer when the first trials begin and are measured; then it is back."""
@@ -217,7 +217,7 @@ def test_a_server_that_is_away_for_a_while_costs_no_trial_and_no_value(
 
 
 @pytest.mark.slow
-def test_a_machine_without_room_for_a_trial_is_told_so_and_nothing_is_left(maep: Maep, words: Any, store: Path) -> None:
+def test_cluster_without_room_is_refused(maep: Maep, words: Any, store: Path) -> None:
     tracked = ["--tracking.enabled", "true", "--tracking.uri", f"sqlite:///{store}"]
     ran = maep(*words(gpus_per_trial=99), *tracked)
     assert ran.is_mistake("99 GPUs")
@@ -226,7 +226,7 @@ def test_a_machine_without_room_for_a_trial_is_told_so_and_nothing_is_left(maep:
 
 
 @pytest.mark.slow
-def test_a_search_leaves_its_best_and_its_page(maep: Maep, words: Any) -> None:
+def test_search_writes_best_trial_and_page(maep: Maep, words: Any) -> None:
     ran = maep(*words(), "--json")
     assert ran.status == 0, ran.err
     found = json.loads(ran.out)
@@ -260,7 +260,7 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], secon
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_kill_minus_nine_and_resume_is_as_if_nothing_was(words: Any, tmp_path: Path) -> None:
+def test_killed_search_resumes_to_the_same_trials(words: Any, tmp_path: Path) -> None:
     line = words(objectives=["oblivious_accuracy"])
     whole = started([word if word != "out" else "whole" for word in line], tmp_path)
     assert whole.wait(280) == 0
@@ -278,7 +278,7 @@ def test_kill_minus_nine_and_resume_is_as_if_nothing_was(words: Any, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_trial_whose_process_is_killed_goes_on(words: Any, tmp_path: Path) -> None:
+def test_trial_resumes_after_its_process_is_killed(words: Any, tmp_path: Path) -> None:
     process = started(words(num_trials=2), tmp_path)
 
     def trials() -> list[int]:
@@ -295,7 +295,7 @@ def test_a_trial_whose_process_is_killed_goes_on(words: Any, tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.timeout(700)
-def test_ctrl_c_keeps_what_is_done(words: Any, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_finished_trials(words: Any, tmp_path: Path) -> None:
     process = started(words(), tmp_path)
     until(lambda: bool(record.read_all(tmp_path / "out")), process)
     os.kill(process.pid, signal.SIGINT)
@@ -310,7 +310,7 @@ def test_ctrl_c_keeps_what_is_done(words: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_three_trials_of_two_workers_finish_on_two_processors_and_give_them_back(words: Any, tmp_path: Path) -> None:
+def test_three_trials_of_two_workers_finish_on_two_cpus(words: Any, tmp_path: Path) -> None:
     workers = {"num_workers": 2, "cpus_per_worker": 1.0}
     space = {"patch_size": {"choice": [4, 8]}, "noise": {"uniform": [0, 0.1]}}
     keys = {"num_trials": 3, "halving": None, "pretrain": None, "searcher": "random", "space": space}

@@ -1,4 +1,4 @@
-"""From a finished search to the alias champion: a real evaluation of a few digits through the real gate."""
+"""From a finished search to the alias champion: a real evaluation of a few digits by the real gate."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def searched(output: Path, make_purifier: Make) -> SearchResult:
 
 
 @pytest.mark.usefixtures("store")
-def test_the_best_trial_becomes_champion_and_its_version_says_from_which_search(
+def test_best_trial_becomes_champion_with_its_search_recorded(
     maep: Any, gate: PromoteConfig, make_purifier: Make, tmp_path: Path
 ) -> None:
     del maep  # the working directory is its own
@@ -90,7 +90,7 @@ def test_without_a_best_trial_nothing_is_registered(gate: PromoteConfig, tmp_pat
     assert not (tmp_path / "promote").exists()
 
 
-def test_the_gate_decides_on_classifiers_that_no_trial_was_trained_with(tmp_path: Path) -> None:
+def test_gate_prefers_classifiers_that_no_trial_trained_with(tmp_path: Path) -> None:
     trained = {"seen": tmp_path / "seen", "unseen": tmp_path / "unseen"}
     asked = settings(finetune={**yaml.safe_load(config.to_yaml(settings()))["finetune"], "classifiers": ["seen"]})
     result = results.read(write(tmp_path, grid(), asked))
@@ -103,7 +103,7 @@ def test_the_gate_decides_on_classifiers_that_no_trial_was_trained_with(tmp_path
     assert gate_classifiers(result, named, only) == (str(trained["seen"]),)
 
 
-def test_each_data_set_has_a_gate_and_a_wrong_name_is_refused_before_anything_is_done() -> None:
+def test_every_data_set_has_a_gate_and_unknown_names_are_refused() -> None:
     assert gate_settings("", "cifar10", TRACKING).gate.images == "cifar10-dev-500"
     assert gate_settings("", "digits", TRACKING).gate.images == "digits-dev"
     assert gate_settings("cifar10/promote", "digits", TRACKING).gate.images == "cifar10-dev-500"
