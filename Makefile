@@ -26,11 +26,11 @@ setup: ## makes .venv from requirements.lock (once; immediate afterwards)
 	@.ci/setup
 
 demo: setup ## sets up, then trains, evaluates, promotes and serves a small purifier: about 4 minutes
-	@echo "demo: the whole path on scikit-learn's digits, about 4 minutes on 2 cores; again: at once, finished stages are kept"
+	@echo "demo: the whole pipeline on scikit-learn's digits, about 4 minutes on 2 cores; a second run reuses finished stages"
 	@$(MAEP) demo
 
 test: setup ## sets up, then runs the tests: under 8 minutes on 2 cores; ROOM=evaluate runs one room, JOBS=1 one process
-	@echo "test: everything that needs no GPU, service or browser"
+	@echo "test: all tests that need no GPU, service or browser"
 	@$(PYTEST) $(PARALLEL) -m "$(QUICK)" $(if $(ROOM),tests/$(ROOM),tests)
 
 smoke: setup ## a selection from every room: under 2 minutes on 2 cores

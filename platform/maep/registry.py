@@ -228,7 +228,7 @@ class Registry(Generic[P, D]):
 
     @functools.cached_property
     def _sources(self) -> dict[str, _Source]:
-        """Every known name. The repository's win over those of packages, and the alphabetically first package wins."""
+        """Every known name. On a clash the repository wins, then the alphabetically first package."""
         found = dict(self._builtin)
         for point in sorted(metadata.entry_points(group=self.group), key=lambda point: (_distribution(point), point)):
             other = found.get(point.name)

@@ -1,4 +1,4 @@
-"""APGD against its authors' code (pyautoattack, MIT): from the same starts, the same images fall."""
+"""APGD against its authors' code (pyautoattack, MIT): the same images are broken from the same starting points."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LINEAR_EPS: dict[str, float] = {"Linf": 0.02, "L2": 0.15, "L1": 0.6}
 
 
 class Seen(nn.Module):
-    """Remembers where the attack looked."""
+    """Records the points at which the attack evaluates the model."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def holds(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def theirs(model: nn.Module, images: Tensor, labels: Tensor, config: AttackConfig, points: list[Tensor]) -> Tensor:
-    """bool [B]: what the authors' code leaves right from the starts of our attack, which looked at `points`."""
+    """bool [B]: images still right after the authors' code, run from our attack's starts; it evaluated `points`."""
     standing = torch.ones(len(labels), dtype=torch.bool)
     for start, target in starts(model, images, labels, config, points):
         for factor, steps in ((3, 3), (2, 3), (1, 4)) if config.norm == "L1" else ((1, 10),):
@@ -78,7 +78,7 @@ def reference(model: nn.Module, images: Tensor, config: AttackConfig, eps: float
 
     kind = autopgd_base.APGDAttack_targeted if config.name == "apgd-t" else autopgd_base.APGDAttack
     loss = {} if config.name == "apgd-t" else {"loss": THEIR_LOSS[config.name]}
-    log = logging.getLogger(__name__)  # it warns of images that DLR gives no gradient, which are part of the game
+    log = logging.getLogger(__name__)  # it warns of images without a DLR gradient, which are expected here
     made = kind(model, n_iter=steps, norm=config.norm, eps=eps, device="cpu", logger=log, **loss)
     made.init_hyperparam(images)
     return made
@@ -94,7 +94,7 @@ def project_l1(images: Tensor, offset: Tensor, eps: float) -> Tensor:
 def starts(
     model: nn.Module, images: Tensor, labels: Tensor, config: AttackConfig, points: list[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Where each run of ours started, and the class that it aimed at, chosen as the authors do."""
+    """The starting point and target class of each of our runs; targets are chosen as the authors do."""
     if config.name != "apgd-t":
         yield points[0], None
         return

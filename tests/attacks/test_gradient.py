@@ -32,7 +32,7 @@ every_attack = pytest.mark.parametrize("recipe", ATTACKS, ids=lambda a: f"{a.lab
 
 
 class Recorder(nn.Module):
-    """Passes everything through, and remembers the batches it was shown."""
+    """Returns its input and records the batches it received."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ def test_stopping_on_a_model_that_is_always_wrong_takes_one_pass(recipe: AttackC
 @every_attack
 @pytest.mark.parametrize("stop", [False, True])
 def test_result_is_independent_of_batch_composition(model: nn.Module, recipe: AttackConfig, stop: bool) -> None:
-    """In float64: in float32 the order of a batch's sums is noise that a sign can blow up."""
+    """In float64: in float32 the order of a batch's sums is rounding noise that the sign function amplifies."""
     exact = fold_batch_norm(Classifier(CifarResNet(8, width=4), "e").eval()).double()
     images, labels = images_and_labels(model, 6, side=16)
     images, place = images.double(), keys(6)

@@ -1,4 +1,4 @@
-"""The engine: full batches of few shapes, and nothing looked at twice."""
+"""The engine: full batches of few shapes, and no image is evaluated twice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUM, SLOTS, STEPS = 40, 8, 6
 
 
 class Toy(nn.Module):
-    """Three classes; an image of brightness b holds out for about b / step steps of brightening. Counts its batches."""
+    """Three classes; an image of brightness b stays right for about b / step brightening steps. Counts its batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Toy(nn.Module):
 
 
 def images_and_labels() -> tuple[Tensor, Tensor]:
-    """Half of them near the boundary, in turns: they fall after one look to seven, or never."""
+    """Every second image is near the boundary: it is broken after one to seven passes. The others are never broken."""
     levels = torch.where(torch.arange(NUM) % 2 == 0, torch.linspace(0.39, 0.49, NUM), 0.2)
     return levels.view(-1, 1, 1, 1).expand(NUM, 3, 2, 2).clone(), torch.zeros(NUM, dtype=torch.int64)
 
@@ -58,7 +58,7 @@ def test_full_budget_uses_one_batch_shape_and_no_extra_pass() -> None:
 
 
 def test_targets_of_an_image_share_its_slot() -> None:
-    """An image leaves at the first target that breaks it; one that never falls goes through both."""
+    """An image leaves at the first target that breaks it; one that is never broken runs through both."""
     model = Toy()
     attacked = run(model, True, 1, "apgd-t")
     falls = Toy()(attacked).argmax(dim=1) != 0

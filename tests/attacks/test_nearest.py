@@ -1,4 +1,4 @@
-"""FAB and C&W, which look for the nearest image that is wrong: distances of linear models, and C&W's oracle."""
+"""FAB and C&W, which search for the nearest misclassified image: distances of linear models, and C&W's oracle."""
 
 from __future__ import annotations
 

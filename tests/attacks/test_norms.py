@@ -1,4 +1,4 @@
-"""PGD and APGD in every norm: what they keep to, and linear models of which the answer is known."""
+"""PGD and APGD in every norm: their constraints, and linear models with a known answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ every_norm = pytest.mark.parametrize("norm", NORMS)
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    """In float64, where the order of a batch's sums is no noise that a sign could blow up."""
+    """In float64, where the order of a batch's sums adds no rounding noise for the sign function to amplify."""
     return curved(torch.float64)
 
 
@@ -36,7 +36,7 @@ def recipe(name: str, norm: str, steps: int = 10, random_start: bool = True) -> 
 
 
 class Seen(nn.Module):
-    """Remembers what it was shown."""
+    """Records its inputs."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What holds for every attack that goes turn by turn: budget, range, batches, stopping, and what is kept."""
+"""Properties of every query attack: budget, range, batches, stopping, and what is kept."""
 
 from __future__ import annotations
 

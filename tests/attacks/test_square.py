@@ -1,4 +1,4 @@
-"""Square Attack: its schedule and shapes are the authors', a linear model's answer is known, as many images fall."""
+"""Square Attack: the authors' schedule and shapes, the known answer of a linear model, and as many broken images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Twice what the endpoint can carry, for minutes: it refuses what is too much, and stays the size it was.
+"""The endpoint at twice its capacity for minutes: it refuses the excess, and its memory does not grow.
 
 `BENCH_SOAK_MINUTES` says for how long (10).
 """

@@ -1,4 +1,4 @@
-"""A search killed at five seeded moments, each gone on with, against the same search left alone.
+"""A search killed at five seeded moments and resumed each time, against the same search without a kill.
 
 A kill is SIGKILL to the whole process group of `maep tune`. Its moment is drawn by seed: after which of the marks that
 a search leaves on disk (a trial's plan, a rung's measurement, a shared pretraining), and how much later. The two must
@@ -45,7 +45,7 @@ def marks(output: Path) -> int:
 
 
 def outcome(output: Path) -> list[tuple[Any, ...]]:
-    """What was tried, and what came of it."""
+    """The trials and their results."""
     found = record.read_all(output)
     return [(t.trial_id, t.seed, t.status, t.budget.samples_seen, t.objectives, t.counts) for t in found]
 

@@ -40,7 +40,7 @@ class Clock(Listener):
         self.began[item.trial.number] = time.monotonic()
 
     def on_end(self, trial: Trial, ended: TrialRecord) -> None:
-        """It is there."""
+        """The result has arrived."""
         self.seconds[trial.number] = time.monotonic() - self.began[trial.number]
 
 

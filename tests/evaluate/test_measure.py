@@ -87,7 +87,7 @@ def images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ImageSet:
 def counts(
     purifier: nn.Module, saved: Artifact, images: ImageSet, monkeypatch: pytest.MonkeyPatch, output: Path, eot: int
 ) -> dict[str, tuple[int, int, int]]:
-    """(clean, oblivious, adaptive) images right by PGD-20 at EPS, as each of the three says."""
+    """(clean, oblivious, adaptive) images right by PGD-20 at EPS, according to each of the three."""
     for module in ("maep.train.validation", "maep.tune.metrics.candidate"):
         monkeypatch.setattr(f"{module}.load_weights", lambda *_: purifier)
     registered(monkeypatch, registry.baselines, "toy", lambda: purifier)

@@ -31,7 +31,7 @@ EPS = 40 / 255
 
 
 class Ripple(nn.Module):
-    """Adds a sine of random phase to every pixel: next to nothing forwards, but its slope is up to `slope` either way.
+    """Adds a sine of random phase to every pixel: almost no change, but a gradient of up to +-`slope`.
 
     Its mean over phases is x -> HEIGHT + (1 - 2 HEIGHT) x exactly, so a linear model behind it has a known answer.
     """
@@ -53,7 +53,7 @@ class Ripple(nn.Module):
 
 
 class Shaken(nn.Module):
-    """Noise so strong that the answer hangs on the draw."""
+    """Noise so strong that the prediction depends on the draw."""
 
     differentiable = randomised = True
 
@@ -62,7 +62,7 @@ class Shaken(nn.Module):
 
 
 class Unsaid(Ripple):
-    """The same, and says nothing of it."""
+    """The same, but not declared randomised."""
 
     randomised = False
 

@@ -1,4 +1,4 @@
-"""Workers of an evaluation: one that dies costs the task it was at, and no cluster is one line."""
+"""Workers of an evaluation: a worker that dies costs one task, and a missing cluster is a one-line error."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_no_cluster_is_one_line(small: EvaluateConfig, tmp_path: Path) -> None:
 def test_batch_size_barely_changes_results(
     small: EvaluateConfig, purifier: artifact.Artifact, result: Result, tmp_path: Path
 ) -> None:
-    """Other batches sum in another order: at most one image in 50 may fall on the other side of a boundary."""
+    """Other batches sum in another order: at most one image in 50 may change its prediction."""
     other = evaluate(replace(small, batch_size=5, cache=str(tmp_path / "cache")), {"conv": purifier}, tmp_path / "out")
     ours, theirs = result.rows().to_pandas(), other.rows().to_pandas()
     assert len(ours) == len(theirs)

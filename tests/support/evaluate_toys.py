@@ -106,7 +106,7 @@ class Saturated(nn.Module):
 
 
 class Sigmoid(nn.Module):
-    """A steep sigmoid at each grey level, of which float32 leaves no slope: a quantiser that looks differentiable."""
+    """A steep sigmoid at each grey level, whose gradient is 0 in float32: a quantiser that looks differentiable."""
 
     differentiable = True
     randomised = False
@@ -116,7 +116,7 @@ class Sigmoid(nn.Module):
 
 
 class Noise(nn.Module):
-    """Gaussian noise on every pixel, which it says nothing of."""
+    """Gaussian noise on every pixel, not declared as randomised."""
 
     differentiable = True
     randomised = False
@@ -130,7 +130,7 @@ class Noise(nn.Module):
 
 
 class NoisyInGradient(nn.Module):
-    """Draws only where a gradient is asked for: whoever only calls it sees nothing."""
+    """Draws only when gradients are computed, so a plain forward pass does not reveal it."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images + 0.1 * torch.randn_like(images) if torch.is_grad_enabled() else images

@@ -1,4 +1,4 @@
-"""Ending a training command from outside, running the same line again, and reading what its history says of both."""
+"""Kill a training command, re-run it, and check what its history records."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def kill_and_go_on(
 
 
 def check_history(line: list[str], output: Path, pid: int, number: signal.Signals) -> None:
-    """The history names the process that ended, and the steps that were done again: none with a notice.
+    """The history names the process that ended and the number of repeated steps: none with a notice.
 
     Without, those since the newest whole checkpoint: at most an interval, and what was done while one was written.
     """

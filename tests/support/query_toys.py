@@ -1,4 +1,4 @@
-"""Models of which the answer to an attack is known, for the attacks that go turn by turn."""
+"""Models with a known answer to a query attack."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from maep.models.classifiers.load import CifarResNet, Classifier, fold_batch_nor
 
 
 class Counter(nn.Module):
-    """Returns its input; counts the images and remembers the size of each batch and what was in it."""
+    """Returns its input; records the images and the size of each batch."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -44,7 +44,7 @@ def weights(result: Artifact) -> str:
 
 
 class Heard:
-    """A callback that keeps what it is told, and can stop a run as a kill would: between two steps.
+    """A callback that records its calls, and can stop a run between two steps, as a kill would.
 
     It stops it at the first step after so many checkpoints, of which there is one `every` so many images.
     """
@@ -149,7 +149,7 @@ class TakingTurns(Written):
         self.wait()
 
     def wait(self) -> None:
-        """Until it is this process's turn; raises TimeoutError where the other stands still."""
+        """Waits for this process's turn; raises TimeoutError if the other process makes no progress."""
         deadline = time.monotonic() + 300
         while (int(self.other.read_text() or 0) if self.other.exists() else 0) < self.done + self.ahead:
             if time.monotonic() > deadline:

@@ -70,7 +70,7 @@ def sizes(output: Path) -> list[int]:
 
 
 def alive(head: Host) -> list[str]:
-    """Ids of the nodes that Ray takes for alive, the second machine's last."""
+    """Ids of the nodes that Ray considers alive, the second machine's last."""
     program = (
         f"import json, ray; ray.init(address='{head.head}', logging_level='error', log_to_driver=False);"
         "print('nodes', json.dumps({n['NodeManagerAddress']: n['NodeID'] for n in ray.nodes() if n['Alive']}))"

@@ -1,8 +1,8 @@
 """Measure a defended model on images, clean or under attack.
 
 Every accuracy under attack comes from `measure`, in an evaluation, in the validation beside training and in a search's
-trials. So all of them share what decides a robust accuracy: EOT, the stopping rule, rounding to 8 bits, and the
-majority over draws.
+trials. All of them therefore apply the same rules: EOT, the stopping rule, rounding to 8 bits, and the majority over
+draws. The number of EOT passes and draws is each caller's own setting (`DefendedModel`).
 """
 
 from __future__ import annotations

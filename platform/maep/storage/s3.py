@@ -1,8 +1,9 @@
-"""S3: one endpoint, one set of keys, one deadline. Use it through `maep.storage`, except for Parquet (`arrow`).
+"""S3: one endpoint and one set of keys. Use it through `maep.storage`, except for Parquet (`arrow`).
 
 Endpoint and keys come from the usual AWS_* variables. boto3 reads and writes whole objects: single or multipart
 uploads, atomic and checksummed. Transient failures are retried until `$MAEP_S3_DEADLINE_S` (120) seconds have passed.
-Parquet is read by Arrow's own client, whose threads do not hold Python's lock.
+Arrow's own client, whose threads do not hold Python's lock, reads Parquet. There the caller sets the deadline:
+`within`, `data.read_timeout_s`.
 """
 
 from __future__ import annotations

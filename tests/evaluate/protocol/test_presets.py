@@ -1,4 +1,4 @@
-"""The presets as data: which attacks stand in which columns, for which kind of defence; and each attack runs."""
+"""The presets as data: the attacks of each column for each kind of defence; and each attack runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each flag is raised by what it warns of, and an honest purifier raises none."""
+"""Each flag is raised by the fault that it reports, and an honest purifier raises none."""
 
 from __future__ import annotations
 

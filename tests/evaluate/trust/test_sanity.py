@@ -94,7 +94,7 @@ def test_one_step_that_beats_twenty_is_flagged() -> None:
 
 
 def test_eps_zero_that_is_not_clean_is_flagged() -> None:
-    """The clean rows come from other batches than the battery: the answers may depend on nothing but the image."""
+    """The clean rows come from other batches than the battery: a prediction may depend on the image only."""
     images, labels, indices = (part[:24] for part in zeros_and_ones())
 
     def check(model: nn.Module, moved: int = 0) -> Check:

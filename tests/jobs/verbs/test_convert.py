@@ -11,7 +11,7 @@ from maep import artifact
 from maep.artifact import Artifact
 
 
-def test_there_and_back_and_on(
+def test_export_import_and_training_from_the_import(
     maep: Any, tiny: Callable[..., list[str]], autoencoder: Artifact, tmp_path: Path
 ) -> None:
     ran = maep("convert", autoencoder.folder, "-o", "theirs", "--json")

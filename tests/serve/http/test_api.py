@@ -77,7 +77,7 @@ def test_a_size_the_classifier_cannot_take_is_the_callers_problem(config, models
     with TestClient(create_api(service)) as client:
         assert client.post("/v1/classify", content=png(), headers=PNG).status_code == 200
         assert is_problem(client.post("/v1/classify", content=png(20, 20), headers=PNG), "unsupported-size")
-        gc.collect()  # an error that nobody took is told to the log when its task goes
+        gc.collect()  # asyncio logs an error that was never retrieved when its task is collected
     assert "never retrieved" not in caplog.text
 
 

@@ -196,7 +196,7 @@ def test_a_calibration_applies_to_its_own_version_and_blocks_no_other(
     assert (late.purifier_sha256, late.calibration) == (second.sha256, None)
     assert following.take(service, first)  # as after a rollback
     assert service.models.calibration == known
-    with pytest.raises(ConfigError, match="calibration: "):  # an endpoint that starts is told
+    with pytest.raises(ConfigError, match="calibration: "):  # a starting endpoint raises it
         following.load(following.find())
 
 
