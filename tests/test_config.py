@@ -313,3 +313,9 @@ def test_every_key_is_described() -> None:
     assert list(keys) == ["lr", "eps", "workers", "place", "place.folder", "weights"]
     assert (keys["eps"].type, keys["eps"].default, keys["eps"].meaning) == ("number", "8/255", "Budget.")
     assert keys["place.folder"].decides is False
+
+
+@pytest.mark.parametrize("text", ["--5", "+-3", "²", "5-", "1.5", "five"])
+def test_what_is_no_integer_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="seed"):
+        job(f"--seed={text}")

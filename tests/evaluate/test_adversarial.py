@@ -7,16 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
+from maep import config
 from maep.attacks.config import AttackConfig
 from maep.data import lists
 from maep.data.config import DataConfig
 from maep.data.datasets import load
-from maep.data.image_set import ImageSet, to_float, to_uint8
-from maep.errors import DataError
+from maep.data.image_set import ImageSet
+from maep.errors import ConfigError, DataError
 from maep.evaluate import attacked_sets
-from maep.evaluate.measure import round_to_budget
+from maep.evaluate.config import EvaluateConfig
 from maep.models.classifiers.load import Classifier
 
 FGSM = AttackConfig("fgsm", 8 / 255, 1)
@@ -42,18 +42,6 @@ def wanted(
     seed: int = 0,
 ) -> attacked_sets.AttackedSet:
     return attacked_sets.AttackedSet(classifier.sha256, None, images, image_list, config, seed, cache)
-
-
-@pytest.mark.parametrize("eps", [8 / 255, 2 / 255, 2.6 / 255, 0.5 / 255])
-def test_rounding_keeps_the_budget(eps: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    original = torch.randint(0, 256, (4, 3, 8, 8), generator=generator).float() / 255
-    attacked = (original + eps * (2 * torch.rand(original.shape, generator=generator) - 1)).clamp(0, 1)
-    rounded = round_to_budget(attacked, original, eps)
-    assert (rounded - original).abs().max() <= eps + 1e-6
-    assert torch.equal(rounded, to_float(to_uint8(rounded)))
-    on_grid = round_to_budget((original + 8 / 255).clamp(0, 1), original, 8 / 255)
-    assert torch.allclose(on_grid, (original + 8 / 255).clamp(0, 1), atol=1e-6)
 
 
 def test_set_is_made_once_and_read_back(
@@ -122,3 +110,13 @@ def test_damaged_sets_are_refused(
         manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 5'))
     with pytest.raises(DataError, match=re.escape(str(attacked.folder))):
         attacked.made(classifier)
+
+
+@pytest.mark.parametrize("attack", [AttackConfig("pgd", 0.5 / 255), AttackConfig("pgd", 0.5, norm="L2")])
+def test_budget_that_8_bit_images_cannot_keep_is_refused(
+    attack: AttackConfig, classifier: Classifier, digits: ImageSet, image_list: lists.ImageList, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="eps"):
+        wanted(classifier, digits, image_list, tmp_path, attack)
+    with pytest.raises(ConfigError, match="oblivious_eps"):
+        config.build(EvaluateConfig, {"oblivious_eps": 0.5 / 255, "classifiers": ["x"]})

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from evaluate_toys import Linear, robust, zeros_and_ones
 from registering import registered
 from torch import Tensor, nn
 
@@ -16,8 +17,8 @@ from maep.attacks.config import AttackConfig
 from maep.data import lists
 from maep.data.config import DataConfig
 from maep.data.image_set import ImageSet
-from maep.evaluate.config import EvaluateConfig
-from maep.evaluate.measure import DefendedModel, ImageBatch, Measurement, as_sent, measure
+from maep.evaluate.config import EvaluateConfig, Threat
+from maep.evaluate.measure import DefendedModel, ImageBatch, Measurement, attack_images, measure, rounds
 from maep.evaluate.protocol.run import evaluate
 from maep.train.config import FinetuneConfig, LoopConfig, ValidationConfig
 from maep.train.validation import validate
@@ -158,6 +159,26 @@ def test_a_cascade_attacks_only_what_is_right() -> None:
     ids=["Linf", "below one level", "L2", "spatial"],
 )
 def test_what_is_rounded_to_8_bits(config: AttackConfig, rounded: bool) -> None:
-    images = torch.full((1, 3, 4, 4), 100 / 255)
-    sent = as_sent(images + 0.4 / 255, images, config)
-    assert torch.equal(sent, images) == rounded
+    assert rounds(config) == rounded
+
+
+@pytest.mark.parametrize("eps", [8 / 255, 2 / 255, 2.6 / 255, 0.03])
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd-ce", "square"])
+def test_attacked_images_are_on_the_grid_within_the_budget(name: str, eps: float) -> None:
+    batch = zeros_and_ones()
+    attacked = attack_images(Linear(), batch, AttackConfig(name, eps, steps=3, queries=10), 0, stop_at_success=True)
+    levels = (attacked - batch.images) * 255
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-3)
+    assert levels.abs().max() <= eps * 255 + 1e-3
+    assert 0 <= attacked.min() <= attacked.max() <= 1
+
+
+@pytest.mark.parametrize("eps", [30.9 / 255, 40 / 255])
+@pytest.mark.parametrize("threat", ["adaptive", "oblivious"])
+def test_success_is_one_of_the_rounded_image(eps: float, threat: Threat) -> None:
+    """A linear model has its closed-form accuracy at the whole levels of the budget, stopped early or not."""
+    model, batch = Linear(), zeros_and_ones()
+    found = measure(DefendedModel(model), batch, AttackConfig("pgd", eps, 20), threat)
+    truth = robust(model, batch.images, batch.labels, int(eps * 255) / 255)
+    assert 0 < truth.sum() < len(truth)
+    assert found.right(batch.labels).tolist() == truth.tolist()

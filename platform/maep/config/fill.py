@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -216,7 +217,7 @@ def _scalar(kind: Any, value: Any, path: str) -> Any:
         if number is not None and math.isfinite(number):
             return number
     elif isinstance(value, Word) and kind in (int, bool):
-        read = int(value) if kind is int and value.lstrip("+-").isdigit() else guess(value)  # 0123 is 123
+        read = int(value) if kind is int and re.fullmatch("[+-]?[0-9]+", value) else guess(value)  # 0123 is 123
         if type(read) is kind:
             return read
     elif kind is not float and type(value) is kind:

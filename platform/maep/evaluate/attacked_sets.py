@@ -30,12 +30,12 @@ from maep.attacks.config import AttackConfig
 from maep.data import lists
 from maep.data.image_set import ImageSet, to_uint8
 from maep.data.lists import ImageList
-from maep.errors import DataError
+from maep.errors import ConfigError, DataError
 from maep.evaluate.cost import Cost, CostMeter
-from maep.evaluate.measure import ImageBatch, attack_images, round_to_budget
+from maep.evaluate.measure import ImageBatch, attack_images, rounds
 from maep.models.classifiers.load import Classifier
 
-SCHEMA = 2
+SCHEMA = 3
 SHARD = 100
 """Images of a shard, whoever makes it: the batches of an attack must not depend on the machine."""
 MANIFEST = "MANIFEST.json"
@@ -60,6 +60,14 @@ class AttackedSet:
     config: AttackConfig
     seed: int
     cache: Path
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a budget that 8-bit images cannot use, or that rounding may exceed."""
+        if not rounds(self.config):
+            raise ConfigError(
+                f"eps: {self.config.name} with budget {self.config.eps * 255:g}/255 in {self.config.norm}: attacked images"
+                " are kept in 8 bits, so the norm must be Linf and the budget at least 1/255"
+            )
 
     @functools.cached_property
     def recipe(self) -> dict[str, Any]:
@@ -96,7 +104,7 @@ class AttackedSet:
         meter = CostMeter()
         with meter.on(model):
             attacked = attack_images(model, batch, self.config, self.seed)
-        pixels = to_uint8(round_to_budget(attacked, images, self.config.eps))
+        pixels = to_uint8(attacked)
         cost = json.dumps(asdict(meter.cost)).encode()
         return {self._cost_path(shard): cost, self.shard_path(shard): save({"images": pixels})}
 

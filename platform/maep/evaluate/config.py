@@ -72,6 +72,10 @@ class EvaluateConfig:
             budgets = value if isinstance(value, tuple) else (value,)
             if (not budgets and key == "eps") or any(not 0 < budget <= 1 for budget in budgets):
                 raise ValueError(f"{key}: budgets must be in (0, 1]; 8/255 may be written so")
+        if self.oblivious_eps * 255 < 1 - 1e-4:
+            raise ValueError(
+                f"oblivious_eps: {self.oblivious_eps} must be at least 1/255: these images are kept in 8 bits"
+            )
         for key in ("eps", "classifiers", "baselines"):
             names = getattr(self, key)
             if len(set(names)) != len(names):

@@ -141,7 +141,7 @@ def measure(
         stop = threat in CASCADES and not defended.randomised
         size = None if defended.randomised else batch_size
         images = attack_images(defended.target, left, attacked, seed, stop, size)
-        found = _predict(defended, left, as_sent(images, left.images, attacked), attacked.norm, draw_seed)
+        found = _predict(defended, left, images, attacked.norm, draw_seed)
         return found if previous is None else previous.updated(right, found)
 
 
@@ -175,38 +175,52 @@ def attack_images(
     stop_at_success: bool = False,
     batch_size: int | None = None,
 ) -> Tensor:
-    """The batch attacked on `target`, float [B, 3, H, W] in [0, 1]; see `maep.attacks.run.attack`."""
+    """The batch attacked on `target` as a client would send it, float [B, 3, H, W] in [0, 1].
+
+    An attack whose images are rounded to 8 bits (`rounds`) sees `target` behind that rounding, so that a success is
+    one of the rounded image; see `maep.attacks.run.attack` for the rest. The batch's images are on the 8-bit grid.
+    """
     salt = int(storage.sha256(config.name.encode())[:12], 16)
     keys = seeding.mix(seed, salt, batch.indices)
-    return attack(target, batch.images, batch.labels, config, keys, stop_at_success, batch_size)
+    if not rounds(config):
+        return attack(target, batch.images, batch.labels, config, keys, stop_at_success, batch_size)
+    if config.norm == "Linf":
+        config = dataclasses.replace(config, eps=_whole_levels(config.eps))
+    found = attack(EightBits(target), batch.images, batch.labels, config, keys, stop_at_success, batch_size)
+    return to_grid(found)
 
 
-def as_sent(attacked: Tensor, images: Tensor, config: AttackConfig) -> Tensor:
-    """The attacked images as a client would send them: in 8 bits, still within the budget.
+class EightBits(nn.Module):
+    """A model that rounds images to 8 bits; the gradient passes the rounding unchanged (Athalye et al. 2018)."""
 
-    Linf budgets are rounded by `round_to_budget`. `spatial` and `patch` limit no pixel's value, so their images go to
-    the nearest level. Two kinds of image are not rounded. In L2 and L1, rounding to the nearest level may exceed the
-    budget, and rounding towards the clean image would take half a level off each value. Within an Linf budget below
-    one level, rounding would undo the attack.
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float [B, 3, H, W] in [0, 1] -> logits [B, classes]."""
+        logits: Tensor = self.model(images + (to_grid(images) - images).detach())
+        return logits
+
+
+def rounds(config: AttackConfig) -> bool:
+    """Whether this attack's images are rounded to 8 bits.
+
+    Those of `spatial`, `patch` and Linf are. In L2 and L1, rounding to the nearest level may exceed the budget, and
+    rounding towards the clean image would take half a level off each value. Within an Linf budget below one level,
+    rounding would undo the attack.
     """
-    if config.norm == "Linf" and _levels(config.eps):
-        return round_to_budget(attacked, images, config.eps)
-    return attacked.mul(255).round().div(255) if config.norm in ("spatial", "patch") else attacked
+    return config.norm in ("spatial", "patch") or (config.norm == "Linf" and _whole_levels(config.eps) > 0)
 
 
-def round_to_budget(attacked: Tensor, images: Tensor, eps: float) -> Tensor:
-    """`attacked` on the 8-bit grid, no value further than `eps` (Linf) from `images`, which are on it.
-
-    All three are float [B, 3, H, W] in [0, 1]. An `eps` between two levels counts as the lower one.
-    """
-    levels = _levels(eps)
-    original = images.mul(255).round()
-    change = (attacked.mul(255).round() - original).clamp(-levels, levels)
-    return (original + change).clamp(0, 255).div(255)
+def to_grid(images: Tensor) -> Tensor:
+    """The nearest 8-bit levels of float `images` in [0, 1]."""
+    return images.mul(255).round().div(255)
 
 
-def _levels(eps: float) -> int:
-    return int(eps * 255 + 1e-4)
+def _whole_levels(eps: float) -> float:
+    """The budget that 8-bit images can use up: `eps` rounded down to a multiple of 1/255."""
+    return int(eps * 255 + 1e-4) / 255
 
 
 @torch.no_grad()

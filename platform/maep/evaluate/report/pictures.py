@@ -11,7 +11,7 @@ from torch import nn
 
 from maep.attacks.config import AttackConfig
 from maep.data.image_set import ImageSet, to_float, to_uint8
-from maep.evaluate.measure import ImageBatch, attack_images, round_to_budget
+from maep.evaluate.measure import ImageBatch, attack_images
 from maep.evaluate.report import drawing
 
 GAIN = 8
@@ -67,7 +67,7 @@ def attacked(model: nn.Module, images: ImageSet, config: AttackConfig, seed: int
     """uint8 [N, H, W, 3]: `images` attacked on `model` (images to logits) as in an evaluation with that seed."""
     clean, labels = images.batch(range(len(images)))
     found = attack_images(model, ImageBatch(clean, labels, torch.from_numpy(images.indices)), config, seed)
-    return to_uint8(round_to_budget(found, clean, config.eps)).numpy()
+    return to_uint8(found).numpy()
 
 
 def difference(images: NDArray[np.uint8], originals: NDArray[np.uint8]) -> NDArray[np.uint8]:
