@@ -65,8 +65,8 @@ class AttackedSet:
         """Raises ConfigError for a budget that 8-bit images cannot use, or that rounding may exceed."""
         if not rounds(self.config):
             raise ConfigError(
-                f"eps: {self.config.eps * 255:g}/255 in {self.config.norm}: attacked images are kept in 8 bits, so the norm"
-                " must be Linf and the budget at least 1/255"
+                f"eps: {self.config.eps * 255:g}/255 in {self.config.norm}: attacked images are kept in 8 bits, so the"
+                " norm must be Linf and the budget at least 1/255"
             )
 
     @functools.cached_property
