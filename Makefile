@@ -9,7 +9,7 @@ PARALLEL = -n $(JOBS) --dist loadfile
 QUICK := not slow and not stack and not gpu and not browser
 SMOKE := tests/test_config.py tests/test_artifact.py tests/test_house.py tests/data/test_lists.py tests/models/test_mae.py \
 	tests/attacks/test_gradient.py tests/evaluate/test_measure.py tests/train/loop/test_step.py tests/tune/search \
-	tests/serve/http/test_api.py tests/jobs/test_arguments.py
+	tests/serve/test_api.py tests/jobs/test_arguments.py
 
 export PYTHON
 export RAY_USAGE_STATS_ENABLED := 0

@@ -40,6 +40,8 @@ LAZILY = {
     "tracking": {"models"},  # load_purifier builds the model it has resolved
     "evaluate": {"api"},  # maep.evaluate is a function too
 }
+SERVE_ORDER = ("config", "problems", "images", "engine", "http", "page", "api", "client", "release", "ray")
+"""A room of the endpoint may import those before it."""
 PURE_TORCH = {"models", "attacks"}
 PURE_TORCH_MODULES = ("maep.train.loop.run", "maep.train.objectives", "maep.train.__main__", "maep.train.benchmark")
 LISTS_OF_ONE_KIND = {"attacks", "verbs", "sets", "baselines", "losses", "metrics", "methods"}
@@ -102,6 +104,12 @@ def test_dependencies_point_one_way() -> None:
         allowed = MAY_IMPORT[here] | {here, "__version__", None}
         wrong += [(name, each) for each in imports(path, lazily=False) if room(each) not in allowed]
         wrong += [(name, each) for each in named if room(each) not in allowed | LAZILY.get(here, set())]
+    for path in SOURCES:
+        name = module_name(path)
+        if name.startswith("maep_serve."):
+            place = SERVE_ORDER.index(name.split(".")[1])
+            others = [each.split(".")[1] for each in imports(path, lazily=True) if each.startswith("maep_serve.")]
+            wrong += [(name, each) for each in others if each in SERVE_ORDER[place + 1 :]]
     wrong += [(str(path), each) for path in (ROOT / "infra").rglob("*.py") for each in imports(path, lazily=True)
               if top(each) in PACKAGES]  # fmt: skip
     assert not wrong

@@ -31,7 +31,7 @@ def decode(data: bytes, side: int, kind: str) -> torch.Tensor:
     """uint8 [1, 3, H, W] of a PNG, or of raw pixels [side, side, 3]."""
     if kind == "raw":
         return torch.from_numpy(np.frombuffer(data, np.uint8).reshape(1, side, side, 3).transpose(0, 3, 1, 2).copy())
-    from maep_serve.http import images
+    from maep_serve import images
 
     return images.decode(data, 10**7)
 
@@ -40,7 +40,7 @@ def encode(pixels: torch.Tensor, kind: str) -> bytes:
     """The wire form of uint8 [1, 3, H, W]."""
     if kind == "raw":
         return pixels[0].permute(1, 2, 0).contiguous().numpy().tobytes()
-    from maep_serve.http import images
+    from maep_serve import images
 
     return images.encode_png(pixels)
 

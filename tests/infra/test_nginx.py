@@ -26,11 +26,11 @@ from stack import free_ports
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from maep_serve.api import create_api
 from maep_serve.client.client import Client, ProblemError
 from maep_serve.config import ServeConfig
 from maep_serve.engine.loading import build_models
 from maep_serve.engine.service import Service
-from maep_serve.http.api import create_api
 from maep_serve.http.tokens import Tokens, digest_of
 
 FOLDER = Path(__file__).parents[2] / "infra" / "nginx"
@@ -292,7 +292,7 @@ def test_the_shipped_canary_has_no_share() -> None:
 
 
 def test_every_code_of_nginx_is_one_of_the_endpoints(front: Callable[..., Any]) -> None:
-    from maep_serve.http.problems import CODES
+    from maep_serve.problems import CODES
 
     said = re.findall(r"return (\d+) '(\{.*\})';", (FOLDER / "maep.conf").read_text())
     assert len(said) == 5

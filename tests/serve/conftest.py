@@ -18,12 +18,12 @@ from maep.artifact import Artifact
 from maep.config import to_dict
 from maep.models.build import build_model
 from maep.models.classifiers.load import CifarResNet
+from maep_serve import images
+from maep_serve.api import create_api
 from maep_serve.config import ServeConfig
 from maep_serve.engine.loading import Models, build_models
 from maep_serve.engine.service import Service
-from maep_serve.http import images
-from maep_serve.http.api import create_api
-from maep_serve.http.problems import CODES, CONTENT_TYPE
+from maep_serve.problems import CODES, CONTENT_TYPE
 
 MAE = {"image_size": [16, 16], "patch_size": 4, "width": 16, "depth": 1, "num_heads": 2}
 MODEL = {"name": "purifier", "mae": {**MAE, "decoder_width": 16, "decoder_heads": 2}, "stem_channels": [4, 8]}

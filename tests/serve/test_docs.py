@@ -22,11 +22,11 @@ from serving import serving
 from stack import free_ports
 
 from maep.tracking.resolve import resolve
+from maep_serve.api import create_api
 from maep_serve.config import ServeConfig
 from maep_serve.engine.loading import build_models
 from maep_serve.engine.service import Service
-from maep_serve.http.api import create_api
-from maep_serve.http.problems import CODES
+from maep_serve.problems import CODES
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")

@@ -18,9 +18,9 @@ from maep.evaluate.config import EvaluateConfig
 from maep.models.build import load_purifier_artifact
 from maep.tracking.client import TrackingConfig
 from maep.tracking.resolve import resolve
+from maep_serve import images
 from maep_serve.client.client import Client, token_of_environment
 from maep_serve.config import ServeConfig
-from maep_serve.http import images
 
 
 def check_endpoint(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 from maep.artifact import Artifact
+from maep_serve import images
 from maep_serve.client.results import ProblemError, Purified
 from maep_serve.config import ServeConfig
 from maep_serve.engine.loading import build_models
 from maep_serve.engine.service import Service
-from maep_serve.http import images
-from maep_serve.http.problems import Problem
+from maep_serve.problems import Problem
 
 _LARGE = 2**20  # pixels
 

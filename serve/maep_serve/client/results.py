@@ -11,7 +11,7 @@ from maep.errors import UserError
 
 
 class ProblemError(UserError):
-    """The endpoint refused a request: HTTP `status`, stable `code` (see maep_serve.http.problems), `detail`."""
+    """The endpoint refused a request: HTTP `status`, stable `code` (see maep_serve.problems), `detail`."""
 
     def __init__(self, status: int, code: str, detail: str) -> None:
         super().__init__(f"the endpoint responded {status} {code}: {detail}")

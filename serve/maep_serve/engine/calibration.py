@@ -12,7 +12,7 @@ from maep.errors import ConfigError
 from maep_serve.config import ServeConfig
 from maep_serve.engine.loading import Models, build_models
 from maep_serve.engine.suspicion import Calibration, distance
-from maep_serve.http.images import to_float, to_uint8
+from maep_serve.images import to_float, to_uint8
 
 _MAX_IMAGES = 2000
 _BATCH = 100

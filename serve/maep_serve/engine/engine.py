@@ -16,13 +16,13 @@ from maep import seeding
 from maep.attacks.config import AttackConfig
 from maep.attacks.run import attack
 from maep.models import tiles
+from maep_serve import images
 from maep_serve.config import ServeConfig
 from maep_serve.engine import suspicion
 from maep_serve.engine.batching import Batcher
 from maep_serve.engine.loading import Models
 from maep_serve.engine.metrics import Metrics, Stage
-from maep_serve.http import images
-from maep_serve.http.problems import Problem
+from maep_serve.problems import Problem
 
 _T = TypeVar("_T")
 _OUT_OF_MEMORY = "can't allocate memory"

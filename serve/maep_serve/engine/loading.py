@@ -19,7 +19,7 @@ from maep.models.classifiers.load import load_classifier
 from maep_serve.config import ServeConfig
 from maep_serve.engine import suspicion
 from maep_serve.engine.suspicion import Calibration
-from maep_serve.http.images import SMALL
+from maep_serve.images import SMALL
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 
+from maep_serve import images
 from maep_serve.config import ServeConfig
 from maep_serve.engine.engine import Engine
 from maep_serve.engine.loading import Models, warm
 from maep_serve.engine.metrics import Metrics
-from maep_serve.http import images
-from maep_serve.http.problems import Problem
+from maep_serve.problems import Problem
 
 _RETRY = {"Retry-After": "1"}
 _NUM_CODEC_THREADS = 4  # a thread keeps running after its caller left, so their number bounds the abandoned work

@@ -17,10 +17,11 @@ from pydantic import BaseModel, Field, StrictInt, ValidationError
 from starlette.responses import Response
 
 from maep import __version__
+from maep_serve import images
 from maep_serve.engine.loading import Models
 from maep_serve.engine.service import Service
-from maep_serve.http import images, request_body, responses, tensors
-from maep_serve.http.problems import Problem, openapi_responses
+from maep_serve.http import request_body, responses, tensors
+from maep_serve.problems import Problem, openapi_responses
 
 MODEL = "purifier"
 LENGTH_HEADER = "inference-header-content-length"

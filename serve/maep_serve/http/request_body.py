@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager
 import torch
 from fastapi import Request
 
+from maep_serve import images
 from maep_serve.engine.engine import Engine
 from maep_serve.engine.service import Service
-from maep_serve.http import images, tensors
-from maep_serve.http.problems import Problem
+from maep_serve.http import tensors
+from maep_serve.problems import Problem
 
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
 TENSOR_TYPE = "application/octet-stream"

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 from starlette.responses import Response
 
+from maep_serve import images
 from maep_serve.engine.engine import Engine
 from maep_serve.engine.loading import Models
-from maep_serve.http import images, tensors
+from maep_serve.http import tensors
 from maep_serve.http.request_body import TENSOR_TYPE
 
 _KINDS: dict[str, Literal["png", "jpeg", "raw"]] = {"image/png": "png", "image/jpeg": "jpeg", TENSOR_TYPE: "raw"}

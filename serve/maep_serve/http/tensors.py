@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from maep_serve.http.problems import Problem
+from maep_serve.problems import Problem
 
 DType = Literal["uint8", "float32"]
 _NUMPY: dict[DType, np.dtype[Any]] = {"uint8": np.dtype("u1"), "float32": np.dtype("<f4")}

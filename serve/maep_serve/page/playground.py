@@ -14,11 +14,12 @@ from fastapi import FastAPI, Query, Request
 from starlette.responses import HTMLResponse, Response
 
 from maep.attacks.config import AttackConfig
+from maep_serve import images
 from maep_serve.engine.service import Service
-from maep_serve.http import images, request_body
-from maep_serve.http.problems import Problem, openapi_responses
+from maep_serve.http import request_body
 from maep_serve.http.responses import top
 from maep_serve.page.samples import Sample, load_samples
+from maep_serve.problems import Problem, openapi_responses
 
 _ATTACK_MAX_PIXELS = 256 * 256
 _PNG: dict[int | str, dict[str, Any]] = {

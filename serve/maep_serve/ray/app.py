@@ -14,9 +14,9 @@ from ray.serve.config import BackpressureConfig
 from maep import config as configuration
 from maep import memory
 from maep.tracking.client import TrackingConfig
+from maep_serve.api import create_api
 from maep_serve.config import ServeConfig
 from maep_serve.engine.service import Service
-from maep_serve.http.api import create_api
 from maep_serve.http.tokens import Tokens, endpoint_tokens
 from maep_serve.ray.metrics import RayExporter
 from maep_serve.release.releases import Releases

@@ -29,7 +29,7 @@ _RAY_HEADERS = "^x-(session-id|request-(timeout-seconds|disconnect-disabled))$|^
 
 
 def _problem(status: int, code: str, title: str, detail: str) -> str:
-    """A problem document like those of maep_serve.http.problems."""
+    """A problem document like those of maep_serve.problems."""
     members = {"type": f"urn:maep:problem:{code}", "title": title, "status": status, "detail": detail, "code": code}
     return json.dumps({**members, "error": f"{code}: {detail}"}, separators=(",", ":"))
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from maep.errors import ArtifactError
-from maep_serve.http.images import to_float, to_uint8
+from maep_serve.images import to_float, to_uint8
 
 TOLERANCE = 2
 """Levels of 255. Rounding sometimes moves a pixel by one level between machines."""

@@ -20,10 +20,10 @@ from maep.artifact import Artifact
 from maep.errors import UserError
 from maep_jobs.pipeline.endpoint import offline
 from maep_jobs.purify import image_files
+from maep_serve.api import create_api
 from maep_serve.config import ServeConfig
 from maep_serve.engine.loading import build_models
 from maep_serve.engine.service import Service
-from maep_serve.http.api import create_api
 from maep_serve.http.tokens import Tokens, digest_of
 
 TOKEN = "a-token"

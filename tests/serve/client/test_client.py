@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 from maep.errors import ConfigError, UnavailableError
+from maep_serve.api import create_api
 from maep_serve.client.calls import content_type
 from maep_serve.client.client import AsyncClient, Client, Info, Patience, ProblemError, Purified
 from maep_serve.client.results import Suspicion
 from maep_serve.client.retry import retry_after_s
 from maep_serve.engine.service import Service
-from maep_serve.http.api import create_api
 
 PNG = b"\x89PNG\r\n\x1a\n"
 CLEAN = httpx.Response(200, content=b"clean", headers={"content-type": "image/png", "x-maep-purifier": "abc"})

@@ -7,10 +7,10 @@ import dataclasses
 import torch
 from starlette.testclient import TestClient
 
+from maep_serve.api import create_api
 from maep_serve.engine.metrics import Metrics
 from maep_serve.engine.service import Service
 from maep_serve.engine.suspicion import Calibration
-from maep_serve.http.api import create_api
 
 PNG = {"content-type": "image/png"}
 

@@ -11,12 +11,12 @@ import torch
 from starlette.testclient import TestClient
 
 from maep.errors import ConfigError
+from maep_serve import images
+from maep_serve.api import create_api
 from maep_serve.engine import suspicion
 from maep_serve.engine.calibration import calibrate
 from maep_serve.engine.service import Service
 from maep_serve.engine.suspicion import FALSE_POSITIVE_RATE, Calibration
-from maep_serve.http import images
-from maep_serve.http.api import create_api
 
 PNG = {"content-type": "image/png"}
 

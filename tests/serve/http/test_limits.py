@@ -18,10 +18,10 @@ from PIL.PngImagePlugin import PngInfo
 from starlette.testclient import TestClient
 
 from maep.models import tiles
+from maep_serve import images
+from maep_serve.api import create_api
 from maep_serve.config import ServeConfig
 from maep_serve.engine.service import Service
-from maep_serve.http import images
-from maep_serve.http.api import create_api
 
 PNG = {"content-type": "image/png"}
 

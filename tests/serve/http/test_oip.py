@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import uvicorn
 
+from maep_serve.api import create_api
 from maep_serve.engine.service import Service
 from maep_serve.http import oip
-from maep_serve.http.api import create_api
-from maep_serve.http.problems import Problem
 from maep_serve.http.tokens import Tokens, digests_in
+from maep_serve.problems import Problem
 
 INFER = "/v2/models/purifier/infer"
 
@@ -54,7 +54,7 @@ def offline(models, array_BHWC: np.ndarray) -> np.ndarray:
     """The output of the purifier in this process, in the input's dtype."""
     import torch
 
-    from maep_serve.http import images
+    from maep_serve import images
 
     with torch.inference_mode():
         given = images.to_float(torch.from_numpy(array_BHWC).permute(0, 3, 1, 2).contiguous())

@@ -28,9 +28,9 @@ from maep.data.stream.loaders import LoaderConfig, open_images
 from maep.data.stream.plan import Sampling
 from maep.data.stream.streaming import ThreadLoader
 from maep.errors import DataError
+from maep_serve import images
 from maep_serve.client.in_process import InProcess
 from maep_serve.client.results import ProblemError
-from maep_serve.http import images
 
 SIDE = 16
 RGB = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)

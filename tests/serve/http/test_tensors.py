@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
+from maep_serve import images
+from maep_serve.api import create_api
 from maep_serve.engine.service import Service
-from maep_serve.http import images
-from maep_serve.http.api import create_api
-from maep_serve.http.problems import Problem
 from maep_serve.http.responses import Form, wanted
+from maep_serve.problems import Problem
 
 PNG = {"content-type": "image/png"}
 RAW = "application/octet-stream"

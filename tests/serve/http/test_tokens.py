@@ -11,9 +11,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from maep.errors import ConfigError
+from maep_serve.api import create_api
 from maep_serve.engine.service import Service
 from maep_serve.http import tokens
-from maep_serve.http.api import create_api
 from maep_serve.http.tokens import Tokens, digest_of, digests_in, endpoint_tokens
 
 PNG = {"content-type": "image/png"}

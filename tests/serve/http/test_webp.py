@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from maep.data.reading import webp
-from maep_serve.http import images
-from maep_serve.http.problems import Problem
+from maep_serve import images
+from maep_serve.problems import Problem
 
 LIMIT = 100 * 100
 

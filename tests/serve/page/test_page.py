@@ -12,9 +12,9 @@ from chromium import Watch, faint
 from PIL import Image
 from serving import serving
 
+from maep_serve.api import create_api
 from maep_serve.engine.service import Service
 from maep_serve.engine.suspicion import Calibration
-from maep_serve.http.api import create_api
 from maep_serve.http.tokens import Tokens, digest_of
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")

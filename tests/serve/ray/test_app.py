@@ -23,8 +23,8 @@ import yaml
 
 from maep.errors import ConfigError, UnavailableError
 from maep_serve.config import ServeConfig
-from maep_serve.http.problems import CODES
 from maep_serve.http.tokens import digest_of
+from maep_serve.problems import CODES
 from maep_serve.ray import ingress
 from maep_serve.release.releases import Releases
 

@@ -21,9 +21,9 @@ from stack import free_ports
 from maep import artifact
 from maep.config import to_yaml
 from maep.errors import ArtifactError, ConfigError, UnavailableError, UserError
+from maep_serve import images
 from maep_serve.client.client import Client, ProblemError
 from maep_serve.config import ServeConfig
-from maep_serve.http import images
 from maep_serve.ray import server as server_module
 from maep_serve.ray.server import Server, start
 from maep_serve.release.releases import Releases

@@ -18,12 +18,12 @@ from maep.errors import ArtifactError, ConfigError
 from maep.models.build import load_purifier_artifact
 from maep.tracking.client import TrackingConfig
 from maep.tracking.registry import register, roll_back, set_alias
+from maep_serve.api import create_api
 from maep_serve.config import ServeConfig
 from maep_serve.engine import suspicion
 from maep_serve.engine.loading import Models
 from maep_serve.engine.service import Service
 from maep_serve.engine.suspicion import Calibration
-from maep_serve.http.api import create_api
 from maep_serve.release import golden, releases
 from maep_serve.release.releases import Releases
 

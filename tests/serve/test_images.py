@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from maep_serve.http import images
-from maep_serve.http.problems import Problem
+from maep_serve import images
+from maep_serve.problems import Problem
 
 LIMIT = 100 * 100
 

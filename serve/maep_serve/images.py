@@ -19,7 +19,7 @@ from PIL.ImageFile import ImageFile
 
 from maep.data.reading import decoding
 from maep.data.reading.decoding import JPEG_START, PNG_START, Undecodable
-from maep_serve.http.problems import Problem
+from maep_serve.problems import Problem
 
 SMALL = 256 * 256
 """Pixels up to which encoding, and decoding a PNG, is about as fast as handing the work to a thread."""

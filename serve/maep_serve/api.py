@@ -16,9 +16,9 @@ from maep_serve.engine.service import Service
 from maep_serve.engine.suspicion import FALSE_POSITIVE_RATE
 from maep_serve.http import oip, request_body, responses
 from maep_serve.http.middleware import RequestMiddleware
-from maep_serve.http.problems import Problem, add_handlers, openapi_responses
 from maep_serve.http.tokens import Tokens
 from maep_serve.page import playground
+from maep_serve.problems import Problem, add_handlers, openapi_responses
 
 
 def create_api(

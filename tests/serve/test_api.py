@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
+from maep_serve import images
+from maep_serve.api import create_api
 from maep_serve.engine.service import Service
-from maep_serve.http import images
-from maep_serve.http.api import create_api
 
 PNG = {"content-type": "image/png"}
 
