@@ -73,3 +73,33 @@ def test_a_changed_value_changes_the_identity_exactly_if_it_decides(cls: type, n
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_deciding_values_are_plain(cls: type) -> None:
     json.dumps(config.deciding(unchecked(cls)))
+
+
+ANY_SIGN = {"seed"}
+"""Numbers that may be negative."""
+
+
+def numbers() -> Iterator[tuple[type, str, float | int]]:
+    """Each numeric key of the classes whose defaults fit together, and its default."""
+    for cls in CLASSES:
+        try:
+            made = cls()
+        except (ValueError, TypeError):
+            continue
+        for field in dataclasses.fields(cls):
+            value = getattr(made, field.name)
+            if type(value) in (int, float):
+                yield cls, field.name, value
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "default"), [pytest.param(*each, id=f"{each[0].__name__}.{each[1]}") for each in numbers()]
+)
+def test_numbers_that_mean_nothing_are_refused(cls: type, name: str, default: float | int) -> None:
+    """Also when the class is built in Python, past the checks of text."""
+    if name not in ANY_SIGN:
+        with pytest.raises(ValueError, match=name):
+            cls(**{name: type(default)(-1)})
+    if isinstance(default, float):
+        with pytest.raises(ValueError, match=name):
+            cls(**{name: float("nan")})

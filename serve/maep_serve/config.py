@@ -115,13 +115,14 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the key that cannot be used."""
-        if not 0 < self.port < 65536:
-            raise ValueError(f"port: {self.port} is not between 1 and 65535")
+        for name, port in (("port", self.port), ("metrics_port", self.metrics_port)):
+            if port is not None and not 0 < port < 65536:
+                raise ValueError(f"{name}: {port} is not between 1 and 65535")
         for name in _ABOVE_ZERO:
-            if (value := getattr(self, name)) is not None and value <= 0:
+            if (value := getattr(self, name)) is not None and not value > 0:
                 raise ValueError(f"{name}: {value} must be above 0")
         for name in _NOT_NEGATIVE:
-            if (value := getattr(self, name)) < 0:
+            if not (value := getattr(self, name)) >= 0:
                 raise ValueError(f"{name}: {value} must not be negative")
         if self.max_pixels_in_flight < self.max_pixels:
             raise ValueError(

@@ -38,6 +38,6 @@ class PurifyConfig:
             raise ValueError("server: the endpoint has its own purifier: give either --server or --model")
         if self.model is not None:
             PurifierRef.parse(self.model)
-        for name in ("in_flight", "max_pixels", "max_batch_size"):
-            if getattr(self, name) <= 0:
+        for name in ("in_flight", "max_pixels", "max_batch_size", "tile_size"):
+            if (getattr(self, name) or 1) <= 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must be above 0")

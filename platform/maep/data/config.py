@@ -50,7 +50,7 @@ class DataConfig:
             raise ValueError(f"image_size: {self.image_size} must be at least 1")
         if self.train_files is not None and not registry.datasets.declared(self.name).streamed:
             raise ValueError(f"train_files: {self.name} is not streamed")
-        if not 0 <= self.max_corrupt_share < 1 or self.read_timeout_s <= 0:
+        if not 0 <= self.max_corrupt_share < 1 or not self.read_timeout_s > 0:
             raise ValueError("max_corrupt_share must be in [0, 1), read_timeout_s above 0")
 
 
@@ -80,5 +80,5 @@ class LoaderConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError for values out of range."""
-        if self.threads < 0 or self.prefetch < 1 or self.cpus <= 0 or not 0 < self.memory_share <= 1:
+        if self.threads < 0 or self.prefetch < 1 or not self.cpus > 0 or not 0 < self.memory_share <= 1:
             raise ValueError("threads: at least 0; prefetch: at least 1; cpus: above 0; memory_share: in (0, 1]")

@@ -121,6 +121,8 @@ class GateConfig:
         for key, budgets in (("oblivious_eps", (self.oblivious_eps,)), ("adaptive_eps", self.adaptive_eps)):
             if not budgets or any(not 0 < budget <= 1 for budget in budgets):
                 raise ValueError(f"{key}: budgets must be in (0, 1]; 8/255 may be written so")
+        if self.num_images is not None and self.num_images < 1:
+            raise ValueError(f"num_images: {self.num_images} must be at least 1, or null for the whole list")
         registry.baselines.require(self.over_baselines, "over_baselines")
         for key in ("clean_floor", "adaptive_margin", "alpha"):
             if not 0 <= getattr(self, key) <= 1:

@@ -36,17 +36,17 @@ class MaeConfig:
             raise ValueError(
                 f"patch_size: {self.patch_size} does not divide image_size {height}x{width}: one of {fits}"
             )
-        for name, width, heads in (
-            ("width", self.width, self.num_heads),
-            ("decoder_width", self.decoder_width, self.decoder_heads),
+        for name, width, key, heads in (
+            ("width", self.width, "num_heads", self.num_heads),
+            ("decoder_width", self.decoder_width, "decoder_heads", self.decoder_heads),
         ):
             if width < 4 or width % 4 or heads < 1 or width % heads:
-                raise ValueError(f"{name}: {width} must be a multiple of 4 and of its {heads} heads")
+                raise ValueError(f"{name}: {width} must be a multiple of 4 and of {key}: {heads}")
         if self.depth < 1 or self.decoder_depth < 0:
             raise ValueError("depth must be at least 1, decoder_depth at least 0")
-        if min(self.width, self.decoder_width) * self.mlp_ratio < 1:
+        if not min(self.width, self.decoder_width) * self.mlp_ratio >= 1:
             raise ValueError(f"mlp_ratio: {self.mlp_ratio} leaves the blocks no hidden channel; 4 is usual")
-        if self.norm_eps <= 0:
+        if not self.norm_eps > 0:
             raise ValueError(f"norm_eps: {self.norm_eps} must be above 0; 1e-6 is usual")
 
     @staticmethod
@@ -73,7 +73,7 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError for values out of range and for empty `targets`."""
-        if self.rank < 1 or self.alpha <= 0:
+        if self.rank < 1 or not self.alpha > 0:
             raise ValueError(f"rank: {self.rank} must be at least 1, alpha: {self.alpha:g} above 0; 8 and 16 are usual")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: {self.dropout} must be in [0, 1)")

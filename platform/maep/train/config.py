@@ -61,7 +61,7 @@ class ValidationConfig:
                 raise ValueError(f"{key}: {getattr(self, key)} must be at least 1")
         if self.eps is not None and not 0 <= self.eps <= 1:
             raise ValueError(f"eps: {self.eps} must be in [0, 1], for example 8/255")
-        if self.num_cpus < 0 or self.deadline_s < 0:
+        if not (self.num_cpus >= 0 and self.deadline_s >= 0):
             raise ValueError("num_cpus and deadline_s must not be negative")
 
 

@@ -20,7 +20,7 @@ class TermConfig:
     def __post_init__(self) -> None:
         """Raises ValueError for negative weights, and for shares that do not increase within [0, 1]."""
         shares = [share for share, _ in self.schedule]
-        if self.weight < 0 or shares != sorted(shares) or any(not 0 <= share <= 1 for share in shares):
+        if not self.weight >= 0 or shares != sorted(shares) or any(not 0 <= share <= 1 for share in shares):
             raise ValueError(
                 "weight must not be negative; schedule is a list of (share, factor) with increasing shares in [0, 1]"
             )

@@ -32,7 +32,7 @@ class BudgetConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError for values out of range."""
-        if self.amount <= 0:
+        if not self.amount > 0:
             raise ValueError(f"amount: {self.amount:g} must be above 0")
         if not 0 <= self.pretrain_share < 1:
             raise ValueError(f"pretrain_share: {self.pretrain_share:g} must be in [0, 1)")

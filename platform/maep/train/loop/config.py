@@ -80,9 +80,13 @@ class LoopConfig:
     def __post_init__(self) -> None:
         """Raises ValueError for runs without a step, and for values out of range."""
         if self.batch_size < 1 or self.samples < self.batch_size:
-            raise ValueError(f"samples: {self.samples} must be at least one batch of {self.batch_size}")
-        if self.lr <= 0 or not 0 <= self.warmup < 1:
-            raise ValueError("lr must be above 0 and warmup in [0, 1)")
+            raise ValueError(f"samples: {self.samples} must be at least one batch (batch_size: {self.batch_size})")
+        if not self.lr > 0 or not 0 <= self.warmup < 1:
+            raise ValueError(f"lr: {self.lr} must be above 0, and warmup: {self.warmup} in [0, 1)")
+        if not self.weight_decay >= 0 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"weight_decay: {self.weight_decay} must not be negative, betas: {self.betas} in [0, 1)")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip: {self.clip} must be above 0, or null for no clipping")
         if self.checkpoint_every < 1 or self.keep_checkpoints < 1 or self.replays < 1:
             raise ValueError("checkpoint_every, keep_checkpoints and replays must be at least 1")
         if self.micro_batch is not None and self.micro_batch < 1:
@@ -136,6 +140,9 @@ class WorkersConfig:
             raise ValueError(
                 f"num_workers: {self.num_workers} must be 0 (this process), a number, or a range [1, 2] of workers"
             )
+        for key in ("cpus_per_worker", "max_failures", "start_timeout_s", "resize_every_s"):
+            if not getattr(self, key) >= 0:
+                raise ValueError(f"{key}: {getattr(self, key)} must not be negative")
 
     @property
     def least(self) -> int:
