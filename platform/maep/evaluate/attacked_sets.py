@@ -63,7 +63,7 @@ class AttackedSet:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a budget that 8-bit images cannot use, or that rounding may exceed."""
-        if not rounds(self.config):
+        if self.config.eps and not rounds(self.config):
             raise ConfigError(
                 f"eps: {self.config.eps * 255:g}/255 in {self.config.norm}: attacked images are kept in 8 bits, so the"
                 " norm must be Linf and the budget at least 1/255"
