@@ -39,5 +39,5 @@ class PurifyConfig:
         if self.model is not None:
             PurifierRef.parse(self.model)
         for name in ("in_flight", "max_pixels", "max_batch_size", "tile_size"):
-            if (getattr(self, name) or 1) <= 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"{name}: {value} must be above 0")
