@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from maep import seeding
 from maep.models.mae import MaskedAutoencoder
 
 # purposes of random draws; draws for different purposes are independent
-MASK, START, NOISE, NOISE_SIZE, EPS, STEPS, CLASSIFIER, GLOBAL = range(1, 9)
+MASK, START, NOISE, NOISE_SIZE, EPS, STEPS, CLASSIFIER, GLOBAL, VERDICT = range(1, 10)
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,17 @@ class Batch:
     """float [B, 3, H, W] in [0, 1]: the attacked images, which `craft` makes."""
     wanted: tuple[Tensor, Tensor] | None = None
     """The teacher's logits and features of the clean images."""
+
+    def select(self, rows: Tensor | slice) -> Batch:
+        """The part with the images at `rows`, an int64 tensor or a slice."""
+        changes: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                changes[field.name] = value[rows]
+            elif isinstance(value, tuple):
+                changes[field.name] = tuple(tensor[rows] for tensor in value)
+        return replace(self, **changes)
 
 
 def mask_noise(mae: MaskedAutoencoder, batch: Batch) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from maep import config, registry
 from maep.data.config import DataConfig, LoaderConfig
@@ -145,6 +145,15 @@ class FinetuneConfig:
         "Adapters beside the frozen weights of `init`; null: all weights are trained.",
         decides=True,
     )
+    part: Literal["all", "encoder", "decoder"] = config.key(
+        "all", "Which weights of a robust purifier are trained; the others stay as they are.", decides=True
+    )
+    true_verdicts: float | None = config.key(
+        None,
+        """Share in [0, 1] of the images whose verdict is the true class, and else a random one, while the decoder of a
+        robust purifier is trained alone; null: the verdict is the encoder's.""",
+        decides=True,
+    )
     classifiers: tuple[str, ...] = config.key(
         (), "Classifiers to attack, as specs (maep.models.classifiers.load); at least one.", decides=True
     )
@@ -176,7 +185,8 @@ class FinetuneConfig:
         for key in ("noise", "noise_share"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key}: {getattr(self, key)} must be in [0, 1], for example 8/255")
-        if not hasattr(self.model, "mae"):
+        self._check_robust()
+        if getattr(self.model, "mae", None) is None:
             if "masked" in self.loss.terms and self.loss.terms["masked"].weight > 0:
                 raise ValueError(f"loss.masked: {self.model.name} has no autoencoder to mask")
             if self.lora is not None:
@@ -184,5 +194,18 @@ class FinetuneConfig:
         if self.lora is not None and self.init is None:
             raise ValueError("lora: adapters need trained weights: give init, an artifact")
         robust = ["dev_robust"] if self.validation.adaptive else []
+        if self.model.name == "robust":
+            robust += ["dev_head_clean", "dev_head_fgsm", "dev_head_robust"]
         metrics = ("dev_reconstruction", "dev_clean", "dev_oblivious", *robust)
         _check_best(self.loop.keep_best, self.validation, *metrics)
+
+    def _check_robust(self) -> None:
+        """Raises ValueError for keys of a robust purifier where the model is none, or that do not fit each other."""
+        has_head = self.model.name == "robust"
+        head = self.loss.terms.get("head")
+        if not has_head and (self.part != "all" or self.true_verdicts is not None or (head and head.weight)):
+            raise ValueError(f"part, true_verdicts and loss.head are of the family robust, not of {self.model.name}")
+        if self.true_verdicts is not None and not (self.part == "decoder" and 0 <= self.true_verdicts <= 1):
+            raise ValueError(f"true_verdicts: {self.true_verdicts} must be in [0, 1], with part: decoder")
+        if self.part == "decoder" and head and head.weight:
+            raise ValueError("loss.head trains the encoder: set part to encoder or all")

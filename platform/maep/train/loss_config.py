@@ -7,34 +7,48 @@ from typing import Literal
 
 from maep import config, registry
 
+Schedule = tuple[tuple[float, float], ...]
+"""Points (share of the run, factor), linear in between."""
+
+
+def factor_at(schedule: Schedule, progress: float) -> float:
+    """The factor at share `progress` of the run; 1 without points."""
+    if not schedule:
+        return 1.0
+    before = [point for point in schedule if point[0] <= progress]
+    after = [point for point in schedule if point[0] > progress]
+    if not before or not after:
+        return (before[-1] if before else after[0])[1]
+    (start, low), (end, high) = before[-1], after[0]
+    return low + (high - low) * (progress - start) / (end - start)
+
+
+def check_schedule(schedule: Schedule) -> None:
+    """Raises ValueError for shares that do not rise within [0, 1], and for negative factors."""
+    shares = [share for share, _ in schedule]
+    if shares != sorted(shares) or any(not 0 <= share <= 1 for share in shares) or any(f < 0 for _, f in schedule):
+        points = [list(point) for point in schedule]
+        raise ValueError(f"schedule: {points} must be points [share, factor] of rising share in [0, 1]")
+
 
 @dataclass(frozen=True)
 class TermConfig:
     """One term of the loss."""
 
     weight: float = config.key(0.0, "Weight of the term; 0: left out.", decides=True)
-    schedule: tuple[tuple[float, float], ...] = config.key(
+    schedule: Schedule = config.key(
         (), "Points [share of the run, factor of the weight], linear in between; empty: constant.", decides=True
     )
 
     def __post_init__(self) -> None:
-        """Raises ValueError for negative weights, and for shares that do not increase within [0, 1]."""
-        shares = [share for share, _ in self.schedule]
-        if not self.weight >= 0 or shares != sorted(shares) or any(not 0 <= share <= 1 for share in shares):
-            raise ValueError(
-                "weight must not be negative; schedule is a list of (share, factor) with increasing shares in [0, 1]"
-            )
+        """Raises ValueError for negative weights, and for shares that do not rise within [0, 1]."""
+        if self.weight < 0:
+            raise ValueError(f"weight: {self.weight} must not be negative")
+        check_schedule(self.schedule)
 
     def at(self, progress: float) -> float:
         """The weight at share `progress` of the run."""
-        if not self.schedule:
-            return self.weight
-        before = [point for point in self.schedule if point[0] <= progress]
-        after = [point for point in self.schedule if point[0] > progress]
-        if not before or not after:
-            return self.weight * (before[-1] if before else after[0])[1]
-        (start, low), (end, high) = before[-1], after[0]
-        return self.weight * (low + (high - low) * (progress - start) / (end - start))
+        return self.weight * factor_at(self.schedule, progress)
 
 
 class _Terms:
@@ -60,7 +74,9 @@ class LossConfig:
         lambda: {"pixel": TermConfig(3.0), "masked": TermConfig(), "kl": TermConfig(0.5), "feature": TermConfig()},
     )
     """The terms by name (maep.train.losses); each name is a key of the section: `loss.pixel.weight`."""
-    pixel_norm: Literal["l1", "l2"] = config.key("l1", "Norm of the distance in `pixel`.", decides=True)
+    pixel_norm: Literal["l1", "l2", "rms"] = config.key(
+        "l1", "Distance in `pixel`: mean absolute, mean squared, or root mean square of each image.", decides=True
+    )
     masked_ratio: float = config.key(0.5, "Share in (0, 1) of the patches that `masked` hides.", decides=True)
     teacher: Literal["first", "attacked"] = config.key(
         "first",

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from maep import registry, seeding
 from maep.attacks.config import AttackConfig
@@ -22,10 +23,13 @@ from maep.models.classifiers.features import logits_and_features
 from maep.models.lora import merged
 from maep.models.mae import MaskedAutoencoder
 from maep.models.purifier import defend
+from maep.models.robust import RobustPurifier
 from maep.train import batch as batches
+from maep.train import crafting
 from maep.train.attack_mixture import MixtureConfig
 from maep.train.batch import Batch
 from maep.train.config import FinetuneConfig
+from maep.train.loss_config import factor_at
 from maep.train.losses.inputs import LossInputs
 
 
@@ -94,11 +98,16 @@ class Purification(Objective):
         self.classifiers = nn.ModuleList(classifiers)
         self.config = config
         shares = config.classifier_shares or (1.0,) * len(classifiers)
+        if config.part != "all":
+            model.requires_grad_(False)
+            model.get_submodule(config.part).requires_grad_(True)
         self.thresholds = [sum(shares[: i + 1]) / sum(shares) for i in range(len(shares))]
 
     def train(self, mode: bool = True) -> Purification:
-        """Only the purifier trains; the classifiers stay frozen in eval mode."""
+        """Only the purifier trains, or `part` of it; all that is frozen stays in eval mode."""
         self.model.train(mode)
+        if self.config.part != "all":
+            self.model.get_submodule("encoder" if self.config.part == "decoder" else "decoder").eval()
         return self
 
     def craft(self, batch: Batch) -> Batch:
@@ -115,17 +124,45 @@ class Purification(Objective):
         """The loss of one crafted batch."""
         assert batch.attacked is not None
         attacked = self._noisy(batch.attacked, batch)
-        with self._seeded(batch):
-            purified: Tensor = getattr(self.model, "unclamped", self.model)(attacked)
+        return self._losses(attacked, batch)
+
+    def _losses(self, attacked: Tensor, batch: Batch) -> Losses:
         inputs = LossInputs(
-            batch, self.model, attacked, purified, self._teacher(batch), self.config.loss, lambda: self._seeded(batch)
+            batch=batch,
+            model=self.model,
+            attacked=attacked,
+            targets=self._verdicts(batch) if self.config.true_verdicts is not None else batch.labels,
+            purify=self._purified,
+            teacher=self._teacher(batch),
+            config=self.config.loss,
+            seeded=lambda: self._seeded(batch),
         )
         values, terms = {}, self.config.loss.terms
         for name in registry.losses.names():
             if name in terms and terms[name].weight and not (self._is_taught(name) and batch.wanted is None):
                 values[name] = registry.losses.get(name)(inputs, terms[name])
-        total = sum((terms[name].at(batch.progress) * value for name, value in values.items()), 0 * purified.sum())
+        weighted = [terms[name].at(batch.progress) * value for name, value in values.items()]
+        total = sum(weighted[1:], weighted[0]) if weighted else 0 * inputs.purified.sum()
         return Losses(total, {name: value.detach() for name, value in values.items()})
+
+    def _purified(self, inputs: LossInputs) -> Tensor:
+        purified: Tensor
+        if isinstance(self.model, RobustPurifier):
+            if self.config.true_verdicts is None:
+                verdict = self.model.verdict_of(inputs.head_logits)
+            else:
+                verdict = one_hot(inputs.targets, self.model.num_classes).to(inputs.attacked)
+            return self.model.write(inputs.attacked, verdict)
+        with inputs.seeded():
+            purified = getattr(self.model, "unclamped", self.model)(inputs.attacked)
+        return purified
+
+    def _verdicts(self, batch: Batch) -> Tensor:
+        """int64 [B]: the true class on a share of the images, a random one on the others."""
+        assert self.config.true_verdicts is not None
+        draws = seeding.uniform(seeding.mix(batch.keys, batches.VERDICT, batch.replay), 2)
+        drawn = (draws[:, 1] * cast(RobustPurifier, self.model).num_classes).long()
+        return torch.where(draws[:, 0] < self.config.true_verdicts, batch.labels, drawn)
 
     def result(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights of a plain purifier: adapters are merged."""
@@ -146,6 +183,8 @@ class Purification(Objective):
 
     def _attacked(self, batch: Batch) -> Tensor:
         """The batch with each kind of the mixture on its share of the images."""
+        if self.config.attacks.mode == "trained":
+            return self._attacked_on_the_loss(batch)
         classifier = self._attacked_classifier(batch)
         adaptive = self.config.attacks.mode == "adaptive"
         target = defend(classifier, self.model) if adaptive else classifier
@@ -160,6 +199,32 @@ class Purification(Objective):
                 attacked[part] = attack(target, images, batch.labels[part], self._recipe(kind, batch), keys[part])
         self.model.train(self.training)
         return attacked
+
+    def _attacked_on_the_loss(self, batch: Batch) -> Tensor:
+        """The same in mode `trained`; the model is in eval mode meanwhile."""
+        eps, keys = self._budgets(batch), seeding.mix(batch.keys, batches.START)
+        attacked, start = batch.images.clone(), 0
+        self.model.eval()
+        for kind, size in _sizes(self.config.attacks.mixture, batch.size):
+            rows = ((batch.places >= start) & (batch.places < start + size)).nonzero()[:, 0]
+            start += size
+            if kind.name == "none" or not len(rows):
+                continue
+            part = batch.select(rows)
+            loss = lambda images, part=part: self._losses(images, part).loss  # noqa: E731
+            if kind.name == "n-fgsm":
+                attacked[rows] = crafting.n_fgsm(loss, part.images, eps[rows], keys[rows])
+            else:
+                attacked[rows] = crafting.pgd(loss, part.images, eps[rows], keys[rows], self._recipe(kind, batch).steps)
+        self.train(self.training)
+        return attacked
+
+    def _budgets(self, batch: Batch) -> Tensor:
+        """float [B, 1, 1, 1]: each image's budget in mode `trained`."""
+        attacks = self.config.attacks
+        low, high = attacks.eps_range or (attacks.eps, attacks.eps)
+        places = seeding.uniform(seeding.mix(batch.keys, batches.EPS), 1)
+        return ((low + (high - low) * places) * factor_at(attacks.schedule, batch.progress)).view(-1, 1, 1, 1)
 
     def _recipe(self, kind: MixtureConfig, batch: Batch) -> AttackConfig:
         attacks = self.config.attacks

@@ -28,10 +28,20 @@ class LoopConfig:
     )
     warmup: float = config.key(
         0.05,
-        "Share in [0, 1) of the run over which the learning rate rises; then it falls as a half cosine.",
+        "Share in [0, 1) of the run over which the learning rate rises; then it falls by `decay`.",
         decides=True,
     )
-    weight_decay: float = config.key(0.05, "Weight decay of AdamW.", decides=True)
+    decay: Literal["cosine", "linear"] = config.key(
+        "cosine", "How the learning rate falls to zero after the warm-up.", decides=True
+    )
+    optimizer: Literal["adamw", "muon"] = config.key(
+        "adamw",
+        "muon: Muon with rate `lr` on the kernels of convolutions, SGD with rate `sgd_lr` on all else.",
+        decides=True,
+    )
+    sgd_lr: float = config.key(0.05, "With `optimizer` muon: peak learning rate of SGD.", decides=True)
+    momentum: float = config.key(0.9, "With `optimizer` muon: momentum of both.", decides=True)
+    weight_decay: float = config.key(0.05, "Weight decay of AdamW, or of SGD.", decides=True)
     betas: tuple[float, float] = config.key((0.9, 0.95), "Betas of AdamW.", decides=True)
     clip: float | None = config.key(1.0, "Largest norm of the gradient; null: no clipping.", decides=True)
     ema: float | None = config.key(

@@ -33,7 +33,8 @@ from maep.train.config import LoopConfig
 from maep.train.loop import nonfinite
 from maep.train.loop.callback import Callback
 from maep.train.loop.meter import Stopwatch, TrainingMeter
-from maep.train.loop.step import TrainingStep, check_shares, learning_rate
+from maep.train.loop.optimizers import learning_rate
+from maep.train.loop.step import TrainingStep, check_shares
 from maep.train.loop.termination import Notice, StopVote, never
 from maep.train.objectives import Losses, Objective
 
@@ -183,7 +184,8 @@ class _Run:
             return batch
         error = None
         try:
-            batch = self.objective.craft(batch)
+            with self.update.autocast():
+                batch = self.objective.craft(batch)
         except FloatingPointError as found:
             error = found
         if nonfinite.anywhere(error, self.world.size, self.device):

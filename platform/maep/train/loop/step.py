@@ -1,4 +1,4 @@
-"""One training step: precision, micro-batches, gradients over all workers, clipping, AdamW, the moving average.
+"""One training step: precision, micro-batches, gradients over all workers, clipping, update, moving average.
 
 A batch is divided among the workers, and each part into micro-batches. All are weighted by their images: every loss is
 a mean over images, so the gradient is that of the whole batch, however it is divided.
@@ -7,13 +7,11 @@ a mean over images, so the gradient is that of the whole batch, however it is di
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -27,6 +25,7 @@ from maep.train.batch import Batch
 from maep.train.config import LoopConfig
 from maep.train.loop.meter import Stopwatch
 from maep.train.loop.nonfinite import OF_ALL
+from maep.train.loop.optimizers import make_optimizer, set_learning_rate
 from maep.train.loop.sharding import like, shard, whole
 from maep.train.loop.weight_average import MovingAverage
 from maep.train.objectives import Losses, Objective
@@ -68,13 +67,16 @@ class TrainingStep:
         if not torch.isfinite(norm):
             finite = torch.isfinite(losses.loss)
             raise FloatingPointError(f"{OF_ALL} is {norm.item()}" if finite else f"the loss is {losses.loss.item()}")
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
         self.optimizer.step()
         if self.average is not None:
             self.average.update()
         watch.lap("optimizer")
         return losses._replace(parts=losses.parts | {"grad_norm": norm})
+
+    def autocast(self) -> torch.autocast:
+        """The precision of products in forward passes, as a context."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def communication_s(self) -> float | None:
         """Seconds of a step in which the backward pass waits for other workers, as sampled by DDP.
@@ -123,7 +125,7 @@ class TrainingStep:
         for number, part in enumerate(parts):
             share = len(part.images) / len(batch.images)
             with self._exchanging(number == len(parts) - 1):
-                with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+                with self.autocast():
                     losses: Losses = self.parallel(part)
                 watch.lap("forward")
                 torch.autograd.backward(weight * share * _spread_nan(losses.loss))
@@ -196,15 +198,7 @@ def micro_batches(batch: Batch, most: int | None) -> Iterator[Batch]:
         yield batch
         return
     for start in range(0, count, most):
-        rows = slice(start, start + most)
-        changes: dict[str, Any] = {}
-        for field in fields(batch):
-            value = getattr(batch, field.name)
-            if isinstance(value, Tensor):
-                changes[field.name] = value[rows]
-            elif isinstance(value, tuple):
-                changes[field.name] = tuple(tensor[rows] for tensor in value)
-        yield replace(batch, **changes)
+        yield batch.select(slice(start, start + most))
 
 
 def pick_dtype(loop: LoopConfig, device: torch.device) -> torch.dtype:
@@ -235,23 +229,6 @@ def compile_blocks(model: nn.Module, device: torch.device) -> None:
     for module in model.modules():
         if isinstance(module, Block | ResidualBlock):
             module.compile()
-
-
-def learning_rate(progress: float, loop: LoopConfig) -> float:
-    """Linear warm-up over `warmup`, then half a cosine to zero (Loshchilov and Hutter 2017), by share of samples."""
-    if progress < loop.warmup:
-        return loop.peak_lr * min(1.0, (progress + 1 / loop.num_steps) / loop.warmup)
-    return loop.peak_lr * 0.5 * (1 + math.cos(math.pi * (progress - loop.warmup) / (1 - loop.warmup)))
-
-
-def make_optimizer(model: nn.Module, loop: LoopConfig, fused: bool = True) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019); no weight decay for biases and norms."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": loop.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=loop.peak_lr, betas=loop.betas, fused=fused)
 
 
 def _spread_nan(loss: Tensor) -> Tensor:

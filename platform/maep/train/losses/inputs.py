@@ -24,13 +24,26 @@ class LossInputs:
     """The purifier that is trained."""
     attacked: Tensor
     """In [0, 1]: the input of the purifier, noise included."""
-    purified: Tensor
-    """Its output, before the clamp to [0, 1]."""
+    targets: Tensor
+    """int64 [B]: the class that the classifier should give, the true one or the verdict that the decoder is given."""
+    purify: Callable[[LossInputs], Tensor]
+    """Gives `purified`."""
     teacher: nn.Module
     """The frozen classifier that `loss.teacher` names."""
     config: LossConfig
     seeded: Callable[[], AbstractContextManager[None]]
     """A context in which the batch seeds torch's global generator."""
+
+    @functools.cached_property
+    def purified(self) -> Tensor:
+        """The purifier's output, before it is cut to [0, 1]."""
+        return self.purify(self)
+
+    @functools.cached_property
+    def head_logits(self) -> Tensor:
+        """Logits [B, classes] of the head of a robust purifier."""
+        logits: Tensor = self.model.get_submodule("encoder")(self.attacked)
+        return logits
 
     @functools.cached_property
     def taught(self) -> tuple[Tensor, Tensor]:
