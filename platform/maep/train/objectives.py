@@ -139,7 +139,7 @@ class Purification(Objective):
         )
         values, terms = {}, self.config.loss.terms
         for name in registry.losses.names():
-            if name in terms and terms[name].weight and not (self._is_taught(name) and batch.wanted is None):
+            if name in terms and terms[name].at(batch.progress):
                 values[name] = registry.losses.get(name)(inputs, terms[name])
         weighted = [terms[name].at(batch.progress) * value for name, value in values.items()]
         total = sum(weighted[1:], weighted[0]) if weighted else 0 * inputs.purified.sum()
@@ -204,6 +204,8 @@ class Purification(Objective):
         """The same in mode `trained`; the model is in eval mode meanwhile."""
         eps, keys = self._budgets(batch), seeding.mix(batch.keys, batches.START)
         attacked, start = batch.images.clone(), 0
+        if not eps.any():
+            return attacked
         self.model.eval()
         for kind, size in _sizes(self.config.attacks.mixture, batch.size):
             rows = ((batch.places >= start) & (batch.places < start + size)).nonzero()[:, 0]

@@ -78,7 +78,7 @@ class Muon(torch.optim.Optimizer):
                     self._update(parameter, group)
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        gradient = parameter.grad + group["weight_decay"] * parameter  # type: ignore[operator]
+        gradient = parameter.grad + group["weight_decay"] * parameter
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
