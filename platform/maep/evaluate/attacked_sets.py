@@ -60,6 +60,8 @@ class AttackedSet:
     config: AttackConfig
     seed: int
     cache: Path
+    surrogate: int | None = None
+    """Which surrogate of the purifier is attacked; None: the purifier before the classifier."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a budget that 8-bit images cannot use, or that rounding may exceed."""
@@ -72,6 +74,7 @@ class AttackedSet:
     @functools.cached_property
     def recipe(self) -> dict[str, Any]:
         """Everything that decides the pixels of the set."""
+        surrogate = {} if self.surrogate is None else {"surrogate": self.surrogate}
         return {
             "schema": SCHEMA,
             "classifier_sha256": self.classifier_sha256,
@@ -82,6 +85,7 @@ class AttackedSet:
             "num_images": len(self.images),
             "attack": self.config.identity,
             "seed": self.seed,
+            **surrogate,
         }
 
     @functools.cached_property

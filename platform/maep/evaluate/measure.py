@@ -121,7 +121,7 @@ def measure(
 
     `attacked`: None for the clean images, a tensor for images attacked beforehand (`oblivious`, `transfer`), or the
     attack to make through the model, under `threat`. `previous` is the measurement of the attack before it in a
-    cascade: only images that are right in it are attacked.
+    cascade: only images that are right in it are attacked, or judged as `attacked`.
 
     seed        decides each image's draws of the attack, with its index
     draw_seed   decides the draws of a randomised model
@@ -132,12 +132,14 @@ def measure(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(draw_seed)
-        if not isinstance(attacked, AttackConfig):
-            return _predict(defended, batch, batch.images if attacked is None else attacked, "Linf", draw_seed)
         right = torch.ones_like(batch.labels, dtype=torch.bool) if previous is None else previous.right(batch.labels)
         if previous is not None and not right.any():
             return dataclasses.replace(previous, inherited=~right)
         left = batch if previous is None else batch.where(right)
+        if not isinstance(attacked, AttackConfig):
+            images = batch.images if attacked is None else attacked
+            found = _predict(defended, left, images if previous is None else images[right], "Linf", draw_seed)
+            return found if previous is None else previous.updated(right, found)
         stop = threat in CASCADES and not defended.randomised
         size = None if defended.randomised else batch_size
         images = attack_images(defended.target, left, attacked, seed, stop, size)

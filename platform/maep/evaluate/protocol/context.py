@@ -42,6 +42,10 @@ class Defence:
     sha256: str
     module: nn.Module
     traits: Traits
+    surrogates: tuple[nn.Module, ...] = ()
+    """From images to logits; see `maep.models.robust`."""
+    relaxations: tuple[nn.Module, ...] = ()
+    """Purifiers with more gradient than the module."""
 
 
 class FixedDraws(nn.Module):
@@ -150,7 +154,13 @@ class Context:
             module = for_size(own, self.image_set.image_shape, self.config.sizes)
             differentiable = bool(getattr(own, "differentiable", True))
             check_purifier(module, f"purifier {name!r}", self._two_images, differentiable)
-            return Defence(sha256, module, Traits(name, False, differentiable, bool(getattr(own, "randomised", False))))
+            surrogates, relaxations = (
+                tuple(getattr(own, method)()) if module is own and hasattr(own, method) else ()
+                for method in ("surrogates", "relaxations")
+            )
+            randomised = bool(getattr(own, "randomised", False))
+            traits = Traits(name, False, differentiable, randomised, len(surrogates) + len(relaxations))
+            return Defence(sha256, module, traits, surrogates, relaxations)
 
         return _once(self._models, f"defence {name}", load)
 
@@ -170,7 +180,17 @@ class Context:
         """The model that the attacks of a kept set are made on."""
         if source.purifier is None:
             return self.classifier(source.classifier)
+        if source.surrogate is not None:
+            return self.surrogates(source.purifier, source.classifier)[source.surrogate]
         return self.defended(source.purifier, source.classifier, "adaptive").target
+
+    def surrogates(self, name: str, spec: str) -> list[nn.Module]:
+        """The models, from images to logits, that an attacker of the defence differentiates instead of the whole.
+
+        They are those that the purifier names, and the classifier behind each of its relaxations.
+        """
+        defence = self.defence(name)
+        return [*defence.surrogates, *(defend(self.classifier(spec), each) for each in defence.relaxations)]
 
     def columns(self, name: str, spec: str) -> tuple[Column, ...]:
         """The columns of one defence before one classifier, in the order of the table."""
@@ -186,6 +206,7 @@ class Context:
             return AttackedSet(
                 classifier_sha256=self.classifier(source.classifier).sha256,
                 purifier_sha256=None if source.purifier is None else self.defence(source.purifier).sha256,
+                surrogate=source.surrogate,
                 images=self.image_set if whole else lists.pick(self.image_set, image_list),
                 image_list=image_list,
                 config=attack.config,

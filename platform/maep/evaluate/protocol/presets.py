@@ -21,10 +21,14 @@ a tenth of the side, with 30 degrees of rotation; a patch of a fifth of the side
 
 @dataclass(frozen=True)
 class Source:
-    """The attacked model of a kept set of images; purifier None: the bare classifier."""
+    """The attacked model of a kept set of images; purifier None: the bare classifier.
+
+    With `surrogate`, it is that one of the purifier's (`Context.surrogates`) instead of the purifier.
+    """
 
     purifier: str | None
     classifier: str
+    surrogate: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,10 @@ class ScheduledAttack:
         """The attack's name in tables: PGD-20, PGD-20 from conv; `names` are the classifiers' names by spec."""
         text = self.config.label
         if self.source is not None and self.source.purifier is not None:
-            text += f" from {self.source.purifier} before {names[self.source.classifier]}"
+            if self.source.surrogate is None:
+                text += f" from {self.source.purifier} before {names[self.source.classifier]}"
+            else:
+                text += f" on surrogate {self.source.surrogate + 1}"
         return text + (f" seed {self.seed}" if self.seed else "")
 
 
@@ -76,6 +83,8 @@ class Traits:
     baseline: bool
     differentiable: bool
     randomised: bool
+    surrogates: int = 0
+    """How many models an attacker differentiates instead of the whole."""
 
 
 def oblivious_attacks(config: EvaluateConfig) -> tuple[AttackConfig, ...]:
@@ -121,7 +130,8 @@ def columns(
     for eps in sorted(config.eps):
         if through == "adaptive" and not defence.baseline and config.preset != "quick":
             found.append(Column("bpda", _scheduled(_short(eps)), eps, num_images=few, eot=eot))
-        found.append(Column(through, _through(config, defence, eps), eps, num_images=few, eot=eot))
+        attacks = _on_surrogates(config, defence, spec, eps) + _through(config, defence, eps)
+        found.append(Column(through, attacks, eps, num_images=few, eot=eot))
     if config.preset != "quick" and through == "adaptive":
         curve = sorted(set(config.curve_eps) - set(config.eps))
         found += [Column("adaptive", _scheduled(_short(eps)), eps, num_images=few, eot=eot) for eps in curve]
@@ -147,6 +157,17 @@ def _through(config: EvaluateConfig, defence: Traits, eps: float) -> tuple[Sched
     pgd = AttackConfig("pgd", eps, 200 if defence.randomised else 100)
     again = tuple(ScheduledAttack(pgd, seed=seed) for seed in (1, 2)) if config.preset == "full" else ()
     return (ScheduledAttack(pgd), *_scheduled(autoattack(eps, "Linf", defence.randomised)), *again)
+
+
+def _on_surrogates(config: EvaluateConfig, defence: Traits, spec: str, eps: float) -> tuple[ScheduledAttack, ...]:
+    """Attacks made on each of the defence's surrogates, which are carried over to the whole."""
+    steps, targets = (50, 4) if config.preset == "quick" else (100, 9)
+    attacks = AttackConfig("apgd-ce", eps, steps), AttackConfig("apgd-t", eps, steps, targets=targets)
+    return tuple(
+        ScheduledAttack(attack, Source(defence.name, spec, surrogate))
+        for surrogate in range(defence.surrogates)
+        for attack in attacks
+    )
 
 
 def _black_box(config: EvaluateConfig, defence: Traits, count: int) -> list[Column]:

@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,8 +31,14 @@ from maep.evaluate.results import rows
 from maep.evaluate.trust import sanity
 from maep.evaluate.trust.flags import flags
 
-Inputs = bytes | NDArray[np.uint8] | None
-"""The part of the previous attack of a cascade, or uint8 [B, H, W, 3] of a kept set; None: nothing is needed."""
+
+class Inputs(NamedTuple):
+    """What a task is given from the files of earlier tasks."""
+
+    previous: bytes | None = None
+    """The part of the attack before in a cascade."""
+    attacked: NDArray[np.uint8] | None = None
+    """uint8 [B, H, W, 3]: images of a kept set."""
 
 
 class EvaluationTask(ABC):
@@ -57,7 +63,7 @@ class EvaluationTask(ABC):
     def inputs(self, context: Context) -> Inputs:
         """What the task needs from the files of earlier tasks."""
         del context
-        return None
+        return Inputs()
 
     def is_done(self, context: Context) -> bool:
         """Whether the task's file exists."""
@@ -130,20 +136,21 @@ class MeasureShard(EvaluationTask):
         return context.part((*words, self.shard), "parquet")
 
     def inputs(self, context: Context) -> Inputs:
-        """The images of a kept set, or the part of the attack before in a cascade."""
+        """The images of a kept set, and the part of the attack before in a cascade."""
         attack, column, place = self.attack, self.column, self.place - 1
         if attack is None:
-            return None
+            return Inputs()
+        attacked = None
         if attack.source is not None:
             kept = context.attacked_set(attack.source, attack, column.num_images)
             where = self._positions(context)
-            return context.attacked_images(kept)[where.start : where.stop]
+            attacked = context.attacked_images(kept)[where.start : where.stop]
         if not column.cascade or context.defence(self.purifier).traits.randomised:
-            return None
+            return Inputs(attacked=attacked)
         if not self.place:  # the first attack follows the clean images
             column, place = context.columns(self.purifier, self.classifier)[0], 0
         previous = MeasureShard(self.purifier, self.classifier, column, place, self.shard)
-        return previous.path(context).read_bytes()
+        return Inputs(previous.path(context).read_bytes(), attacked)
 
     def files(self, context: Context, inputs: Inputs) -> dict[Path, bytes]:
         """The part's rows, with their cost."""
@@ -152,10 +159,10 @@ class MeasureShard(EvaluationTask):
         classifier, seed = context.classifier(self.classifier), context.config.seed + (attack.seed if attack else 0)
         attacked: Tensor | AttackConfig | None = attack.config if attack else None
         previous = None
-        if isinstance(inputs, bytes):  # clean rows may cover more images than the column
-            previous = _measurement(rows.decode_part(inputs)[0].slice(0, len(batch.labels)))
-        elif inputs is not None:  # copied, because PyTorch warns about the read-only array of a worker
-            attacked = to_float(torch.tensor(inputs), torch.channels_last)
+        if inputs.previous is not None:  # clean rows may cover more images than the column
+            previous = _measurement(rows.decode_part(inputs.previous)[0].slice(0, len(batch.labels)))
+        if inputs.attacked is not None:  # copied, because PyTorch warns about the read-only array of a worker
+            attacked = to_float(torch.tensor(inputs.attacked), torch.channels_last)
         meter, draw_seed, size = CostMeter(), self.draw_seed(context), context.config.batch_size
         with meter.on(defended.model):
             found = measure(
