@@ -147,8 +147,9 @@ class TokenEncoder(nn.Module):
 class VerdictDecoder(nn.Module):
     """Visible part of an image and verdict -> image, not cut to [0, 1].
 
-    The visible part is the mean over squares. Detail that the image alone tells is added to its bilinear enlargement;
-    detail that the verdict adds is bounded, pixel by pixel: a pattern of each class, and a part that follows the image.
+    The visible part is the mean over squares. Detail that follows from it is added to its bilinear enlargement. What is
+    written on top is bounded, pixel by pixel: a pattern of each class, and a part that follows the image. The verdict
+    conditions the features of both.
     """
 
     def __init__(self, config: RobustConfig) -> None:

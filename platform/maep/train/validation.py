@@ -33,6 +33,7 @@ from maep.models.build import build_model, load_weights
 from maep.models.classifiers.load import load_classifier
 from maep.models.mae import MaskedAutoencoder
 from maep.models.purifier import defend
+from maep.models.robust import RobustPurifier
 from maep.train.checkpoint.store import Best, hold
 from maep.train.config import FinetuneConfig, PretrainConfig
 from maep.train.loop.callback import Callback, TrainingProgress
@@ -56,6 +57,7 @@ def validate(folder: str | Path, settings: Settings) -> dict[str, float]:
     dev_oblivious       accuracy on images attacked by PGD on the bare classifier, made once and kept
     dev_reconstruction  mean squared error between those images, purified, and the clean ones
     dev_robust          accuracy under PGD through purifier and classifier (if `validation.adaptive`)
+    dev_head_*          clean, fgsm, robust (PGD): accuracy of a robust purifier's head
 
     Accuracies are measured as in an evaluation (`maep.evaluate.measure`). These metrics follow a training and choose
     among its checkpoints; `maep evaluate` measures the figures to report.
@@ -96,7 +98,16 @@ def _purifier_metrics(purifier: nn.Module, images: ImageSet, settings: FinetuneC
     threats = {"dev_clean": None, "dev_oblivious": attacked} | ({"dev_robust": pgd} if validation.adaptive else {})
     for name, threat in threats.items():
         found[name] = float(measure_set(defended, images, threat, seed=seed).mean())
-    return found
+    return found | _head_metrics(purifier, images, pgd, seed)
+
+
+def _head_metrics(purifier: nn.Module, images: ImageSet, pgd: AttackConfig, seed: int) -> dict[str, float]:
+    """Accuracies of a robust purifier's head; FGSM far above PGD tells of catastrophic overfitting."""
+    if not isinstance(purifier, RobustPurifier):
+        return {}
+    head = DefendedModel(purifier.encoder)
+    threats = {"clean": None, "fgsm": AttackConfig("fgsm", pgd.eps), "robust": pgd}
+    return {f"dev_head_{name}": float(measure_set(head, images, threats[name], seed=seed).mean()) for name in threats}
 
 
 @torch.no_grad()

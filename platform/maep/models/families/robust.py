@@ -33,7 +33,9 @@ class RobustConfig:
     decoder_width: int = config.key(64, "Channels of the decoder.", decides=True)
     decoder_blocks: int = config.key(3, "Residual blocks of the decoder.", decides=True)
     bound: float = config.key(
-        32 / 255, "Largest change that the verdict makes to a pixel, in units of the image range [0, 1].", decides=True
+        32 / 255,
+        "Largest change of a pixel by what is written on the decoded image, in units of the image range.",
+        decides=True,
     )
     temperature: float = config.key(
         8.0, "Factor of the head's logits before the softmax that makes the verdict.", decides=True
