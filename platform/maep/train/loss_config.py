@@ -40,6 +40,8 @@ class TermConfig:
         (), "Points [share of the run, factor of the weight], linear in between; empty: constant.", decides=True
     )
 
+    attacked: bool = config.key(True, "Whether attacks of mode `trained` raise this term.", decides=True)
+
     def __post_init__(self) -> None:
         """Raises ValueError for negative weights, and for shares that do not rise within [0, 1]."""
         if self.weight < 0:

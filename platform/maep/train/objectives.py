@@ -126,7 +126,8 @@ class Purification(Objective):
         attacked = self._noisy(batch.attacked, batch)
         return self._losses(attacked, batch)
 
-    def _losses(self, attacked: Tensor, batch: Batch) -> Losses:
+    def _losses(self, attacked: Tensor, batch: Batch, attacks: bool = False) -> Losses:
+        """With `attacks`, only the terms that attacks raise."""
         inputs = LossInputs(
             batch=batch,
             model=self.model,
@@ -139,7 +140,7 @@ class Purification(Objective):
         )
         values, terms = {}, self.config.loss.terms
         for name in registry.losses.names():
-            if name in terms and terms[name].at(batch.progress):
+            if name in terms and terms[name].at(batch.progress) and (terms[name].attacked or not attacks):
                 values[name] = registry.losses.get(name)(inputs, terms[name])
         weighted = [terms[name].at(batch.progress) * value for name, value in values.items()]
         total = sum(weighted[1:], weighted[0]) if weighted else 0 * inputs.purified.sum()
@@ -213,7 +214,7 @@ class Purification(Objective):
             if kind.name == "none" or not len(rows):
                 continue
             part = batch.select(rows)
-            loss = lambda images, part=part: self._losses(images, part).loss  # noqa: E731
+            loss = lambda images, part=part: self._losses(images, part, attacks=True).loss  # noqa: E731
             if kind.name == "n-fgsm":
                 attacked[rows] = crafting.n_fgsm(loss, part.images, eps[rows], keys[rows])
             else:
