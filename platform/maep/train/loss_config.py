@@ -44,7 +44,7 @@ class TermConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError for negative weights, and for shares that do not rise within [0, 1]."""
-        if self.weight < 0:
+        if not self.weight >= 0:
             raise ValueError(f"weight: {self.weight} must not be negative")
         check_schedule(self.schedule)
 

@@ -55,8 +55,8 @@ class RobustConfig:
             raise ValueError(f"mae.image_size: {list(self.mae.image_size)} must be image_size {list(self.image_size)}")
         if self.num_classes < 2:
             raise ValueError(f"num_classes: {self.num_classes} must be at least 2")
-        if not 0 < self.bound <= 1 or self.temperature <= 0:
-            raise ValueError("bound must be in (0, 1], temperature above 0")
+        if not 0 < self.bound <= 1 or not self.temperature > 0:
+            raise ValueError(f"bound: {self.bound} must be in (0, 1], temperature: {self.temperature} above 0")
 
 
 @registry.family("robust", config=RobustConfig, title="Robust purifier")

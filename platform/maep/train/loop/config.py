@@ -93,6 +93,8 @@ class LoopConfig:
             raise ValueError(f"samples: {self.samples} must be at least one batch (batch_size: {self.batch_size})")
         if not self.lr > 0 or not 0 <= self.warmup < 1:
             raise ValueError(f"lr: {self.lr} must be above 0, and warmup: {self.warmup} in [0, 1)")
+        if not self.sgd_lr > 0 or not 0 <= self.momentum < 1:
+            raise ValueError(f"sgd_lr: {self.sgd_lr} must be above 0, and momentum: {self.momentum} in [0, 1)")
         if not self.weight_decay >= 0 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"weight_decay: {self.weight_decay} must not be negative, betas: {self.betas} in [0, 1)")
         if self.clip is not None and not self.clip > 0:
