@@ -84,7 +84,7 @@ def test_help_has_every_key_with_type_default_and_meaning(
 
 def test_a_section_of_several_classes_names_them() -> None:
     keys = {key.path: key for key in finetune.parser().keys}
-    assert keys["model.name"].type == "conv|purifier"
+    assert keys["model.name"].type == "conv|purifier|robust"
     assert keys["loss.pixel.weight"].default == "3"  # of this term, not of any
     assert keys["attacks.mixture[].share"].decides
 
