@@ -76,7 +76,7 @@ def _checkpoint(folder: Path) -> dict[str, float]:
     from maep.models.mae import MaskedAutoencoder
     from maep.train.checkpoint.store import Checkpoints, snapshot
     from maep.train.config import LoopConfig, PretrainConfig
-    from maep.train.loop.step import make_optimizer
+    from maep.train.loop.optimizers import make_optimizer
 
     settings = config.build(PretrainConfig, {"model": {"preset": "Ti/4", "image_size": 32}})
     model = MaskedAutoencoder(settings.model)

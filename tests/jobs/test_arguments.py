@@ -22,6 +22,8 @@ def line(name: str) -> list[str]:
         "vgg": ["classifier", "train", "cifar10"],
         "conv": ["finetune"],
         "lora": ["finetune"],
+        "robust-decoder": ["finetune"],
+        "robust-encoder": ["finetune"],
         "slice": ["pretrain"],
         "quick": ["evaluate"],
         "promote": ["promote", "some/model"],
