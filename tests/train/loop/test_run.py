@@ -21,8 +21,8 @@ from maep.train.batch import Batch
 from maep.train.build_tasks import pretraining, purification
 from maep.train.checkpoint.resume import World
 from maep.train.config import FinetuneConfig, LoopConfig, PretrainConfig
-from maep.train.loop.run import Task, batch_of, run
 from maep.train.loop.optimizers import learning_rate
+from maep.train.loop.run import Task, batch_of, run
 from maep.train.objectives import Losses, Pretraining
 
 

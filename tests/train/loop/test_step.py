@@ -20,8 +20,8 @@ from maep.train.batch import Batch
 from maep.train.build_tasks import pretraining, purification
 from maep.train.config import LoopConfig, PretrainConfig
 from maep.train.loop.meter import Stopwatch
-from maep.train.loop.run import Task, run
 from maep.train.loop.optimizers import learning_rate, make_optimizer
+from maep.train.loop.run import Task, run
 from maep.train.loop.step import TrainingStep, compile_blocks, micro_batches, pick_dtype
 from maep.train.loop.weight_average import MovingAverage
 from maep.train.objectives import Losses
