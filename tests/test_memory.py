@@ -17,10 +17,12 @@ def step():
     return sum(map(len, blocks))
 for _ in range(8):  # until the holes between blocks have their sizes
     step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+found = []
 for _ in range(10):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(found))  # the kernel may reclaim pages between two steps
 """
 
 
@@ -31,7 +33,7 @@ def faults(how: str) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="malloc of glibc")
 def test_steps_reuse_the_pages_of_the_previous_step() -> None:
-    assert faults("kept") < 1_000 < 100_000 < faults("given back")
+    assert faults("kept") < 100 < 10_000 < faults("given back")
 
 
 SIZES = """
