@@ -13,6 +13,7 @@ import pytest
 
 from maep import registry
 from maep.errors import ConfigError, UserError
+from maep.evaluate import baselines
 from maep.registry import Registry, baseline_arguments
 
 REGISTRIES = [
@@ -103,6 +104,7 @@ def test_a_broken_plug_in_is_a_one_line_error_and_the_rest_works(
         "missing": "import no_such_package\n",
         "wrong": "raise RuntimeError('two\\nlines')\n",
         "silent": "",
+        "leaving": "raise SystemExit(0)\n",
         "thief": PLAIN.format(name="median"),
     }
     install(packages, "broken-one", {name: name for name in broken}, **broken)
@@ -141,3 +143,40 @@ def test_a_name_registered_in_a_script_works_and_is_reserved(fresh: Registry[...
     make.__module__ = "elsewhere"
     with pytest.raises(ConfigError, match="scripted"):
         registry.baseline("scripted")(lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("entry", "declared"),
+    [
+        (registry.AttackEntry, {"norms": "Linf", "label": "text"}),
+        (registry.AttackEntry, {"norms": ("Linf",), "label": "effort", "effort": "time"}),
+        (registry.FamilyEntry, {"config": None}),
+        (registry.FamilyEntry, {"config": object}),
+        (registry.LossEntry, {"meaning": "no term", "config": int}),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else next(reversed(value)),
+)
+def test_a_declaration_that_could_not_be_used_is_refused_when_it_is_made(
+    entry: type, declared: dict[str, object]
+) -> None:
+    with pytest.raises(TypeError, match="must be"):
+        entry(**declared)
+
+
+def test_a_name_in_two_files_of_the_repository_is_refused(packages: Path) -> None:
+    folder = packages / "doubled"
+    folder.mkdir()
+    for file in ("__init__", "one", "two"):
+        (folder / f"{file}.py").write_text("" if file == "__init__" else PLAIN.format(name="mirror"))
+    with pytest.raises(ConfigError, match=r"doubled\.(one|two) and by doubled\."):
+        Registry("baseline", "doubled", baseline_arguments, "maep.baselines").names()
+
+
+def test_a_baseline_without_its_attributes_is_refused(
+    packages: Path, fresh: Registry[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "baselines", fresh)
+    text = "from torch import nn\nfrom maep import registry\nregistry.baseline('bare')(nn.Identity)\n"
+    install(packages, "bare-one", {"bare": "bare_module"}, bare_module=text)
+    with pytest.raises(UserError, match="bare"):
+        baselines.build("bare")

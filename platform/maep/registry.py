@@ -46,6 +46,11 @@ class AttackEntry:
     differentiates: bool = True
     """Whether it uses the model's gradient. Other attacks only query the model."""
 
+    def __post_init__(self) -> None:
+        """Raises TypeError for a declaration that AttackConfig could not use."""
+        if not isinstance(self.norms, tuple) or self.effort not in ("steps", "queries", "draws", None):
+            raise TypeError("norms must be a tuple of names, and effort steps, queries, draws or None")
+
 
 def baseline_arguments(**arguments: Any) -> dict[str, Any]:
     """The keyword arguments for the decorated class or function, which builds a baseline defence.
@@ -82,6 +87,11 @@ class FamilyEntry:
     title: str = "Purifier"
     """Heading of the cards of its artifacts."""
 
+    def __post_init__(self) -> None:
+        """Raises TypeError for a class that cannot be filled from a configuration."""
+        if "name" not in getattr(self.config, "__dataclass_fields__", ()):
+            raise TypeError("config must be a frozen dataclass with a key name")
+
 
 @dataclass(frozen=True)
 class LossEntry:
@@ -95,6 +105,11 @@ class LossEntry:
     """Whether it compares the teaching classifier's outputs."""
     order: float = math.inf
     """Position among the terms; ties are sorted by name."""
+
+    def __post_init__(self) -> None:
+        """Raises TypeError for a class that is not a term's."""
+        if self.config is not None and "weight" not in getattr(self.config, "__dataclass_fields__", ()):
+            raise TypeError("config must be a subclass of TermConfig")
 
 
 @dataclass(frozen=True)
@@ -209,7 +224,7 @@ class Registry(Generic[P, D]):
         where = f"{self.kind} {name!r} of the package {source.distribution} ({source.module})"
         try:
             source.load()
-        except Exception as error:  # a foreign module may raise anything
+        except (Exception, SystemExit) as error:  # a foreign module may raise anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(f"{where} cannot be imported: {reason}") from error
         if name not in self._registered:
@@ -218,11 +233,13 @@ class Registry(Generic[P, D]):
     @functools.cached_property
     def _builtin(self) -> dict[str, _Source]:
         """The repository's names, parsed from the files of `package`."""
-        found = {}
+        found: dict[str, _Source] = {}
         for file in resources.files(self._package).iterdir():
             if file.name.endswith(".py"):
                 module = f"{self._package}.{file.name.removesuffix('.py')}"
                 for name, declared, whole in _decorators(file.read_text(encoding="utf-8"), self.kind):
+                    if name in found:
+                        raise ConfigError(f"{self.kind} {name!r} is registered by {found[name].module} and by {module}")
                     found[name] = _Source(module, declared, whole)
         return found
 
@@ -264,7 +281,7 @@ def _module(made: Any) -> str:
 
 
 def _distribution(point: metadata.EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else point.module
+    return (point.dist.name if point.dist is not None else None) or point.module
 
 
 attacks = Registry("attack", "maep.attacks.methods", AttackEntry, "maep.attacks")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
 
 from maep.config.plain import to_plain
+from maep.errors import UserError
 
 T = TypeVar("T")
 
@@ -132,9 +133,13 @@ def describe(cls: type, prefix: str = "", filled: Any = None, names: Sequence[st
         if "sections" in field.metadata:
             sections: Sections = field.metadata["sections"]
             for name in sections.names():
-                yield Key(f"{prefix}{name}", "section", "", sections.meaning(name), None, is_section=True)
-                values = _default(field, filled).get(name)
-                yield from describe(sections.config_class(name), f"{prefix}{name}.", values)
+                try:
+                    chosen, meaning = sections.config_class(name), sections.meaning(name)
+                except UserError as error:  # a package that fails must not take the help of the others away
+                    yield Key(f"{prefix}{name}", "section", "", str(error), None, is_section=True)
+                    continue
+                yield Key(f"{prefix}{name}", "section", "", meaning, None, is_section=True)
+                yield from describe(chosen, f"{prefix}{name}.", _default(field, filled).get(name))
             continue
         path, metadata, kind = f"{prefix}{field.name}", field.metadata, kinds(cls)[field.name]
         meaning = " ".join(metadata.get("meaning", "").split())

@@ -9,14 +9,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from maep import registry, storage
+from maep.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 def build(name: str) -> nn.Module:
-    """The baseline of that name, in eval mode. Raises ConfigError, with the nearest name, for an unknown one."""
+    """The baseline of that name, in eval mode.
+
+    Raises ConfigError, with the nearest name, for an unknown one, and UserError for one without the attributes.
+    """
     made: nn.Module = registry.baselines.get(name)(**registry.baselines.declared(name))
+    if not all(hasattr(made, attribute) for attribute in ("eval", "differentiable", "randomised")):
+        raise UserError(f"baseline {name!r} needs to be an nn.Module with the attributes differentiable and randomised")
     return made.eval()
 
 
