@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from maep import config
-from maep.errors import ConfigError
+from maep.errors import ConfigError, UserError
 
 
 @dataclass(frozen=True)
@@ -319,3 +319,46 @@ def test_every_key_is_described() -> None:
 def test_what_is_no_integer_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="seed"):
         job(f"--seed={text}")
+
+
+class Terms:
+    """Two sections, one of a package that fails."""
+
+    names = staticmethod(lambda: ["broken", "sound"])
+    meaning = staticmethod(lambda name: name)
+
+    @staticmethod
+    def config_class(name: str) -> type:
+        if name == "broken":
+            raise UserError("the package broken-one cannot be imported")
+        return Small
+
+
+@dataclass(frozen=True)
+class Loss:
+    terms: dict[str, Any] = config.named_sections(Terms(), dict)
+    rate: float = config.key(0.5, "A rate.", decides=True)
+
+
+def test_a_section_that_cannot_be_imported_takes_neither_help_nor_hints_away() -> None:
+    described = {key.path: key for key in config.describe(Loss, filled=Loss(terms={"sound": Small()}))}
+    assert "broken-one" in described["broken"].meaning
+    assert {"sound.depth", "rate"} <= set(described)
+    with pytest.raises(ConfigError, match="rate"):
+        config.build(Loss, {"rat": 1})
+
+
+@pytest.mark.parametrize("number", ["9" * 19, "-" + "9" * 30])
+def test_an_integer_that_no_library_holds_is_refused(number: str) -> None:
+    for value in (number, int(number)):
+        with pytest.raises(ConfigError, match="seed"):
+            config.load(Job, overrides=["--seed", number]) if value is number else config.build(Job, {"seed": value})
+
+
+def test_a_deeply_nested_value_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "deep.yaml"
+    path.write_text(f"names: {'[' * 3000}")
+    with pytest.raises(ConfigError, match=re.escape(str(path))):
+        config.load(Job, path)
+    with pytest.raises(ConfigError, match="names"):
+        config.load(Job, overrides=["--seed", "1", "--names", "[" * 3000])

@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with output:
             status: int = importlib.import_module(f"maep_jobs.verbs.{verb}").main(rest)
     except UserError as error:
-        print(f"maep {verb}: {error}", file=sys.stderr)
+        print(f"maep {verb}: {' '.join(str(error).splitlines())}", file=sys.stderr)  # also where a name has lines
         return 2
     except (JobFailed, FloatingPointError) as error:
         print(f"maep {verb}: {error}", file=sys.stderr)

@@ -9,9 +9,11 @@ from typing import Any
 from torch import nn
 
 from maep import config as configuration
+from maep import storage
 from maep.artifact import Artifact
 from maep.data.config import DataConfig
 from maep.data.datasets import data_root
+from maep.errors import ConfigError
 from maep.evaluate.config import EvaluateConfig
 from maep.evaluate.protocol import run
 from maep.evaluate.results import compare as comparison
@@ -55,13 +57,15 @@ def evaluate(
     Called again with the same arguments, it returns the finished result or resumes an interrupted evaluation. Raises
     UserError for what cannot be evaluated, and if `output` holds a different evaluation.
     """
+    if storage.is_remote(str(output)):
+        raise ConfigError(f"output: {output} must be a local folder")
     named = purifiers if isinstance(purifiers, Mapping) else {"purifier": purifiers}
     if isinstance(config, EvaluateConfig):
         values = configuration.to_dict(config)
     else:
         values = configuration.read_yaml(config) if config is not None else {}
     built = configuration.build(EvaluateConfig, {**values, **settings})
-    found = {name: resolve(str(each)) if isinstance(each, str | Path) else each for name, each in named.items()}
+    found = {name: resolve(each) if isinstance(each, str | Path) else each for name, each in named.items()}
     return run.evaluate(built, found, output)
 
 

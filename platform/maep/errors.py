@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 NAMES_SHOWN = 3
+OPTIONS_LISTED = 50
 
 
 class UserError(ValueError):
@@ -54,9 +55,11 @@ def few(names: Sequence[str], separator: str = ", ") -> str:
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """The end of an error line: the option closest to `name`, else all options."""
+    """The end of an error line: the option closest to `name`, else all options, or a few of a very long list."""
     names = sorted(options)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
-    return f"choose one of {', '.join(names)}" if names else "there is nothing to choose from"
+    if not names:
+        return "there is nothing to choose from"
+    return f"choose one of {', '.join(names) if len(names) <= OPTIONS_LISTED else few(names)}"

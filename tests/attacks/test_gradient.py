@@ -264,3 +264,32 @@ def test_inconsistent_configurations_are_refused(values: dict[str, Any], message
 def test_labels_for_tables() -> None:
     assert [recipe.label for recipe in ATTACKS[:2]] == ["FGSM", "PGD-5"]
     assert config.build(AttackConfig, {"name": "apgd-ce", "eps": "4/255", "steps": 50}).label == "APGD-CE-50"
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("images", lambda images: 255 * images),
+        ("images", lambda images: images - 0.5),
+        ("images", lambda images: (255 * images).byte()),
+        ("images", lambda images: images[0]),
+        ("images", lambda images: images[:, :1]),
+        ("images", lambda images: images.numpy()),
+        ("labels", lambda labels: labels[1:]),
+        ("labels", lambda labels: labels.float()),
+        ("labels", lambda labels: labels.tolist()),
+        ("keys", lambda keys: keys[1:]),
+        ("keys", lambda keys: torch.cat([keys, keys])),
+    ],
+)
+def test_images_labels_and_keys_that_do_not_fit_are_refused(model: nn.Module, name: str, wrong: Any) -> None:
+    images, labels = images_and_labels(model, side=16)
+    given: dict[str, Any] = {"images": images, "labels": labels, "keys": keys(len(images))}
+    with pytest.raises(ValueError, match=name):
+        attack(model, **given | {name: wrong(given[name])})
+
+
+@pytest.mark.parametrize("step", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_step_that_is_no_positive_number_is_refused(step: float) -> None:
+    with pytest.raises(ValueError, match="step_size"):
+        AttackConfig(step_size=step)

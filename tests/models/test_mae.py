@@ -224,6 +224,13 @@ def test_weights_unlike_the_configuration_are_refused(tmp_path: Path, change: ob
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("values", [{}, {"mask_ratio": 0.5}, {"stem_channels": [4]}, {"residual": False}], ids=str)
+def test_an_empty_batch_stays_one(values: dict[str, object]) -> None:
+    mae = SMALL | {"image_size": [16, 16], "patch_size": 4}
+    model = build_model({"name": "purifier", "mae": mae, "stem_channels": [], "residual": True} | values)
+    assert model(torch.rand(0, 3, 16, 16)).shape == (0, 3, 16, 16)
+
+
 def test_an_artifact_of_another_kind_is_refused(tmp_path: Path) -> None:
     other = artifact.write(tmp_path / "c", "classifier", {}, {"a": torch.zeros(1)}, "card")
     with pytest.raises(ArtifactError, match="holds a classifier, not a purifier"):

@@ -45,7 +45,7 @@ class AttackConfig:
         for key in ("steps", "targets", "queries", "draws", "constants"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}: {getattr(self, key)} must be at least 1")
-        if self.step_size is not None and self.step_size <= 0:
+        if self.step_size is not None and not 0 < self.step_size < float("inf"):
             raise ValueError(f"step_size: {self.step_size} must be above 0, or null for 2.5 eps / steps")
 
     @classmethod

@@ -16,6 +16,8 @@ from maep.config.text import Word, apply_overrides, guess, parse_word, read_yaml
 from maep.errors import ConfigError, few, nearest
 
 T = TypeVar("T")
+_LARGEST = 2**63 - 1
+"""The largest integer that torch, Arrow and MLflow hold."""
 
 
 def load(cls: type[T], path: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
@@ -218,9 +220,9 @@ def _scalar(kind: Any, value: Any, path: str) -> Any:
             return number
     elif isinstance(value, Word) and kind in (int, bool):
         read = int(value) if kind is int and re.fullmatch("[+-]?[0-9]+", value) else guess(value)  # 0123 is 123
-        if type(read) is kind:
+        if type(read) is kind and abs(read) <= _LARGEST:
             return read
-    elif kind is not float and type(value) is kind:
+    elif kind is not float and type(value) is kind and (kind is not int or abs(value) <= _LARGEST):
         return value
     raise ConfigError(f"{path}: expected {getattr(kind, '__name__', kind)}, got {_shown(value)}")
 

@@ -51,7 +51,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
         key, equals, text = word[2:].partition("=")
         if not equals:
             if not words:
-                raise ConfigError(f"--{key} needs a value")
+                raise ConfigError(f"--{key} is not an option, and a key needs a value")
             text = words.pop(0)
         *parents, leaf = key.split(".")
         section = result
@@ -81,6 +81,8 @@ def parse(text: str) -> Any:
     try:
         node = loader.get_single_node()
         return None if node is None else _read(loader, node, ())
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     finally:
         loader.dispose()
 

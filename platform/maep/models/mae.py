@@ -81,8 +81,9 @@ class MaskedAutoencoder(nn.Module):
         batch, channels, height, width = images.shape
         if height % size or width % size:
             raise ValueError(f"patches of {size}x{size} do not divide images of {height}x{width}: pad or resize them")
-        patches = images.reshape(batch, channels, height // size, size, width // size, size)
-        return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, size * size * channels)
+        rows, columns = height // size, width // size
+        patches = images.reshape(batch, channels, rows, size, columns, size)
+        return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, size * size * channels)
 
     def unpatchify(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """[B, L, P * P * C] -> [B, C, H, W]; `grid` holds the rows and columns of patches."""
@@ -178,15 +179,16 @@ def _rows(table: Tensor, chosen: Tensor) -> Tensor:
     """[B, L, D] and int64 [B, K] -> [B, K, D]: the chosen rows of each image. Copies whole rows, unlike `gather`."""
     batch, length, width = table.shape
     first = torch.arange(0, batch * length, length, device=table.device)[:, None]
-    return table.reshape(-1, width).index_select(0, (chosen + first).flatten()).view(batch, -1, width)
+    return table.reshape(-1, width).index_select(0, (chosen + first).flatten()).view(batch, chosen.shape[1], width)
 
 
 def fold(patches: Tensor, grid: tuple[int, int], size: int) -> Tensor:
     """[B, L, size * size * C] -> [B, C, rows * size, columns * size]: each patch becomes a square."""
     rows, columns = grid
     batch, _, values = patches.shape
-    squares = patches.reshape(batch, rows, columns, size, size, values // size**2)
-    return squares.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, rows * size, columns * size)
+    channels = values // size**2
+    squares = patches.reshape(batch, rows, columns, size, size, channels)
+    return squares.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, rows * size, columns * size)
 
 
 def sincos_positions(width: int, grid: tuple[int, int], trained_grid: tuple[int, int] | None = None) -> Tensor:

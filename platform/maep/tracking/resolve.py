@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _MANIFEST = "MANIFEST.json"
 
 
-def resolve(purifier: str | PurifierRef, tracking: TrackingConfig | None = None) -> Artifact:
+def resolve(purifier: str | Path | PurifierRef, tracking: TrackingConfig | None = None) -> Artifact:
     """The artifact that `purifier` names, as a verified local folder.
 
     Downloads are cached by sha256 in `$MAEP_CACHE` (default `~/.cache/maep`) and verified at every use.
@@ -35,7 +35,7 @@ def resolve(purifier: str | PurifierRef, tracking: TrackingConfig | None = None)
     one, and UnavailableError for a service that does not answer.
     """
     config = tracking or TrackingConfig()
-    ref = PurifierRef.parse(purifier) if isinstance(purifier, str) else purifier
+    ref = purifier if isinstance(purifier, PurifierRef) else PurifierRef.parse(str(purifier))
     if ref.scheme == "folder":
         if not Path(ref.name).exists():
             raise ArtifactError(f"{ref} does not exist: write {FORMS}")
@@ -51,7 +51,7 @@ def resolve(purifier: str | PurifierRef, tracking: TrackingConfig | None = None)
     return _fetch(ref.name, ref.sha256, ref, config)
 
 
-def load_purifier(uri: str | PurifierRef, tracking: TrackingConfig | None = None) -> nn.Module:
+def load_purifier(uri: str | Path | PurifierRef, tracking: TrackingConfig | None = None) -> nn.Module:
     """The purifier that `uri` names (see `PurifierRef`), in eval mode and frozen.
 
     It maps images [B,3,H,W] in [0,1] to images of the same shape and range.
