@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo smoke test test-random test-slow test-stack bench lint format types lock wheel clean
+.PHONY: help setup room demo smoke test test-random test-slow test-stack bench lint format types lock wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -29,14 +29,18 @@ demo: setup ## sets up, then trains, evaluates, promotes and serves a small puri
 	@echo "demo: the whole pipeline on scikit-learn's digits, about 4 minutes on 2 cores; a second run reuses finished stages"
 	@$(MAEP) demo
 
-test: setup ## sets up, then runs the tests: under 8 minutes on 2 cores; ROOM=evaluate runs one room, JOBS=1 one process
+test: setup room ## sets up, then runs the tests: under 8 minutes on 2 cores; ROOM=evaluate runs one room, JOBS=1 one process
 	@echo "test: all tests that need no GPU, service or browser"
 	@$(PYTEST) $(PARALLEL) -m "$(QUICK)" $(if $(ROOM),tests/$(ROOM),tests)
+
+room:
+	@[ -z "$(ROOM)" ] || [ -e "tests/$(ROOM)" ] || { \
+		echo "ROOM=$(ROOM): choose one of $(notdir $(patsubst %/,%,$(wildcard tests/*/)))" >&2; exit 2; }
 
 smoke: setup ## a selection from every room: under 2 minutes on 2 cores
 	@$(PYTEST) $(PARALLEL) -m "$(QUICK)" $(SMOKE)
 
-test-random: setup ## the same tests in random order
+test-random: setup room ## the same tests in random order
 	@$(PYTEST) $(PARALLEL) -p randomly -m "$(QUICK)" $(if $(ROOM),tests/$(ROOM),tests)
 
 test-slow: setup ## the long tests, the browser's and the GPU's (each skips, with its reason, where it cannot run)

@@ -362,3 +362,12 @@ def test_a_deeply_nested_value_is_refused_in_one_line(tmp_path: Path) -> None:
         config.load(Job, path)
     with pytest.raises(ConfigError, match="names"):
         config.load(Job, overrides=["--seed", "1", "--names", "[" * 3000])
+
+
+def test_anchors_that_expand_without_end_are_refused(tmp_path: Path) -> None:
+    """Nine lines of nine aliases each are 400 million values."""
+    lines = ["a0: &a0 [1, 2]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match="anchors"):
+        config.read_yaml(path)

@@ -58,6 +58,23 @@ def test_the_plug_ins_data_set_is_shown_and_its_names_are_known(installed: Path,
     assert yaml.safe_load(plan)["model"]["size"] == 5
 
 
+@pytest.mark.parametrize("words", [["finetune", "--help"], ["tune", "--help"], ["finetune", "--lrr", "3"]])
+def test_help_and_hints_do_not_import_the_plug_in(installed: Path, words: list[str]) -> None:
+    program = f"""
+import sys
+from maep_jobs import cli
+try:
+    cli.main({words!r})
+except SystemExit:
+    pass
+print({{"torch", "maep_example.loss"}} & set(sys.modules), file=sys.stderr)
+"""
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stderr.splitlines()[-1] == "set()"
+    assert ("smoothness" in done.stdout) == ("--help" in words)
+
+
 @pytest.mark.slow
 def test_the_plug_in_trains_evaluates_and_searches(installed: Path, tmp_path: Path) -> None:
     maep(

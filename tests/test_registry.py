@@ -14,7 +14,8 @@ import pytest
 from maep import registry
 from maep.errors import ConfigError, UserError
 from maep.evaluate import baselines
-from maep.registry import Registry, baseline_arguments
+from maep.registry import Registry, entries
+from maep.registry.entries import baseline_arguments
 
 REGISTRIES = [
     registry.attacks,
@@ -97,6 +98,34 @@ def test_a_plug_in_is_listed_at_once_and_imported_on_use(packages: Path, fresh: 
     assert fresh.get("mirror").__module__ == "mirrors"
 
 
+def test_what_a_plug_in_declares_is_read_without_importing_it(
+    packages: Path, fresh: Registry[..., dict[str, Any]]
+) -> None:
+    """So that help stays quick with a plug-in that imports torch, or that hangs."""
+    install(
+        packages, "slow-ones", {"mirror": "mirrors", "inner": "parent.inner"},
+        mirrors="import torch, time\n" + PLAIN.format(name="mirror"),
+    )  # fmt: skip
+    (packages / "parent").mkdir()
+    (packages / "parent" / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    (packages / "parent" / "inner.py").write_text(PLAIN.format(name="inner"))
+    assert [fresh.declared(name) for name in ("mirror", "inner")] == [{"strength": 3}] * 2
+    assert not {"mirrors", "parent"} & set(sys.modules)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "my stripes", "1e3", "-x", "a.b", ""])
+def test_a_name_that_is_no_word_is_refused(
+    name: str, packages: Path, fresh: Registry[..., dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ConfigError, match="a name is"):
+        fresh.register(name)
+    if name.strip("."):
+        install(packages, "odd", {name: "mirrors"}, mirrors=PLAIN.format(name=name))
+        with caplog.at_level(logging.WARNING, logger="maep.registry"):
+            assert name not in fresh.names()
+        assert "odd" in caplog.text
+
+
 def test_a_broken_plug_in_is_a_one_line_error_and_the_rest_works(
     packages: Path, fresh: Registry[..., dict[str, Any]]
 ) -> None:
@@ -148,11 +177,11 @@ def test_a_name_registered_in_a_script_works_and_is_reserved(fresh: Registry[...
 @pytest.mark.parametrize(
     ("entry", "declared"),
     [
-        (registry.AttackEntry, {"norms": "Linf", "label": "text"}),
-        (registry.AttackEntry, {"norms": ("Linf",), "label": "effort", "effort": "time"}),
-        (registry.FamilyEntry, {"config": None}),
-        (registry.FamilyEntry, {"config": object}),
-        (registry.LossEntry, {"meaning": "no term", "config": int}),
+        (entries.AttackEntry, {"norms": "Linf", "label": "text"}),
+        (entries.AttackEntry, {"norms": ("Linf",), "label": "effort", "effort": "time"}),
+        (entries.FamilyEntry, {"config": None}),
+        (entries.FamilyEntry, {"config": object}),
+        (entries.LossEntry, {"meaning": "no term", "config": int}),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else next(reversed(value)),
 )

@@ -14,6 +14,7 @@ import yaml
 
 from maep.errors import ConfigError
 
+_MOST_VALUES = 100_000
 _TAGS = {"map", "seq", "null", "str", "int", "float", "bool", "timestamp", "value"}
 
 
@@ -80,6 +81,8 @@ def parse(text: str) -> Any:
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
+        if node is not None and _expanded(node, {}) > _MOST_VALUES:
+            raise ValueError(f"its anchors expand to more than {_MOST_VALUES:,} values")
         return None if node is None else _read(loader, node, ())
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -93,6 +96,17 @@ def guess(word: Word) -> Any:
         return yaml.safe_load(word)
     except (yaml.YAMLError, ValueError):  # 2024-13-45 looks like a date
         return str(word)
+
+
+def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """How many values `node` has once every anchor in it is copied; `sizes` holds those of nodes seen before."""
+    if id(node) not in sizes:
+        sizes[id(node)] = 1  # of an anchor inside itself, which `_read` refuses
+        inner = node.value if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            inner = [value for _, value in node.value]
+        sizes[id(node)] = 1 + sum(_expanded(each, sizes) for each in inner)
+    return sizes[id(node)]
 
 
 def _read(loader: yaml.SafeLoader, node: yaml.Node, inside: tuple[yaml.Node, ...]) -> Any:

@@ -194,17 +194,17 @@ class FinetuneConfig:
         if self.lora is not None and self.init is None:
             raise ValueError("lora: adapters need trained weights: give init, an artifact")
         robust = ["dev_robust"] if self.validation.adaptive else []
-        if self.model.name == "robust":
+        if registry.families.declared(self.model.name).head:
             robust += ["dev_head_clean", "dev_head_fgsm", "dev_head_robust"]
         metrics = ("dev_reconstruction", "dev_clean", "dev_oblivious", *robust)
         _check_best(self.loop.keep_best, self.validation, *metrics)
 
     def _check_robust(self) -> None:
         """Raises ValueError for keys of a robust purifier where the model is none, or that do not fit each other."""
-        has_head = self.model.name == "robust"
+        has_head = registry.families.declared(self.model.name).head
         head = self.loss.terms.get("head")
         if not has_head and (self.part != "all" or self.true_verdicts is not None or (head and head.weight)):
-            raise ValueError(f"part, true_verdicts and loss.head are of the family robust, not of {self.model.name}")
+            raise ValueError(f"part, true_verdicts and loss.head need a family with a head, not {self.model.name}")
         if self.true_verdicts is not None and not (self.part == "decoder" and 0 <= self.true_verdicts <= 1):
             raise ValueError(f"true_verdicts: {self.true_verdicts} must be in [0, 1], with part: decoder")
         if self.part == "decoder" and head and head.weight:

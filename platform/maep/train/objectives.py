@@ -6,6 +6,7 @@ The batch's keys seed all random draws, so a step is a pure function of weights 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -98,6 +99,7 @@ class Purification(Objective):
         self.classifiers = nn.ModuleList(classifiers)
         self.config = config
         shares = config.classifier_shares or (1.0,) * len(classifiers)
+        self._has_head = registry.families.declared(config.model.name).head
         if config.part != "all":
             model.requires_grad_(False)
             model.get_submodule(config.part).requires_grad_(True)
@@ -148,12 +150,13 @@ class Purification(Objective):
 
     def _purified(self, inputs: LossInputs) -> Tensor:
         purified: Tensor
-        if isinstance(self.model, RobustPurifier):
+        if self._has_head:
+            model = cast(RobustPurifier, self.model)
             if self.config.true_verdicts is None:
-                verdict = self.model.verdict_of(inputs.head_logits)
+                verdict = model.verdict_of(inputs.head_logits)
             else:
-                verdict = one_hot(inputs.targets, self.model.num_classes).to(inputs.attacked)
-            return self.model.write(inputs.attacked, verdict)
+                verdict = one_hot(inputs.targets, model.num_classes).to(inputs.attacked)
+            return model.write(inputs.attacked, verdict)
         with inputs.seeded():
             purified = getattr(self.model, "unclamped", self.model)(inputs.attacked)
         return purified
@@ -214,13 +217,17 @@ class Purification(Objective):
             if kind.name == "none" or not len(rows):
                 continue
             part = batch.select(rows)
-            loss = lambda images, part=part: self._losses(images, part, attacks=True).loss  # noqa: E731
+            loss = functools.partial(self._attack_loss, part)
             if kind.name == "n-fgsm":
                 attacked[rows] = crafting.n_fgsm(loss, part.images, eps[rows], keys[rows])
             else:
                 attacked[rows] = crafting.pgd(loss, part.images, eps[rows], keys[rows], self._recipe(kind, batch).steps)
         self.train(self.training)
         return attacked
+
+    def _attack_loss(self, batch: Batch, images: Tensor) -> Tensor:
+        """The scalar that the attacks on `images` of the batch raise."""
+        return self._losses(images, batch, attacks=True).loss
 
     def _budgets(self, batch: Batch) -> Tensor:
         """float [B, 1, 1, 1]: each image's budget in mode `trained`."""

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from maep import artifact, config, seeding
+from maep import artifact, config, registry, seeding
 from maep.artifact import Artifact
 from maep.attacks.config import AttackConfig
 from maep.data.datasets import data_root, load
@@ -33,7 +33,6 @@ from maep.models.build import build_model, load_weights
 from maep.models.classifiers.load import load_classifier
 from maep.models.mae import MaskedAutoencoder
 from maep.models.purifier import defend
-from maep.models.robust import RobustPurifier
 from maep.train.checkpoint.store import Best, hold
 from maep.train.config import FinetuneConfig, PretrainConfig
 from maep.train.loop.callback import Callback, TrainingProgress
@@ -98,14 +97,16 @@ def _purifier_metrics(purifier: nn.Module, images: ImageSet, settings: FinetuneC
     threats = {"dev_clean": None, "dev_oblivious": attacked} | ({"dev_robust": pgd} if validation.adaptive else {})
     for name, threat in threats.items():
         found[name] = float(measure_set(defended, images, threat, seed=seed).mean())
-    return found | _head_metrics(purifier, images, pgd, seed)
+    return found | _head_metrics(purifier, settings.model.name, images, pgd, seed)
 
 
-def _head_metrics(purifier: nn.Module, images: ImageSet, pgd: AttackConfig, seed: int) -> dict[str, float]:
+def _head_metrics(
+    purifier: nn.Module, model_name: str, images: ImageSet, pgd: AttackConfig, seed: int
+) -> dict[str, float]:
     """Accuracies of a robust purifier's head; FGSM far above PGD tells of catastrophic overfitting."""
-    if not isinstance(purifier, RobustPurifier):
+    if not registry.families.declared(model_name).head:
         return {}
-    head = DefendedModel(purifier.encoder)
+    head = DefendedModel(purifier.get_submodule("encoder"))
     threats = {"clean": None, "fgsm": AttackConfig("fgsm", pgd.eps), "robust": pgd}
     return {f"dev_head_{name}": float(measure_set(head, images, threats[name], seed=seed).mean()) for name in threats}
 

@@ -59,7 +59,7 @@ class RobustConfig:
             raise ValueError(f"bound: {self.bound} must be in (0, 1], temperature: {self.temperature} above 0")
 
 
-@registry.family("robust", config=RobustConfig, title="Robust purifier")
+@registry.family("robust", config=RobustConfig, title="Robust purifier", head=True)
 def build(settings: RobustConfig) -> nn.Module:
     """See `maep.models.robust`."""
     from maep.models.robust import RobustPurifier

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from maep import registry
 from maep.evaluate.results.summary import interval
-from maep.registry import MetricEntry
+from maep.registry.entries import MetricEntry
 from maep.tune.record import TrialRecord
 
 

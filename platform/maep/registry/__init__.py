@@ -6,8 +6,8 @@ changes. In a package of your own, name its module in an entry-point group, unde
     @registry.baseline("mirror")                        [project.entry-points."maep.baselines"]
     class Mirror(nn.Module): ...                        mirror = "my_package.mirror"
 
-A name is looked up lazily: names are listed, and what the repository declares of them is read, without importing the
-files. Only the file that registers the name in use is imported.
+A name is looked up lazily: names are listed, and what decorators declare of them is read from the text of the files,
+without importing them. A file is imported when its name is used, or when what it declares is not all literals.
 """
 
 from __future__ import annotations
@@ -15,126 +15,26 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+import importlib.util
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata, resources
+from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from maep.errors import ConfigError, UserError, nearest
+from maep.registry.entries import AttackEntry, DatasetEntry, FamilyEntry, LossEntry, MetricEntry, baseline_arguments
 
 P = ParamSpec("P")
 D = TypeVar("D")
 T = TypeVar("T")
 
 _log = logging.getLogger("maep.registry")
-
-
-@dataclass(frozen=True)
-class AttackEntry:
-    """A function from an `AttackTask` (maep.attacks.task) to attacked images, float [B, 3, H, W]."""
-
-    norms: tuple[str, ...]
-    """The norms of its budget, the default first: Linf, L2, L1, or one of its own."""
-    label: str
-    """The name that tables show."""
-    effort: str | None = "steps"
-    """The key of AttackConfig that sets its effort: steps, queries or draws; None: its effort is fixed."""
-    targeted: bool = False
-    """Whether it aims at each of `AttackConfig.targets` classes."""
-    differentiates: bool = True
-    """Whether it uses the model's gradient. Other attacks only query the model."""
-
-    def __post_init__(self) -> None:
-        """Raises TypeError for a declaration that AttackConfig could not use."""
-        if not isinstance(self.norms, tuple) or self.effort not in ("steps", "queries", "draws", None):
-            raise TypeError("norms must be a tuple of names, and effort steps, queries, draws or None")
-
-
-def baseline_arguments(**arguments: Any) -> dict[str, Any]:
-    """The keyword arguments for the decorated class or function, which builds a baseline defence.
-
-    A defence is an `nn.Module` with the attributes `differentiable` and `randomised`.
-    """
-    return arguments
-
-
-@dataclass(frozen=True)
-class DatasetEntry:
-    """A function from a DataConfig and a split to an ImageSet."""
-
-    num_classes: int
-    side: int
-    """Height and width of an image in pixels; for a `cropped` data set, the default of `data.image_size`."""
-    cropped: bool = False
-    """Whether its images are cropped to `data.image_size`."""
-    streamed: bool = False
-    """Whether training reads shards, local or on S3, as opened by `maep.data.sets.imagenet.train_shards`."""
-
-
-@dataclass(frozen=True)
-class FamilyEntry:
-    """A class or function that builds a purifier, an `nn.Module`, from a configuration of class `config`.
-
-    Its `forward` maps float [B, 3, H, W] in [0, 1] to the same. Optional attributes: `stride`, of which H and W must be
-    multiples; `randomised`; and `unclamped`, a forward pass without the clamp to [0, 1], which the training loss uses.
-    """
-
-    config: type
-    """A frozen dataclass with the keys `name`, whose default is the registered name, and `image_size`; a key `mae` is
-    an autoencoder, which pretraining can start."""
-    title: str = "Purifier"
-    """Heading of the cards of its artifacts."""
-
-    def __post_init__(self) -> None:
-        """Raises TypeError for a class that cannot be filled from a configuration."""
-        if "name" not in getattr(self.config, "__dataclass_fields__", ()):
-            raise TypeError("config must be a frozen dataclass with a key name")
-
-
-@dataclass(frozen=True)
-class LossEntry:
-    """A function from `LossInputs` (maep.train.losses.inputs) and the term's configuration to a scalar tensor."""
-
-    meaning: str
-    """What the term measures, for `--help`."""
-    config: type | None = None
-    """A subclass of TermConfig with further keys; None: TermConfig."""
-    teacher: bool = False
-    """Whether it compares the teaching classifier's outputs."""
-    order: float = math.inf
-    """Position among the terms; ties are sorted by name."""
-
-    def __post_init__(self) -> None:
-        """Raises TypeError for a class that is not a term's."""
-        if self.config is not None and "weight" not in getattr(self.config, "__dataclass_fields__", ()):
-            raise TypeError("config must be a subclass of TermConfig")
-
-
-@dataclass(frozen=True)
-class MetricEntry:
-    """A function from a `Candidate` (maep.tune.metrics.candidate) to a number, or to bools: correct predictions.
-
-    A value is shown in `unit`, multiplied by `scale`, with `digits` decimals.
-    """
-
-    words: str
-    unit: str
-    scale: float = 1.0
-    digits: int = 1
-    lower_is_better: bool = False
-    order: float = math.inf
-    """Position in tables; ties are sorted by name."""
-
-    @property
-    def label(self) -> str:
-        """The label of an axis or a column: clean accuracy, %."""
-        return f"{self.words}, {self.unit}"
-
-    def text(self, value: float) -> str:
-        """`value` as shown, without its unit."""
-        return f"{self.scale * value:,.{self.digits}f}"
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+"""A name is a key of configurations, a value on the command line and part of file names."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +64,8 @@ class Registry(Generic[P, D]):
     def register(self, name: str, /, *args: P.args, **kwargs: P.kwargs) -> Callable[[T], T]:
         """A decorator that registers an object under `name`. Raises ConfigError if `name` is taken."""
         declared = self._entry(*args, **kwargs)
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{self.kind} {name!r}: a name is a letter, then letters, digits, - and _")
 
         def decorate(made: T) -> T:
             own, before = _module(made), self._registered.get(name)
@@ -201,9 +103,12 @@ class Registry(Generic[P, D]):
     def declared(self, name: str) -> D:
         """The entry that the decorator of `name` declares. Raises as `get` does."""
         source = self._sources.get(name)
-        if name not in self._registered and source is not None and source.whole:
-            entry: Callable[..., D] = self._entry
-            return entry(**source.declared)
+        if name not in self._registered and source is not None:
+            if source.load is not None:
+                source = _read(source, name, self.kind)
+            if source.whole:
+                entry: Callable[..., D] = self._entry
+                return entry(**source.declared)
         return self._found(name)[1]
 
     def config_class(self, name: str) -> type:
@@ -249,7 +154,10 @@ class Registry(Generic[P, D]):
         found = dict(self._builtin)
         for point in sorted(metadata.entry_points(group=self.group), key=lambda point: (_distribution(point), point)):
             other = found.get(point.name)
-            if other is None:
+            if not _NAME.fullmatch(point.name):
+                _log.warning("%s %r of the package %s is ignored: a name is a letter, then letters, digits, - and _",
+                    self.kind, point.name, _distribution(point))  # fmt: skip
+            elif other is None:
                 found[point.name] = _Source(point.value, {}, False, _distribution(point), point.load)
             elif other.distribution != _distribution(point):  # a package may be found twice on the path
                 owner = other.distribution or "maep"
@@ -274,6 +182,22 @@ def _decorators(text: str, kind: str) -> list[tuple[str, dict[str, Any], bool]]:
                         continue
                 found.append((ast.literal_eval(call.args[0]), literals, len(literals) == len(call.keywords)))
     return found
+
+
+def _read(source: _Source, name: str, kind: str) -> _Source:
+    """`source`, a plug-in's, with what the text of its file declares; as it is where there is no such text."""
+    package, *inner = source.module.partition(":")[0].split(".")
+    try:
+        spec = importlib.util.find_spec(package)  # of the package itself, which imports nothing
+        if spec is None or not spec.origin:
+            return source
+        paths = [Path(folder, *inner).with_suffix(".py") for folder in spec.submodule_search_locations or []]
+        paths = paths if inner else [Path(spec.origin)]
+        text = next(path for path in paths if path.is_file()).read_text(encoding="utf-8")
+        declared, whole = next(found[1:] for found in _decorators(text, kind) if found[0] == name)
+    except (StopIteration, OSError, ValueError, SyntaxError, ImportError):
+        return source  # importing it says what is wrong
+    return replace(source, declared=declared, whole=whole)
 
 
 def _module(made: Any) -> str:
